@@ -1,0 +1,5 @@
+"""`python -m howwhen` is the command line."""
+
+from howwhen.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""Answers sampled from one model in batches, and the rollouts made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from howwhen.collect.sentences import sentence_spans, token_ends
+from howwhen.errors import InputError
+from howwhen.models import LanguageModel, pad
+from howwhen.records import Finish, Problem, Rollout
+from howwhen.settings import CollectSettings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+
+
+def collect_rollouts(
+    thinking: LanguageModel, problems: Sequence[Problem], settings: CollectSettings
+) -> list[Rollout]:
+    """The thinking model's answers to one batch of problems.
+
+    Answers depend on the batch they are in only through its seed (the first problem's id), so a
+    resumed run that keeps its batches gives the same answers.
+    """
+    prompts = [thinking.prompt_ids(problem.question) for problem in problems]
+    check_lengths(thinking, prompts, settings.max_new_tokens)
+    seed = int.from_bytes(f"{settings.seed}/{problems[0].id}".encode(), "big") % 2**31
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, seed)
+    answers = generate(thinking.model, thinking.end_ids, prompts, sampling)
+    return [
+        make_rollout(thinking, problem, ids) for problem, ids in zip(problems, answers, strict=True)
+    ]
+
+
+def make_rollout(thinking: LanguageModel, problem: Problem, ids: Sequence[int]) -> Rollout:
+    """An answer with its text, finish reason and sentences."""
+    text, ends = token_ends(thinking.tokenizer, ids)
+    stopped = bool(ids) and ids[-1] in thinking.end_ids
+    spans = sentence_spans(text, ends[:-1] if stopped else ends)
+    finish = Finish.STOP if stopped else Finish.LENGTH
+    return Rollout(problem.id, tuple(ids), text, finish, spans)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    end_ids: frozenset[int],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[tuple[int, ...]]:
+    """Answer a batch of prompts with a key-value cache.
+
+    Returns:
+        Token ids of each answer, up to and including its end token.
+    """
+    batch = pad(prompts, left=True)
+    # Everything is said, lest the model's own generation config fill the gaps.
+    drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        repetition_penalty=1.0,
+        eos_token_id=sorted(end_ids),
+        pad_token_id=min(end_ids),
+        **(drawn if sampling.temperature > 0 else {}),
+    )
+    device = model.device
+    with torch.random.fork_rng():
+        torch.manual_seed(sampling.seed)
+        output = model.generate(
+            batch.ids.to(device),
+            attention_mask=batch.mask.to(device),
+            generation_config=config,
+        )
+    return [_to_end(row, end_ids) for row in output[:, batch.ids.shape[1] :].tolist()]
+
+
+def check_lengths(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse prompts that leave no room for an answer.
+
+    Raises:
+        InputError: an empty prompt, or one that exceeds the model's context with its answer.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise InputError(f"a problem gives {model.name} an empty prompt; expected at least a token")
+    if model.context is not None and longest + max_new_tokens > model.context:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+            f"{model.context} tokens that {model.name} can attend to; lower max_new_tokens to at "
+            f"most {model.context - longest} or leave the problem out"
+        )
+
+
+def _to_end(ids: list[int], end_ids: frozenset[int]) -> tuple[int, ...]:
+    ends = (index for index, token in enumerate(ids) if token in end_ids)
+    return tuple(ids[: next(ends, len(ids)) + 1])

@@ -1,0 +1,109 @@
+"""The grid of taxonomies, its scores, and the choice of one cell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from howwhen.discover.sae import Shape, train_grid, unexplained
+from howwhen.discover.titles import make_titles
+from howwhen.discover.validate import (
+    OfflineScores,
+    TruthScores,
+    score_against_truth,
+    score_offline,
+)
+from howwhen.errors import InputError
+from howwhen.records import Sae, Taxonomy
+from howwhen.settings import DiscoverSettings
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Training sentences, their activations, and, where it is known, the truth about them."""
+
+    texts: Sequence[str]
+    means: Mapping[int, Float[Tensor, "sentence d_model"]]
+    """For each layer the raw mean residuals."""
+    labels: Mapping[str, Sequence[str | None]]
+    """For each level of the truth (`behaviour`, `operation`) a label per sentence."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One taxonomy of the grid with its scores."""
+
+    taxonomy: Taxonomy
+    fvu: float
+    offline: OfflineScores
+    truth: Mapping[str, TruthScores]
+
+
+def discover_grid(
+    model: str,
+    sentences: Sentences,
+    settings: DiscoverSettings,
+    report: Report,
+) -> list[Cell]:
+    """Train and score every cell of the grid: layers x sizes x ks."""
+    shapes = [Shape(size, k) for size in settings.sizes for k in settings.ks if k <= size]
+    shapes = [shape for shape in shapes if shape.size <= len(sentences.texts)]
+    if not shapes:
+        raise InputError(
+            f"{len(sentences.texts)} sentences are too few for any taxonomy of sizes "
+            f"{settings.sizes}; give more problems (--collect.limit) or smaller --discover.sizes"
+        )
+    cells = []
+    for layer, means in sentences.means.items():
+        mean = means.mean(0)
+        inputs = functional.normalize(means - mean, dim=1)
+        saes = train_grid(inputs, shapes, settings)
+        twins = train_grid(inputs, shapes, settings.model_copy(update={"seed": settings.seed + 1}))
+        for sae, twin in zip(saes, twins, strict=True):
+            taxonomy = Taxonomy(model, layer, mean, sae, ())
+            cells.append(_score(taxonomy, twin, inputs, sentences, settings))
+        report(f"layer {layer}: {len(shapes)} autoencoders trained and scored")
+    return cells
+
+
+def choose(cells: Sequence[Cell]) -> int:
+    """Index of the smallest taxonomy within one standard error of the best score.
+
+    Among cells of that size the best score decides.
+    """
+    best = max(cells, key=lambda cell: cell.offline.score).offline
+    good = [
+        index
+        for index, cell in enumerate(cells)
+        if cell.offline.score >= best.score - best.standard_error
+    ]
+    return min(good, key=lambda i: (cells[i].taxonomy.size, -cells[i].offline.score))
+
+
+CHOICE_RULE = "smallest size within one standard error of the best offline score"
+
+
+def _score(
+    taxonomy: Taxonomy,
+    twin: Sae,
+    inputs: Float[Tensor, "sentence d_model"],
+    sentences: Sentences,
+    settings: DiscoverSettings,
+) -> Cell:
+    with torch.no_grad():
+        categories = taxonomy.sae.scores(inputs).argmax(1).tolist()
+        others = twin.scores(inputs).argmax(1).tolist()
+        fvu = unexplained(taxonomy.sae, inputs)
+    titles = make_titles(sentences.texts, categories, taxonomy.size)
+    truth = {
+        level: scores
+        for level, labels in sentences.labels.items()
+        if (scores := score_against_truth(categories, labels)) is not None
+    }
+    offline = score_offline(sentences.texts, categories, others, taxonomy.size, settings.seed)
+    return Cell(replace(taxonomy, titles=titles), fvu, offline, truth)

@@ -1,0 +1,51 @@
+"""Every error howwhen raises on purpose.
+
+    HowwhenError
+    ├── InputError            something given to howwhen cannot be used; the message says what to do
+    │   ├── SettingsError     an unknown key or an impossible value in flags or YAML
+    │   ├── ProblemError      a problem file that is missing, empty or malformed
+    │   ├── ModelError        a model that cannot be found, read, or steered
+    │   ├── PairError         two models that cannot work as a pair
+    │   └── SteeringError     vectors that do not fit: category, width, layer, values
+    ├── StoreError            a run folder that is damaged or lacks a step
+    └── MissingExtraError     an optional dependency that is not installed
+
+A new error joins the tree when a caller could act on it differently. Messages say what was found,
+what was expected and what to type next.
+"""
+
+
+class HowwhenError(Exception):
+    """Root of the tree; the command line prints it as one paragraph and exits with code 2."""
+
+
+class InputError(HowwhenError, ValueError):
+    """Something given to howwhen cannot be used."""
+
+
+class SettingsError(InputError):
+    """An unknown key or an impossible value in flags or YAML."""
+
+
+class ProblemError(InputError):
+    """A problem file that is missing, empty or malformed."""
+
+
+class ModelError(InputError):
+    """A model that cannot be found, read, or steered."""
+
+
+class PairError(InputError):
+    """Two models that cannot work as a pair."""
+
+
+class SteeringError(InputError):
+    """Vectors that do not fit the model or the taxonomy."""
+
+
+class StoreError(HowwhenError):
+    """A run folder that is damaged or lacks a step."""
+
+
+class MissingExtraError(HowwhenError, ImportError):
+    """An optional dependency that is not installed."""

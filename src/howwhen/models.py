@@ -1,0 +1,197 @@
+"""A language model with its tokenizer and prompt, loaded offline-first and checked.
+
+Loading answers the questions that would otherwise surface hours later: is the folder there, are
+the weights whole, are the decoder blocks found, does steering work and come off again.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from howwhen.errors import InputError, ModelError
+from howwhen.residual import check_layer, check_steerable, find_blocks
+
+CHAT = "chat"
+"""The prompt that uses the tokenizer's chat template."""
+PLAIN = "Question: {question}\nAnswer:"
+"""The minimal prompt for a base model."""
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, its tokenizer, and how it is asked."""
+
+    name: str
+    """Hub id, folder or name in the zoo, as the user knows it."""
+    fingerprint: str
+    """Hash of config and weights' names, shapes and sample; part of every run's provenance."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    prompt: str = CHAT
+    """`chat`, or a format string with `{question}`."""
+
+    @property
+    def layer_count(self) -> int:
+        """Number of decoder blocks."""
+        return len(find_blocks(self.model))
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Token ids that end an answer."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens the model can attend to, where its config says so."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of `question`, ready to be answered."""
+        if self.prompt != CHAT:
+            return list(self.tokenizer(self.prompt.format(question=question))["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"{self.name} is to be asked in its chat format, but its tokenizer has no chat "
+                'template; set another prompt, such as "Question: {question}\\nAnswer:"'
+            )
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def check_steering(self, layer: int) -> None:
+        """Fail now if block `layer` cannot be steered."""
+        check_layer(self.model, layer)
+        check_steerable(self.model, layer)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch of token sequences, padded on one side."""
+
+    ids: Int[Tensor, "batch position"]
+    mask: Int[Tensor, "batch position"]
+    """1 on tokens, 0 on padding."""
+
+    @property
+    def positions(self) -> Int[Tensor, "batch position"]:
+        """Position of each token in its own sequence (0 on left padding)."""
+        return (self.mask.cumsum(1) - 1).clamp(min=0)
+
+    def to(self, device: torch.device) -> "Padded":
+        """The same batch on another device."""
+        return Padded(self.ids.to(device), self.mask.to(device))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model's forward takes."""
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+        }
+
+
+def pad(sequences: Sequence[Sequence[int]], *, left: bool = False) -> Padded:
+    """Pad token sequences to the longest; padding holds id 0 and is masked."""
+    longest = max(len(sequence) for sequence in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        cells = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
+        ids[row, cells] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, cells] = 1
+    return Padded(ids, mask)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    prompt: str = CHAT,
+    name: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """Load a model folder or hub id.
+
+    Raises:
+        ModelError: nothing there, broken weights, or a model whose blocks cannot be found.
+    """
+    _check_folder(source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load a causal language model and its tokenizer from {str(source)!r}: "
+            f"{error}. Give a folder written by save_pretrained, or a hub id reachable from here"
+        ) from error
+    model.eval().requires_grad_(False)
+    find_blocks(model)
+    return LanguageModel(name or str(source), fingerprint(model), model, tokenizer, prompt)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash of every weight's name, shape and up to 4,096 evenly spread values."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_folder(source: str | Path) -> None:
+    folder = Path(source)
+    looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~"))
+    if looks_local and not folder.is_dir():
+        raise ModelError(
+            f"there is no model folder {str(source)!r}; expected a folder with config.json and "
+            "*.safetensors. `howwhen zoo list` shows the pairs that come with names"
+        )
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        _check_weights(file)
+
+
+def _check_weights(file: Path) -> None:
+    try:
+        with safe_open(file, "pt") as opened:
+            _ = opened.keys()
+    except SafetensorError as error:
+        raise ModelError(
+            f"{file} is not a whole safetensors file ({error}); expected weights as "
+            "save_pretrained writes them. Copy or download the file again"
+        ) from error
+
+
+def check_prompt(value: str) -> str:
+    """A usable prompt: `chat`, or a format string with exactly the field `{question}`.
+
+    Raises:
+        InputError: the question would not appear in the prompt.
+    """
+    if value == CHAT:
+        return value
+    try:
+        shown: Any = value.format(question="\0")
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"prompt {value!r} is no format string with {{question}}: {error}"
+        ) from error
+    if "\0" not in shown:
+        raise InputError(f"prompt {value!r} never shows the question; expected {{question}} in it")
+    return value

@@ -1,0 +1,172 @@
+"""The report of a run, in Markdown: the ladder first, then what stands behind it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from howwhen.records import HybridTrace, Interval, Measurement, RungMeasurement
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything a report shows."""
+
+    title: str
+    base: str
+    thinking: str
+    measurement: Measurement
+    confidence: float
+    cells: Sequence[Mapping[str, Any]]
+    categories: Sequence[Mapping[str, Any]]
+    training: Mapping[str, Any]
+    decisions_per_category: Sequence[int]
+    examples: Sequence[tuple[str, HybridTrace]]
+    """Questions with the hybrid's answers."""
+
+
+def header(confidence: float) -> tuple[str, ...]:
+    """The ladder's columns."""
+    interval = f"{confidence * 100:g} % interval"
+    return ("rung", "accuracy", interval, "gap recovered", interval, "steered", "changed")
+
+
+def ladder_rows(measurement: Measurement) -> list[tuple[str, ...]]:
+    """The ladder as text cells, in the order of the rungs."""
+    return [_ladder_row(name, rung) for name, rung in measurement.rungs.items()]
+
+
+def verdict(measurement: Measurement) -> str:
+    """The answer in a sentence or two, controls included."""
+    hybrid = measurement.rungs["hybrid"]
+    if hybrid.gap_recovered is None:
+        return (
+            f"No gap to recover: thinking minus base is {measurement.gap:+.1%} with interval "
+            f"{_interval(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
+        )
+    controls = [
+        f"{name} {rung.gap_recovered:.0%}"
+        for name, rung in measurement.rungs.items()
+        if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
+    ]
+    return (
+        f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
+        f"(interval {_interval(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} of "
+        f"tokens steered (n = {measurement.n}). Controls: {', '.join(controls)}."
+    )
+
+
+def make_report(given: ReportInput) -> str:
+    """The whole report."""
+    parts = [
+        f"# {given.title}",
+        f"Base `{given.base}`, thinking model `{given.thinking}`.",
+        verdict(given.measurement),
+        "## The ladder of controls",
+        _table(header(given.confidence), ladder_rows(given.measurement)),
+        "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired "
+        "bootstraps over problems. Steered: tokens at which the rung intervened. Changed: tokens "
+        "that differ from what the unsteered base would have emitted there.",
+        "## Grades",
+        _table(("rung", *_grades(given.measurement), "seeds"), _grade_rows(given.measurement)),
+        "## Taxonomy",
+        _taxonomy_text(given),
+        _table(("category", "title", "sentences", "decisions", "example"), _category_rows(given)),
+        "## Vectors",
+        _training_text(given.training),
+        *_example_parts(given.examples),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:
+    recovered = "undefined" if rung.gap_recovered is None else f"{rung.gap_recovered:.0%}"
+    return (
+        name,
+        f"{rung.accuracy:.1%}",
+        _interval(rung.accuracy_ci),
+        recovered,
+        _interval(rung.gap_recovered_ci),
+        f"{rung.steered_fraction:.1%}",
+        f"{rung.changed_fraction:.1%}",
+    )
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low * 100:.0f} to {interval.high * 100:.0f} %"
+
+
+def _grades(measurement: Measurement) -> tuple[str, ...]:
+    return tuple(next(iter(measurement.rungs.values())).counts)
+
+
+def _grade_rows(measurement: Measurement) -> list[tuple[str, ...]]:
+    return [
+        (name, *(str(count) for count in rung.counts.values()), ", ".join(map(str, rung.seeds)))
+        for name, rung in measurement.rungs.items()
+    ]
+
+
+def _taxonomy_text(given: ReportInput) -> str:
+    cell = next(cell for cell in given.cells if cell["chosen"])
+    text = (
+        f"Chosen among {len(given.cells)} cells: layer {cell['layer']}, {cell['size']} categories, "
+        f"k = {cell['k']}; offline score {cell['score']:.2f} (consistency "
+        f"{cell['consistency']:.2f}, stability {cell['stability']:.2f}, independence "
+        f"{cell['independence']:.2f}), variance unexplained {cell['fvu']:.2f}."
+    )
+    if "nmi" in cell:
+        text += f" Against the known truth: purity {cell['purity']:.2f}, NMI {cell['nmi']:.2f}."
+    return text
+
+
+def _category_rows(given: ReportInput) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(row["category"]),
+            row["title"],
+            f"{row['sentences']} ({row['share']:.0%})",
+            str(decisions),
+            row["examples"][0] if row["examples"] else "",
+        )
+        for row, decisions in zip(given.categories, given.decisions_per_category, strict=True)
+    ]
+
+
+def _training_text(training: Mapping[str, Any]) -> str:
+    lines = []
+    for name in ("vectors", "shared"):
+        summary = training[name]
+        losses = ", ".join(
+            f"seed {one['seed']}: {one['selection_loss']:.3f}" for one in summary["seeds"]
+        )
+        lines.append(
+            f"- {name}: selection loss in nats per seed: {losses}; kept seed "
+            f"{summary['chosen_seed']}"
+        )
+    agreement = training["gate_sentence_agreement"]
+    if agreement["share"] is not None:
+        lines.append(
+            f"- the gate's category equals that of the sentence that follows in "
+            f"{agreement['share']:.0%} of {agreement['decisions']} decisions"
+        )
+    return "\n".join(lines)
+
+
+def _example_parts(examples: Sequence[tuple[str, HybridTrace]]) -> list[str]:
+    if not examples:
+        return []
+    parts = ["## Examples", "Hybrid answers; how many tokens were steered is given in brackets."]
+    for question, trace in examples:
+        quoted = "\n> ".join(trace.text.strip().splitlines()) or "(empty)"
+        parts.append(f"**{question.strip()}** ({trace.decisions} of {len(trace.tokens)})")
+        parts.append(f"> {quoted}")
+    return parts
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,163 @@
+"""Reading and adding to the residual stream of any decoder, through plain forward hooks.
+
+Layer `l` is the 0-based decoder block whose output is meant, for reading and for steering alike.
+Every function here leaves the model as it found it. It knows nothing of tokens or categories.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from howwhen.errors import ModelError
+
+Residual = Float[Tensor, "batch position d_model"]
+Edit = Callable[[Tensor], Tensor]
+"""Makes what to add to a block's output from that output, both (batch, position, d_model)."""
+
+
+def find_blocks(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a causal language model, in order.
+
+    Raises:
+        ModelError: no list, or several, with as many modules as the config has layers.
+    """
+    config = getattr(model, "config", None)
+    count = getattr(config, "num_hidden_layers", None)
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    fitting = [module for module in lists.values() if len(module) == count]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
+    raise ModelError(
+        f"cannot tell the decoder blocks of {type(model).__name__}: expected exactly one list of "
+        f"{count} modules (config.num_hidden_layers), found {found}; howwhen supports plain "
+        "decoder-only models"
+    )
+
+
+def check_layer(model: nn.Module, layer: int) -> int:
+    """`layer` itself, when the model has it.
+
+    Raises:
+        ModelError: `layer` is not between 0 and the number of blocks minus one.
+    """
+    count = len(find_blocks(model))
+    if not 0 <= layer < count:
+        raise ModelError(
+            f"layer {layer} is out of range: {type(model).__name__} has {count} blocks, "
+            f"so layers 0 to {count - 1}"
+        )
+    return layer
+
+
+@contextmanager
+def reading(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """While open, every forward pass leaves the residuals of `layers` in the yielded dict.
+
+    Each is (batch, position, d_model), detached; a later forward pass replaces it.
+    """
+    blocks = find_blocks(model)
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[layer] = _hidden(output).detach()
+
+        return hook
+
+    handles = [
+        blocks[check_layer(model, layer)].register_forward_hook(keep(layer)) for layer in layers
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def adding(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
+    """While open, every forward pass adds `edit(residual)` to the output of block `layer`."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = _hidden(output)
+        steered = hidden + edit(hidden).to(hidden.dtype)
+        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+
+    handle = find_blocks(model)[check_layer(model, layer)].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _DeepEnoughError(Exception):
+    """Ends a forward pass at the deepest layer read."""
+
+
+@torch.no_grad()
+def residuals(model: nn.Module, layers: Sequence[int], **inputs: Any) -> dict[int, Tensor]:
+    """Residuals of `layers` for one batch; the pass stops at the deepest of them.
+
+    Args:
+        model: a causal language model.
+        layers: 0-based blocks.
+        inputs: what the model's forward takes (`input_ids`, `attention_mask`, ...).
+
+    Returns:
+        For each layer a (batch, position, d_model) tensor.
+    """
+    deepest = find_blocks(model)[check_layer(model, max(layers))]
+
+    def stop(*_: Any) -> None:
+        raise _DeepEnoughError
+
+    with reading(model, layers) as seen:
+        handle = deepest.register_forward_hook(stop)
+        try:
+            model(**inputs)
+        except _DeepEnoughError:
+            pass
+        finally:
+            handle.remove()
+    return seen
+
+
+def check_steerable(model: nn.Module, layer: int) -> None:
+    """Prove on a dummy prompt that steering changes the logits and that removal restores them.
+
+    Raises:
+        ModelError: steering has no effect, or leaves one behind.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 5, device=device)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with adding(model, layer, _ramp):
+            during = model(input_ids=ids).logits
+        after = model(input_ids=ids).logits
+    if not torch.equal(before, after):
+        raise ModelError(f"{type(model).__name__} does not repeat its logits on one prompt")
+    if torch.equal(before, during):
+        raise ModelError(
+            f"adding to the output of block {layer} of {type(model).__name__} changes no logits"
+        )
+
+
+def _ramp(hidden: Tensor) -> Tensor:
+    """Not constant along d_model: a LayerNorm would cancel that."""
+    return torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device).expand_as(hidden)
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        raise ModelError(
+            f"a decoder block returned {type(hidden).__name__}; expected a tensor of shape "
+            "(batch, position, d_model)"
+        )
+    return hidden

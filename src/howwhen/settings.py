@@ -1,0 +1,232 @@
+"""Settings: one class per step, saved beside the step's output.
+
+The command line, the YAML file and the documentation are made from these classes, so a default
+lives here and nowhere else. `preset` picks sizes for all steps at once; anything may be set over
+it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from howwhen.errors import SettingsError
+
+Count = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Preset = Literal["smoke", "small", "paper"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class CollectSettings(_Settings):
+    """Collect: which problems, and how the thinking model answers them."""
+
+    problems: Path | None = None
+    """JSONL file (gzip or not) with `question` and `answer` per line; the pair's own problems
+    where absent."""
+    limit: Count = 1000
+    """Problems taken in all, before they are split."""
+    test_fraction: Fraction = 0.4
+    """Share of the problems kept for the final measurement."""
+    selection_fraction: Fraction = 0.1
+    """Share of the problems kept for choosing among seeds."""
+    seed: int = 0
+    """Seed of the problems' order (and of the pair's own problems)."""
+    max_new_tokens: Count = 1024
+    """Longest answer, in tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature of the thinking model; 0 is greedy."""
+    batch_size: Count = 64
+    """Problems answered at a time."""
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> "CollectSettings":
+        if self.test_fraction + self.selection_fraction >= 1:
+            raise ValueError(
+                f"test_fraction {self.test_fraction} and selection_fraction "
+                f"{self.selection_fraction} leave no problems to train on; "
+                "their sum must be below 1"
+            )
+        return self
+
+
+class DiscoverSettings(_Settings):
+    """Discover: the grid of sparse autoencoders and its training."""
+
+    layers: tuple[int, ...] | None = None
+    """Blocks whose output is read (0-based); the pair's own, or six spread ones, where absent."""
+    sizes: tuple[Count, ...] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    """Numbers of categories tried."""
+    ks: tuple[Count, ...] = (1, 3)
+    """Latents kept per sentence, tried with every size."""
+    min_words: Count = 3
+    """Shorter sentences are left out of the training."""
+    steps: Count = 2000
+    """Training steps of every autoencoder."""
+    sentences_per_step: Count = 1024
+    """Sentences in one training batch."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """Adam's step size."""
+    seed: int = 0
+    """Seed of initialisation and batches."""
+    batch_size: Count = 32
+    """Rollouts read at a time."""
+
+
+class ElicitSettings(_Settings):
+    """Elicit: decision vectors and their coefficient network (paper, second version)."""
+
+    layer: int | None = None
+    """Block whose output is steered (0-based); the pair's own, or the middle one, where absent."""
+    hidden: Count = 64
+    """Width of the coefficient network."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Trainings, of which the one with the lowest selection loss is kept."""
+    steps: Count = 1000
+    """Most training steps per seed."""
+    batch_size: Count = 32
+    """Rollouts per step."""
+    vector_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    """AdamW's step size for the vectors."""
+    network_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """AdamW's step size for the coefficient network."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rollouts held out for early stopping."""
+    validate_every: Count = 25
+    """Steps between two looks at the validation loss."""
+    patience: Count = 4
+    """Looks without improvement before the training stops."""
+
+
+class HybridSettings(_Settings):
+    """Hybrid: decoding the test problems on every rung of the ladder."""
+
+    max_new_tokens: Count = 1024
+    """Longest answer, in tokens."""
+    batch_size: Count = 64
+    """Problems decoded at a time."""
+    cache_policy: Literal["transient", "persistent"] = "transient"
+    """Whether the key-value cache keeps unsteered (`transient`) or steered states."""
+    random_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every random rung."""
+    guardrail_top_k: Count = 5
+    """Tokens of the base that the guardrail lets the thinking model choose from."""
+
+
+class MeasureSettings(_Settings):
+    """Measure: grading and intervals."""
+
+    bootstrap_samples: Count = 10_000
+    """Resamplings of the problems behind every interval."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Mass inside an interval."""
+    seed: int = 0
+    """Seed of the resampling."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Longest time the grader may take for one answer."""
+
+
+class PresentSettings(_Settings):
+    """Present: the report."""
+
+    examples: Annotated[int, Field(ge=0)] = 3
+    """Hybrid answers shown in full."""
+
+
+class RunSettings(_Settings):
+    """All six steps."""
+
+    collect: CollectSettings = CollectSettings()
+    """Step 1."""
+    discover: DiscoverSettings = DiscoverSettings()
+    """Step 2."""
+    elicit: ElicitSettings = ElicitSettings()
+    """Step 3."""
+    hybrid: HybridSettings = HybridSettings()
+    """Step 4."""
+    measure: MeasureSettings = MeasureSettings()
+    """Step 5."""
+    present: PresentSettings = PresentSettings()
+    """Step 6."""
+
+
+Overrides = dict[str, Any]
+"""Nested settings as plain data, as read from YAML or made by a preset."""
+
+PRESETS: dict[Preset, Overrides] = {
+    "smoke": {
+        "collect": {"limit": 60, "max_new_tokens": 160},
+        "discover": {"sizes": (5, 10), "steps": 100},
+        "elicit": {"seeds": (0,), "steps": 10, "validate_every": 5},
+        "hybrid": {"max_new_tokens": 160, "random_seeds": (0,)},
+        "measure": {"bootstrap_samples": 1000},
+    },
+    "small": {
+        "collect": {"limit": 1000, "max_new_tokens": 160, "batch_size": 256},
+        "discover": {"sizes": (6, 8, 10, 12, 15, 20), "steps": 600},
+        "elicit": {"steps": 250},
+        "hybrid": {"max_new_tokens": 160, "batch_size": 256},
+    },
+    "paper": {"collect": {"limit": 12_000, "max_new_tokens": 2000}},
+}
+
+
+def merge(lower: Overrides, upper: Overrides) -> Overrides:
+    """`upper` laid over `lower`, section by section."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def read_config(path: Path) -> Overrides:
+    """Overrides from a YAML file.
+
+    Raises:
+        SettingsError: the file is missing, or is no YAML mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read settings from {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(
+            f"{path} holds {type(content).__name__}; expected sections such as\n"
+            "collect:\n  limit: 100"
+        )
+    return content
+
+
+def make_settings(*layers: Overrides) -> RunSettings:
+    """Settings from overrides, later ones over earlier ones.
+
+    Raises:
+        SettingsError: an unknown key, a wrong type or an impossible value.
+    """
+    merged: Overrides = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    try:
+        return RunSettings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(one) for one in error.errors())) from error
+
+
+def _explain(error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] != "extra_forbidden":
+        return f"setting {'.'.join(path)}: {error['msg']}, found {error['input']!r}"
+    fields = (
+        getattr(RunSettings(), path[0]).model_fields if len(path) > 1 else RunSettings.model_fields
+    )
+    return f"unknown setting {'.'.join(path)!r}; expected one of: {', '.join(fields)}"

@@ -1,0 +1,304 @@
+"""Run folders: where every step reads its input and leaves its output.
+
+`runs/<name>/1-collect ... 6-present`, each with `settings.json`, data (JSONL, safetensors) and,
+written last, `provenance.json`, which marks the step as done. A step's key is a hash of its
+settings, its models and the keys of the steps before it: a step whose key still fits is not run
+again, a step whose key changed starts afresh. Files appear whole (write, fsync, rename) or, for
+JSONL, grow by whole batches. Nothing is ever pickled.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from howwhen.errors import StoreError
+from howwhen.records import Sae, Taxonomy, VectorSet
+
+Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
+STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
+Json = dict[str, Any]
+Record = TypeVar("Record")
+
+
+class RunFolder:
+    """A run's folder; `open_run` makes one and locks it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def step(self, name: Step) -> "StepFolder":
+        """The folder of one step, which need not exist yet."""
+        return StepFolder(self.root / f"{STEPS.index(name) + 1}-{name}", name)
+
+
+@contextmanager
+def open_run(root: Path) -> Iterator[RunFolder]:
+    """Make the folder where it is missing and hold its lock, so that two runs cannot mix.
+
+    Raises:
+        StoreError: the folder is in use, or is no folder.
+    """
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root} is a file; --out expects a folder, which may be new")
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another howwhen process is working in {root}; wait for it or choose another --out"
+            ) from error
+        yield RunFolder(root)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything a step's output depends on."""
+
+    settings: Json
+    models: Json
+    """Fingerprints and prompts of the models the step uses."""
+    upstream: Json
+    """Digests of the keys of the steps before it."""
+
+    @property
+    def digest(self) -> str:
+        """A short hash of all of it."""
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """One step's files."""
+
+    path: Path
+    name: Step
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the key this step was finished with; None while it is not done."""
+        provenance = self.path / "provenance.json"
+        return self.read_json("provenance.json")["key"] if provenance.exists() else None
+
+    def begin(self, key: Key) -> bool:
+        """Prepare to run under `key`; partial output of the same key is kept.
+
+        Returns:
+            Whether output of another key was removed.
+        """
+        started = self.path / "started.json"
+        is_stale = self.path.exists() and not (
+            started.exists() and self.read_json("started.json")["key"] == key.digest
+        )
+        if is_stale:
+            shutil.rmtree(self.path)
+        self.path.mkdir(exist_ok=True)
+        self.write_json("started.json", {"key": key.digest})
+        self.write_json("settings.json", key.settings)
+        return is_stale
+
+    def finish(self, key: Key, counts: Json) -> None:
+        """Write the provenance, with a hash of every output file; the step is done."""
+        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        outputs = {
+            str(path.relative_to(self.path)): _hash(path)
+            for path in files
+            if path.suffix != ".partial" and path.name not in ("started.json", "provenance.json")
+        }
+        self.write_json(
+            "provenance.json",
+            {
+                "step": self.name,
+                "key": key.digest,
+                "models": key.models,
+                "upstream": key.upstream,
+                "counts": counts,
+                "versions": {name: version(name) for name in ("howwhen", "torch", "transformers")},
+                "outputs": outputs,
+            },
+        )
+
+    def check(self) -> None:
+        """Refuse a step that is not done, or whose files changed since.
+
+        Raises:
+            StoreError: with the command that makes the step.
+        """
+        if self.digest is None:
+            raise StoreError(
+                f"{self.path} is not finished, but a later step needs it; type "
+                f"`howwhen {self.name} PAIR --out {self.path.parent}` first, or `howwhen run`"
+            )
+        for name, expected in self.read_json("provenance.json")["outputs"].items():
+            file = self.path / name
+            found = _hash(file) if file.exists() else "nothing"
+            if found != expected:
+                raise StoreError(
+                    f"{file} is damaged: expected the content with hash {expected[:12]}, found "
+                    f"{found[:12]}. Delete {self.path} and run the same command again"
+                )
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a whole JSON file."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        _write_whole(self.path / name, text.encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
+            ) from error
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a whole text file and return its path."""
+        _write_whole(self.path / name, text.encode())
+        return self.path / name
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
+        """Write a whole safetensors file; `notes` goes into its metadata as JSON."""
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        _write_whole(self.path / name, save(plain, {"howwhen": json.dumps(notes)}))
+
+    def read_tensors(self, name: str) -> tuple[dict[str, Tensor], Json]:
+        """Read a safetensors file and its notes.
+
+        Raises:
+            StoreError: missing, truncated, or not written by howwhen.
+        """
+        try:
+            with safe_open(self.path / name, "pt") as opened:
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+                notes = json.loads((opened.metadata() or {})["howwhen"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise StoreError(
+                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
+            ) from error
+        return tensors, notes
+
+    def write_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Write `taxonomy.safetensors`."""
+        sae = taxonomy.sae
+        tensors = {
+            "mean": taxonomy.mean,
+            "encoder": sae.encoder,
+            "encoder_bias": sae.encoder_bias,
+            "decoder": sae.decoder,
+            "decoder_bias": sae.decoder_bias,
+        }
+        notes = {"model": taxonomy.model, "layer": taxonomy.layer, "k": sae.k}
+        self.write_tensors("taxonomy.safetensors", tensors, {**notes, "titles": taxonomy.titles})
+
+    def read_taxonomy(self) -> Taxonomy:
+        """Read `taxonomy.safetensors`."""
+        tensors, notes = self.read_tensors("taxonomy.safetensors")
+        mean = tensors.pop("mean")
+        sae = Sae(**tensors, k=notes["k"])
+        return Taxonomy(notes["model"], notes["layer"], mean, sae, tuple(notes["titles"]))
+
+    def write_vectors(self, name: str, vectors: VectorSet) -> None:
+        """Write a vector set."""
+        tensors = {key: value for key, value in vars(vectors).items() if isinstance(value, Tensor)}
+        self.write_tensors(name, tensors, {"model": vectors.model, "layer": vectors.layer})
+
+    def read_vectors(self, name: str) -> VectorSet:
+        """Read a vector set."""
+        tensors, notes = self.read_tensors(name)
+        return VectorSet(model=notes["model"], layer=notes["layer"], **tensors)
+
+    def write_records(self, name: str, records: Sequence[Any]) -> None:
+        """Write a whole JSONL file, one record per line."""
+        _write_whole(self.path / name, _lines(records))
+
+    def read_records(self, name: str, kind: type[Record]) -> list[Record]:
+        """Read a JSONL file of records.
+
+        Raises:
+            StoreError: missing, or a line that is no such record.
+        """
+        adapter = TypeAdapter(kind)
+        try:
+            lines = (self.path / name).read_bytes().splitlines()
+            return [adapter.validate_json(line) for line in lines]
+        except (OSError, ValidationError) as error:
+            raise StoreError(
+                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
+            ) from error
+
+    def grow_records(
+        self,
+        name: str,
+        kind: type[Record],
+        batches: Sequence[Sequence[Any]],
+        make: Callable[[Any], list[Record]],
+        report: Callable[[int], None],
+    ) -> list[Record]:
+        """Make one record per item, batch by batch; a killed run goes on after its last batch.
+
+        Args:
+            name: JSONL file that grows by one batch at a time.
+            kind: type of the records.
+            batches: items in fixed batches, so that a resumed run computes the same batches.
+            make: records of one batch, as many as it has items.
+            report: told the number of records after each batch.
+        """
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        whole = _whole_lines(path)
+        kept = done = 0
+        while done < len(batches) and kept + len(batches[done]) <= len(whole):
+            kept += len(batches[done])
+            done += 1
+        _write_whole(path, b"".join(whole[:kept]))
+        report(kept)
+        for batch in batches[done:]:
+            with path.open("ab") as file:
+                file.write(_lines(make(batch)))
+                file.flush()
+                os.fsync(file.fileno())
+            kept += len(batch)
+            report(kept)
+        return self.read_records(name, kind)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _lines(records: Sequence[Any]) -> bytes:
+    return b"".join(TypeAdapter(type(one)).dump_json(one) + b"\n" for one in records)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,180 @@
+"""Pairs of models by name: the embedded ones, the published presets, and any two of your own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from howwhen.errors import PairError
+from howwhen.hybrid.alignment import check_pair
+from howwhen.models import CHAT, PLAIN, LanguageModel, check_prompt, load_model
+from howwhen.records import Problem
+from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
+from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
+
+Truth = Callable[[Sequence[str]], Mapping[str, list[str | None]]]
+"""Labels, on every level of the truth, for the sentences of one answer in order."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How to load a pair, and what is known about it."""
+
+    name: str
+    summary: str
+    base_source: str
+    """Hub id, folder, or name of embedded weights."""
+    thinking_source: str
+    base_prompt: str = PLAIN
+    thinking_prompt: str = CHAT
+    steer_layer: int | None = None
+    """0-based block of the base to steer; None for the middle one."""
+    taxonomy_layers: tuple[int, ...] | None = None
+    """0-based blocks of the thinking model to read; None for six spread ones."""
+    taxonomy_sizes: tuple[int, ...] | None = None
+    """Sizes to try instead of the settings'."""
+    draw_problems: Callable[[int, int], list[Problem]] | None = field(default=None, repr=False)
+    """Makes `count` problems from a seed, for pairs with problems of their own."""
+    truth: Truth | None = field(default=None, repr=False)
+    """Known labels of sentences, for pairs with known truth."""
+
+    @cached_property
+    def base(self) -> LanguageModel:
+        """The base model, loaded on first use."""
+        source = _resolve(self.base_source)
+        return load_model(source, prompt=check_prompt(self.base_prompt), name=self.base_source)
+
+    @cached_property
+    def thinking(self) -> LanguageModel:
+        """The thinking model, loaded on first use."""
+        source = _resolve(self.thinking_source)
+        prompt = check_prompt(self.thinking_prompt)
+        return load_model(source, prompt=prompt, name=self.thinking_source)
+
+    @property
+    def chosen_steer_layer(self) -> int:
+        """The block to steer: the pair's own, or the middle one."""
+        if self.steer_layer is not None:
+            return self.steer_layer
+        return self.base.layer_count // 2
+
+    @property
+    def chosen_taxonomy_layers(self) -> tuple[int, ...]:
+        """The blocks to read: the pair's own, or up to six spread over the model."""
+        if self.taxonomy_layers is not None:
+            return self.taxonomy_layers
+        count = self.thinking.layer_count
+        spread = {round(count * part / 7) for part in range(1, 7)}
+        return tuple(sorted(min(layer, count - 1) for layer in spread))
+
+    def check(self) -> None:
+        """Load both models and refuse the pair now if it cannot work.
+
+        Raises:
+            ModelError: a model that cannot be loaded or steered.
+            PairError: vocabularies that do not match.
+        """
+        check_pair(self.base, self.thinking)
+        self.base.check_steering(self.chosen_steer_layer)
+
+
+def find_pair(name: str) -> Pair:
+    """The pair of that name.
+
+    Raises:
+        PairError: no such pair.
+    """
+    for pair in list_pairs():
+        if pair.name == name:
+            return pair
+    raise PairError(
+        f"there is no pair {name!r}; expected one of "
+        f"{', '.join(pair.name for pair in list_pairs())}, or give two models of your own: "
+        "--base FOLDER_OR_ID --thinking FOLDER_OR_ID"
+    )
+
+
+def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -> Pair:
+    """Any two causal language models, by hub id or folder."""
+    return Pair(
+        name="own",
+        summary="two models of your own",
+        base_source=base,
+        thinking_source=thinking,
+        base_prompt=base_prompt,
+        thinking_prompt=thinking_prompt,
+    )
+
+
+def list_pairs() -> list[Pair]:
+    """Every pair with a name: embedded, local, published."""
+    return [*_tally_pairs(), _smollm2_pair(), *_published_pairs()]
+
+
+def _tally_pairs() -> list[Pair]:
+    summaries = {
+        "tally-rl": "model organism with known truth; reinforced from the outcome alone",
+        "tally-sft": "the same base, distilled from a teacher with words and ways of its own",
+    }
+    return [
+        Pair(
+            name=name,
+            summary=summary,
+            base_source="tally/base",
+            thinking_source=f"tally/{name.removeprefix('tally-')}",
+            base_prompt=CHAT,
+            thinking_prompt=CHAT,
+            steer_layer=2,
+            taxonomy_layers=(0, 1, 2, 3),
+            draw_problems=tally_problems,
+            truth=tally_truth,
+        )
+        for name, summary in summaries.items()
+    ]
+
+
+def _smollm2_pair() -> Pair:
+    return Pair(
+        name="smollm2-chat",
+        summary="SmolLM2-135M-Instruct asked plainly (base) and in its chat format (thinking)",
+        base_source=SMOLLM2,
+        thinking_source=SMOLLM2,
+    )
+
+
+_PUBLISHED = """
+orz-0.5b     Qwen/Qwen2.5-0.5B         Open-Reasoner-Zero/Open-Reasoner-Zero-0.5B  9 8 10
+orz-1.5b     Qwen/Qwen2.5-1.5B         Open-Reasoner-Zero/Open-Reasoner-Zero-1.5B  10 4 10
+orz-7b       Qwen/Qwen2.5-7B           Open-Reasoner-Zero/Open-Reasoner-Zero-7B    10 20 10
+orz-32b      Qwen/Qwen2.5-32B          Open-Reasoner-Zero/Open-Reasoner-Zero-32B   24 27 15
+r1-math1.5b  Qwen/Qwen2.5-Math-1.5B    deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B   10 4 15
+r1-llama8b   meta-llama/Llama-3.1-8B   deepseek-ai/DeepSeek-R1-Distill-Llama-8B    12 6 15
+r1-14b       Qwen/Qwen2.5-14B          deepseek-ai/DeepSeek-R1-Distill-Qwen-14B    18 38 5
+r1-32b       Qwen/Qwen2.5-32B          deepseek-ai/DeepSeek-R1-Distill-Qwen-32B    24 27 15
+qwq-32b      Qwen/Qwen2.5-32B          Qwen/QwQ-32B                                24 27 10
+"""
+"""Name, base, thinking model, steer layer, taxonomy layer, taxonomy size."""
+
+
+def _published_pairs() -> list[Pair]:
+    rows = (line.split() for line in _PUBLISHED.strip().splitlines())
+    return [
+        Pair(
+            name=name,
+            summary="published pair; loads from the Hugging Face hub",
+            base_source=base,
+            thinking_source=thinking,
+            steer_layer=int(steer),
+            taxonomy_layers=(int(layer),),
+            taxonomy_sizes=(int(size),),
+        )
+        for name, base, thinking, steer, layer, size in rows
+    ]
+
+
+def _resolve(source: str) -> str | Path:
+    if source == SMOLLM2:
+        return smollm2_folder()
+    if source.startswith("tally/"):
+        return TALLY_WEIGHTS / source.removeprefix("tally/")
+    return source

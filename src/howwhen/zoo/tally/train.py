@@ -1,0 +1,329 @@
+"""Train tally: the base on its documents, tally-rl by expert iteration, tally-sft by distillation.
+
+Every batch is drawn from a generator seeded by its own step, and a checkpoint (weights and
+optimiser) is written every hundred steps, so a killed build resumes to the same weights on the
+same machine. Nothing but the outcome (is the concluded number right?) reaches tally-rl.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from howwhen.collect.rollouts import Sampling, generate
+from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
+from howwhen.zoo.tally.tokenizer import build_tokenizer
+from howwhen.zoo.tally.truth import TallyProblem, draw_problem
+
+Report = Callable[[str], None]
+MOST_ANSWER_TOKENS = 150
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Sizes of the build; one step is one batch of `batch_documents` documents."""
+
+    seed: int = 0
+    batch_documents: int = 96
+    pretrain_steps: int = 1600
+    pretrain_learning_rate: float = 2e-3
+    rounds: int = 8
+    round_problems: int = 640
+    round_samples: int = 4
+    """Samples per problem and round, at temperature 1."""
+    keep_per_problem: int = 2
+    """Right samples kept per problem, so that easy problems do not crowd out long ones."""
+    round_steps: int = 60
+    round_learning_rate: float = 3e-4
+    distil_steps: int = 500
+    distil_learning_rate: float = 5e-4
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one document; the loss counts from token `scored_from` on."""
+
+    ids: tuple[int, ...]
+    scored_from: int
+
+
+def build(out: Path, settings: BuildSettings, report: Report) -> None:
+    """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders; finished parts are kept."""
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    _claim(work, settings)
+    tokenizer = build_tokenizer()
+    stages = {"base": pretrain, "rl": reinforce, "sft": distil}
+    for name, train in stages.items():
+        if (out / name / "model.safetensors").exists():
+            report(f"{name}: already built")
+            continue
+        model = new_model(settings.seed)
+        if name != "base":
+            base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+            model.load_state_dict(base.state_dict())
+        train(model, tokenizer, work, settings, report)
+        _save_model(model, tokenizer, out / name)
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    """A fresh tally model: 4 blocks of width 192, 2.1 million parameters."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=640,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    settings: BuildSettings,
+    report: Report,
+) -> None:
+    """Train the base on whole documents of its corpus."""
+
+    def batch(step: int) -> list[Example]:
+        rng = Random(f"{settings.seed}-pretrain-{step}")
+        documents = (draw_base_document(rng) for _ in range(settings.batch_documents))
+        return [encode(tokenizer, question, text, True) for question, text in documents]
+
+    steps, rate = settings.pretrain_steps, settings.pretrain_learning_rate
+    fit(model, batch, steps, rate, work / "base.safetensors", report)
+
+
+def distil(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    settings: BuildSettings,
+    report: Report,
+) -> None:
+    """Fine-tune the base on the teacher's solutions."""
+
+    def batch(step: int) -> list[Example]:
+        rng = Random(f"{settings.seed}-distil-{step}")
+        documents = (draw_teacher_document(rng) for _ in range(settings.batch_documents))
+        return [encode(tokenizer, question, text) for question, text in documents]
+
+    steps, rate = settings.distil_steps, settings.distil_learning_rate
+    fit(model, batch, steps, rate, work / "sft.safetensors", report)
+
+
+def reinforce(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    settings: BuildSettings,
+    report: Report,
+) -> None:
+    """Expert iteration: sample, keep what ends in the right number, train on it, repeat."""
+    for number in range(settings.rounds):
+        done = work / f"rl-round-{number}.safetensors"
+        if done.exists():
+            model.load_state_dict(load_file(done))
+            continue
+        kept, share = sample_right(model, tokenizer, settings, number)
+        report(f"rl round {number + 1}/{settings.rounds}: {share:.1%} of samples right")
+
+        def batch(step: int, number: int = number, kept: list[Example] = kept) -> list[Example]:
+            rng = Random(f"{settings.seed}-round-{number}-{step}")
+            return rng.choices(kept, k=settings.batch_documents)
+
+        rate = settings.round_learning_rate
+        fit(model, batch, settings.round_steps, rate, work / f"rl-{number}.safetensors", report)
+        _write(model.state_dict(), done)
+
+
+def sample_right(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    settings: BuildSettings,
+    number: int,
+) -> tuple[list[Example], float]:
+    """Right samples of one round as examples, and the share of all samples that were right."""
+    rng = Random(f"{settings.seed}-sample-{number}")
+    problems = [draw_problem(rng) for _ in range(settings.round_problems)]
+    prompts = [
+        prompt_ids(tokenizer, problem.question)
+        for problem in problems
+        for _ in range(settings.round_samples)
+    ]
+    answers = sample(model, tokenizer, prompts, 1.0, settings.seed * 1000 + number)
+    kept: list[Example] = []
+    right = 0
+    for index, problem in enumerate(problems):
+        mine = slice(index * settings.round_samples, (index + 1) * settings.round_samples)
+        good = {ids for ids in answers[mine] if is_right(tokenizer, ids, problem)}
+        right += sum(ids in good for ids in answers[mine])
+        prompt = tuple(prompts[mine.start])
+        kept += [
+            Example(prompt + ids, len(prompt)) for ids in sorted(good)[: settings.keep_per_problem]
+        ]
+    return kept, right / len(answers)
+
+
+def sample(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    seed: int,
+) -> list[tuple[int, ...]]:
+    """Answer prompts in batches of 512; greedy at temperature 0."""
+    ends = frozenset({tokenizer.eos_token_id})
+    answers: list[tuple[int, ...]] = []
+    for start in range(0, len(prompts), 512):
+        sampling = Sampling(MOST_ANSWER_TOKENS, temperature, seed + start)
+        answers += generate(model, ends, prompts[start : start + 512], sampling)
+    return answers
+
+
+def is_right(
+    tokenizer: PreTrainedTokenizerFast, answer_ids: Sequence[int], problem: TallyProblem
+) -> bool:
+    """The outcome reward: the answer ended by itself and concludes with the right number."""
+    if not answer_ids or answer_ids[-1] != tokenizer.eos_token_id:
+        return False
+    text = tokenizer.decode(answer_ids, skip_special_tokens=True)
+    concluded = re.search(r"the answer is (\d+)\.$", text)
+    return concluded is not None and int(concluded[1]) == problem.answer
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
+    """A question in the chat format, ready to be answered."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, question: str, solution: str, whole: bool = False
+) -> Example:
+    """A document as an example; `whole` scores the question too."""
+    prompt = prompt_ids(tokenizer, question)
+    answer = tokenizer(solution, add_special_tokens=False)["input_ids"]
+    return Example((*prompt, *answer, tokenizer.eos_token_id), 1 if whole else len(prompt))
+
+
+def fit(
+    model: LlamaForCausalLM,
+    batch: Callable[[int], list[Example]],
+    steps: int,
+    learning_rate: float,
+    checkpoint: Path,
+    report: Report,
+) -> None:
+    """Minimise next-token cross-entropy for `steps` batches, resuming from `checkpoint`."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    start = _resume(model, optimizer, checkpoint)
+    model.train()
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _schedule(step, steps)
+        loss = answer_loss(model, batch(step))
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % 20 == 0:
+            report(f"{checkpoint.stem}: step {step + 1}/{steps}, loss {loss.item():.4f} nats")
+        if (step + 1) % 100 == 0:
+            _checkpoint(model, optimizer, step + 1, checkpoint)
+    model.eval()
+
+
+def answer_loss(model: LlamaForCausalLM, examples: Sequence[Example]) -> torch.Tensor:
+    """Mean cross-entropy in nats over the scored tokens of a right-padded batch."""
+    longest = max(len(example.ids) for example in examples)
+    ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    targets = torch.full_like(ids, -100)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        scored = torch.tensor(example.ids[example.scored_from :])
+        targets[row, example.scored_from : len(example.ids)] = scored
+    logits = model(input_ids=ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Linear warm-up over 5 % of the steps, then linear decay to a tenth."""
+    warm_up = max(1, steps // 20)
+    return min((step + 1) / warm_up, 1 - 0.9 * (step - warm_up) / max(1, steps - warm_up))
+
+
+def _claim(work: Path, settings: BuildSettings) -> None:
+    """Refuse to mix checkpoints of different settings in one folder."""
+    path = work / "settings.json"
+    stated = json.dumps(asdict(settings), indent=2)
+    if path.exists() and path.read_text() != stated:
+        raise ValueError(
+            f"{path} was written by a build with other settings; expected {stated}; "
+            "delete the folder or choose another one"
+        )
+    path.write_text(stated)
+
+
+def _state(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, torch.Tensor]]:
+    names = [name for name, _ in model.named_parameters()]
+    for name, parameter in model.named_parameters():
+        yield f"model/{name}", parameter.detach()
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            yield f"{key}/{names[index]}", value
+
+
+def _checkpoint(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, path: Path
+) -> None:
+    _write({**dict(_state(model, optimizer)), "step": torch.tensor(step)}, path)
+
+
+def _resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Path) -> int:
+    if not path.exists():
+        return 0
+    saved = load_file(path)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(saved[f"model/{name}"])
+        optimizer.state[parameter] = {
+            key: saved[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+    return int(saved["step"])
+
+
+def _write(
+    tensors: dict[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], path: Path
+) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.clone() for name, tensor in dict(tensors).items()}, partial)
+    partial.replace(path)
+
+
+def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    model.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(folder)
