@@ -82,16 +82,17 @@ class LanguageModel:
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch of token sequences, padded on one side."""
+    """A batch of token sequences, padded on one side; possibly only their last tokens."""
 
     ids: Int[Tensor, "batch position"]
-    mask: Int[Tensor, "batch position"]
-    """1 on tokens, 0 on padding."""
+    mask: Int[Tensor, "batch key"]
+    """1 on tokens, 0 on padding; wider than `ids` where earlier tokens are in a cache."""
 
     @property
     def positions(self) -> Int[Tensor, "batch position"]:
         """Position of each token in its own sequence (0 on left padding)."""
-        return (self.mask.cumsum(1) - 1).clamp(min=0)
+        every = (self.mask.cumsum(1) - 1).clamp(min=0)
+        return every[:, -self.ids.shape[1] :]
 
     def to(self, device: torch.device) -> "Padded":
         """The same batch on another device."""

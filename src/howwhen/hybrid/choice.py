@@ -6,7 +6,7 @@ controls differ from the full hybrid in one thing each; none is a flag.
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,8 @@ class View:
     """At the taxonomy's layer."""
     draws: Float[Tensor, "stream 2"]
     """Uniform random numbers; they depend on seed, problem and position only."""
+    ends: Int[Tensor, " end"]
+    """Tokens of either model that end an answer."""
 
     @property
     def base_token(self) -> Int[Tensor, " stream"]:
@@ -41,8 +43,10 @@ class View:
 
     @property
     def is_decision(self) -> Bool[Tensor, " stream"]:
-        """Whether the two greedy tokens differ."""
-        return self.base_token != self.thinking_token
+        """Whether the two greedy tokens differ; two end tokens mean the same."""
+        base, thinking = self.base_token, self.thinking_token
+        both_end = torch.isin(base, self.ends) & torch.isin(thinking, self.ends)
+        return (base != thinking) & ~both_end
 
     def categories(self, taxonomy: Taxonomy) -> Int[Tensor, " stream"]:
         """Category of the thinking model's residual here."""
@@ -63,6 +67,7 @@ class Move:
     """Category to steer the base with; -1 where it is not steered."""
 
 
+@runtime_checkable
 class Choice(Protocol):
     """One rung of the ladder."""
 

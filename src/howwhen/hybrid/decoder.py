@@ -1,8 +1,10 @@
 """The hybrid decoder: both models in step over shared token ids, every token explained.
 
 State, step, loop: `_State` holds the caches and what was emitted, `_step` moves every stream by
-one token, `decode` is the loop. Greedy, batched over problems. Under the `transient` policy
-the base's cache keeps the unsteered states of a steered position, under `persistent` the steered.
+one token, `decode` is the loop. Greedy, batched over problems. Where one model has more output
+rows than the other (padding, tokens of its own), only the shared ids can be emitted. Under the
+`transient` policy the base's cache keeps the unsteered states of a steered position, under
+`persistent` the steered.
 """
 
 from collections.abc import Sequence
@@ -120,12 +122,9 @@ class _Reader:
         self._forward(Padded(tokens[:, None].to(self.mask.device), self.mask))
 
     def _forward(self, batch: Padded) -> None:
-        width = batch.ids.shape[1]
         with reading(self.model.model, self.layers) as seen:
             output = self.model.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=batch.positions[:, -width:],
+                **batch.inputs(),
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -145,7 +144,7 @@ class _Reader:
             (layer.keys[:, :, -1:].clone(), layer.values[:, :, -1:].clone())
             for layer in self.cache.layers
         ]
-        self.cache.crop(self.cache.get_seq_length() - 1)
+        self.cache.crop(-1)
         where = category >= 0
 
         def edit(residual: Tensor) -> Tensor:
@@ -155,9 +154,7 @@ class _Reader:
 
         with adding(self.model.model, vectors.layer, edit):
             output = self.model.model(
-                input_ids=last[:, None],
-                attention_mask=self.mask,
-                position_ids=Padded(last[:, None], self.mask).positions[:, -1:],
+                **Padded(last[:, None], self.mask).inputs(),
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -181,6 +178,8 @@ class _State:
     last: Int[Tensor, " stream"]
     """Last token read, by every stream's base."""
     draws: list[Random]
+    ends: Int[Tensor, " end"]
+    """Tokens that end an answer."""
     is_done: Bool[Tensor, " stream"]
     emitted: list[Int[Tensor, " stream"]] = field(default_factory=list)
     tokens: list[list[HybridToken]] = field(default_factory=list)
@@ -195,13 +194,18 @@ class _State:
     def view(self) -> View:
         """What the choice sees at this position."""
         draws = torch.tensor([[rng.random(), rng.random()] for rng in self.draws])
+        base, thinking = self.base.logits, self.thinking.logits if self.thinking else None
+        if thinking is not None:
+            shared = min(base.shape[1], thinking.shape[1])
+            base, thinking = base[:, :shared], thinking[:, :shared]
         return View(
-            base_logits=self.base.logits,
-            thinking_logits=self.thinking.logits if self.thinking else None,
+            base_logits=base,
+            thinking_logits=thinking,
             thinking_residual=(
                 self.thinking.residual[self.models.taxonomy.layer] if self.thinking else None
             ),
             draws=draws,
+            ends=self.ends,
         )
 
     def trace(self, row: int, problem: Problem, seed: int) -> HybridTrace:
@@ -242,6 +246,7 @@ def _start(
         thinking,
         last,
         draws=[Random(f"{choice.name}-{seed}-{problem.id}") for problem in problems],
+        ends=torch.tensor(sorted(models.end_ids)),
         is_done=torch.zeros(len(problems), dtype=torch.bool),
         tokens=[[] for _ in problems],
     )
@@ -260,8 +265,7 @@ def _step(state: _State, position: int) -> None:
     token = _steer(state, move)
     _record(state, view, move, token)
     state.emitted.append(token)
-    ended = torch.isin(token, torch.tensor(sorted(state.models.end_ids)))
-    state.is_done = state.is_done | ended
+    state.is_done = state.is_done | torch.isin(token, state.ends)
 
 
 def _steer(state: _State, move: Move) -> Int[Tensor, " stream"]:

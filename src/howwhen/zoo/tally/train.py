@@ -23,6 +23,8 @@ from howwhen.zoo.tally.truth import TallyProblem, draw_problem
 
 Report = Callable[[str], None]
 MOST_ANSWER_TOKENS = 150
+CHECKPOINT_EVERY = 100
+"""Steps."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def fit(
         optimizer.zero_grad()
         if (step + 1) % 20 == 0:
             report(f"{checkpoint.stem}: step {step + 1}/{steps}, loss {loss.item():.4f} nats")
-        if (step + 1) % 100 == 0:
+        if (step + 1) % CHECKPOINT_EVERY == 0:
             _checkpoint(model, optimizer, step + 1, checkpoint)
     model.eval()
 

@@ -1,0 +1,96 @@
+"""Tiny models and pairs that every test may use; nothing is downloaded."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
+
+from howwhen.models import CHAT, LanguageModel, fingerprint
+from howwhen.zoo.tally.tokenizer import build_tokenizer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""Real problems and answers, kept beside the checkout; not part of the project."""
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data at {DATA}")
+VOCABULARY = len(build_tokenizer())
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def _config(architecture: str) -> PretrainedConfig:
+    match architecture:
+        case "llama":
+            return LlamaConfig(**_SIZES, num_key_value_heads=2)
+        case "qwen2":
+            return Qwen2Config(**_SIZES, num_key_value_heads=2)
+        case "gemma":
+            return GemmaConfig(**_SIZES, num_key_value_heads=2, head_dim=8)
+        case "gpt_neox":
+            return GPTNeoXConfig(**_SIZES)
+        case _:
+            return GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=32,
+                n_layer=3,
+                n_head=4,
+                n_positions=256,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            )
+
+
+ARCHITECTURES = ("llama", "qwen2", "gemma", "gpt_neox", "gpt2")
+MakeModel = Callable[..., LanguageModel]
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    """Makes a random model with tally's tokenizer; the same seed gives the same weights."""
+
+    def make(architecture: str = "llama", seed: int = 0, name: str | None = None) -> LanguageModel:
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2.0)  # sharper logits, so that greedy tokens vary
+        model.eval().requires_grad_(False)
+        title = name or f"{architecture}-{seed}"
+        return LanguageModel(title, fingerprint(model), model, build_tokenizer(), CHAT)
+
+    return make
+
+
+@pytest.fixture
+def save_folder(make_model: MakeModel, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a random model as a folder and returns its path."""
+
+    def save(name: str, **how: object) -> Path:
+        made = make_model(**how)
+        made.model.save_pretrained(tmp_path / name)
+        made.tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save

@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from howwhen.discover.sae import Shape, train_grid, unexplained
+from howwhen.errors import InputError
+from howwhen.records import Sae, Taxonomy
+from howwhen.settings import DiscoverSettings
+
+SETTINGS = DiscoverSettings(steps=300, sentences_per_step=256, learning_rate=3e-3)
+
+
+def planted(count: int = 900, noise: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sentences around three planted directions in 24 dimensions, and which one each is near."""
+    generator = torch.Generator().manual_seed(1)
+    directions = functional.normalize(torch.randn(3, 24, generator=generator), dim=1)
+    which = torch.arange(count) % 3
+    inputs = directions[which] + noise * torch.randn(count, 24, generator=generator)
+    return functional.normalize(inputs, dim=1), which
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_planted_directions_are_found(k: int) -> None:
+    inputs, which = planted()
+    (sae,) = train_grid(inputs, [Shape(3, k)], SETTINGS)
+    category = sae.scores(inputs).argmax(1)
+    best = sum(int((category == c).logical_and(which == w).sum()) for c, w in _matching(category, which))
+    assert best / len(inputs) > 0.97
+
+
+def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, int]]:
+    return [(c, int(which[category == c].mode().values)) for c in category.unique().tolist()]
+
+
+def test_more_latents_explain_more() -> None:
+    inputs, _ = planted()
+    saes = train_grid(inputs, [Shape(3, 1), Shape(12, 3)], SETTINGS)
+    few, many = (unexplained(sae, inputs) for sae in saes)
+    assert many < few < 0.6
+
+
+def test_a_cell_does_not_depend_on_the_rest_of_the_grid() -> None:
+    inputs, _ = planted()
+    alone = train_grid(inputs, [Shape(5, 3)], SETTINGS)[0]
+    in_grid = train_grid(inputs, [Shape(8, 1), Shape(5, 3)], SETTINGS)[1]
+    torch.testing.assert_close(alone.decoder, in_grid.decoder, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone.encoder, in_grid.encoder, atol=1e-4, rtol=1e-4)
+
+
+def test_decoder_rows_have_unit_norm_and_training_repeats() -> None:
+    inputs, _ = planted()
+    first, again = (train_grid(inputs, [Shape(6, 2)], SETTINGS)[0] for _ in range(2))
+    torch.testing.assert_close(first.decoder.norm(dim=1), torch.ones(6))
+    assert torch.equal(first.encoder, again.encoder)
+
+
+def test_reconstruction_keeps_the_top_k_raw_scores() -> None:
+    sae = Sae(torch.eye(3), torch.tensor([0.0, 0.5, 0.0]), torch.eye(3), torch.zeros(3), k=2)
+    inputs = torch.tensor([[3.0, -2.0, 1.0]])
+    # scores 3, -1.5, 1: the top two are latents 0 and 2
+    torch.testing.assert_close(sae.reconstruct(inputs), torch.tensor([[3.0, 0.0, 1.0]]))
+
+
+def test_impossible_cells_are_refused() -> None:
+    inputs, _ = planted(count=6)
+    with pytest.raises(InputError, match="6 sentences cannot train.*7 latents"):
+        train_grid(inputs, [Shape(7, 1)], SETTINGS)
+    with pytest.raises(InputError, match="3 latents cannot keep k=4"):
+        train_grid(inputs, [Shape(3, 4)], SETTINGS)
+
+
+def test_a_taxonomy_centres_and_normalises_before_it_categorises() -> None:
+    sae = Sae(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2), k=1)
+    taxonomy = Taxonomy("m", 0, torch.tensor([10.0, 10.0]), sae, ("a", "b"))
+    residual = torch.tensor([[10.5, 10.1], [11.0, 19.0]])
+    torch.testing.assert_close(taxonomy.normalise(residual).norm(dim=1), torch.ones(2))
+    assert taxonomy.categorise(residual).tolist() == [0, 1]

@@ -1,0 +1,59 @@
+"""Run a small pipeline and kill this process, as `kill -9` does, at a chosen moment.
+
+Usage: python -m tests.killed_run FOLDER MOMENT, where MOMENT is a key of `MOMENTS` or `never`.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, pipeline, store
+
+SETTINGS = {
+    "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
+    "discover": {"sizes": (4, 6), "ks": (1,), "steps": 20, "layers": (1, 2)},
+    "elicit": {"seeds": (0, 1), "steps": 4, "validate_every": 2},
+    "hybrid": {"max_new_tokens": 30, "batch_size": 4, "random_seeds": (0,)},
+    "measure": {"bootstrap_samples": 100},
+}
+MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "collect": (pipeline, "collect_rollouts", 3),
+    "inside a line": (store, "_lines", 4),
+    "discover": (pipeline, "choose", 1),
+    "elicit": (pipeline, "train_vectors", 2),
+    "hybrid": (pipeline, "decode", 5),
+    "before a rename": (store, "_hash", 4),
+    "measure": (pipeline, "measure", 1),
+    "present": (pipeline, "make_report", 1),
+}
+
+
+def main(folder: Path, moment: str) -> None:
+    if moment != "never":
+        module, name, calls = MOMENTS[moment]
+        setattr(module, name, _kill_at(getattr(module, name), calls, moment))
+    with open_run(folder) as run:
+        Pipeline(find_pair("tally-rl"), make_settings(SETTINGS), run, Reporter()).run()
+
+
+def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[..., Any]:
+    left = [calls]
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] > 0:
+            return real(*args, **kwargs)
+        if moment == "inside a line":
+            rollouts = next(Path(sys.argv[1]).rglob("rollouts.jsonl"))
+            with rollouts.open("ab") as file:
+                file.write(real(*args, **kwargs)[:-30])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return counting
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,174 @@
+"""The command line as a user meets it: a paragraph, exit code 2, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from howwhen.cli import app
+from howwhen.errors import HowwhenError
+from howwhen.settings import RunSettings
+from howwhen.zoo.pairs import list_pairs
+from howwhen.zoo.tally.tokenizer import build_tokenizer
+
+SaveFolder = Callable[..., Path]
+ENVIRONMENT = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(2**32), "HF_HUB_OFFLINE": "1"}
+
+
+def howwhen(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "howwhen", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+def refuse(message: str, *arguments: object) -> None:
+    """Run in this process and expect one of our errors, with this in its message."""
+    with pytest.raises(HowwhenError, match=message) as caught:
+        app([str(argument) for argument in arguments], exit_on_error=False, print_error=False)
+    assert len(str(caught.value)) < 700
+
+
+def write_problems(folder: Path, count: int = 12) -> Path:
+    rows = [{"question": f"Ann has {n} pens. How many?", "answer": n} for n in range(count)]
+    path = folder / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_an_error_is_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = howwhen("run", "tally-xl", "--out", out)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("howwhen: there is no pair 'tally-xl'; expected one of tally-rl")
+    assert not out.exists()
+
+
+def test_an_unknown_flag_is_an_error(tmp_path: Path) -> None:
+    done = howwhen("run", "tally-rl", "--out", tmp_path / "out", "--collect.limt", "3")
+    assert done.returncode == 2
+    assert "--collect.limit" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_folder(save_folder: SaveFolder, tmp_path: Path) -> None:
+    thinking, out = save_folder("thinking"), tmp_path / "out"
+    missing = tmp_path / "nothing"
+    refuse(
+        "there is no model folder.*nothing",
+        "run", "--base", missing, "--thinking", thinking, "--out", out,
+    )  # fmt: skip
+    assert not list(out.glob("*-*"))
+
+
+def test_unaligned_vocabularies_show_an_example(save_folder: SaveFolder, tmp_path: Path) -> None:
+    base, thinking = save_folder("base"), save_folder("thinking", seed=1)
+    _swap_tokens(thinking, "▁Ann", "▁Bob")
+    refuse(
+        "do not share a vocabulary: 2 of .* is '▁Ann' in the base and '▁Bob'",
+        "run", "--base", base, "--thinking", thinking, "--out", tmp_path / "out",
+        "--problems", write_problems(tmp_path),
+    )  # fmt: skip
+    assert not list((tmp_path / "out").glob("*-*"))
+
+
+def _swap_tokens(folder: Path, one: str, two: str) -> None:
+    backend = json.loads(build_tokenizer().backend_tokenizer.to_str())
+    table = backend["model"]["vocab"]
+    table[one], table[two] = table[two], table[one]
+    (folder / "tokenizer.json").write_text(json.dumps(backend))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert tokenizer.get_vocab()[one] == table[one]
+
+
+@pytest.mark.parametrize("keep", [0, 20, 5000])
+def test_a_truncated_model_file(save_folder: SaveFolder, tmp_path: Path, keep: int) -> None:
+    base, thinking = save_folder("base"), save_folder("thinking", seed=1)
+    weights = thinking / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    refuse(
+        "model.safetensors is not a whole safetensors file",
+        "run", "--base", base, "--thinking", thinking, "--out", tmp_path / "out",
+        "--problems", write_problems(tmp_path),
+    )  # fmt: skip
+    assert not list((tmp_path / "out").glob("*-*"))
+
+
+def test_an_unknown_key_in_yaml(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("collect:\n  limits: 3\n")
+    refuse(
+        r"unknown setting 'collect\.limits'",
+        "run", "tally-rl", "--config", config, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "holds no problems"), ('{"question": "Q?"}\n', "line 1 is a problem without 'answer'")],
+)
+def test_bad_problem_files(tmp_path: Path, content: str, message: str) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    path.write_text(content)
+    refuse(message, "run", "tally-rl", "--problems", path, "--out", out)
+    assert not list(out.glob("*/*.jsonl"))
+    assert not list(out.glob("*/provenance.json"))
+
+
+def test_a_pair_and_two_models_at_once(tmp_path: Path) -> None:
+    refuse(
+        "expected either the name of a pair",
+        "run", "tally-rl", "--base", "x", "--out", tmp_path / "out",
+    )  # fmt: skip
+
+
+def test_a_pair_without_problems_asks_for_them(save_folder: SaveFolder, tmp_path: Path) -> None:
+    base, thinking = save_folder("base"), save_folder("thinking", seed=1)
+    refuse(
+        "has no problems of its own; type --problems FILE",
+        "run", "--base", base, "--thinking", thinking, "--out", tmp_path / "out",
+    )  # fmt: skip
+
+
+def test_any_two_folders_run_all_six_steps(
+    save_folder: SaveFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, thinking = save_folder("base"), save_folder("thinking", seed=1)
+    app(
+        [
+            "run", "--base", str(base), "--thinking", str(thinking), "--preset", "smoke",
+            "--base-prompt", "Q: {question} A:", "--problems", str(write_problems(tmp_path)),
+            "--limit", "12", "--max-new-tokens", "12", "--discover.sizes", "3",
+            "--discover.min-words", "1", "--out", str(tmp_path / "out"),
+        ],
+        result_action="return_value",
+    )  # fmt: skip
+    assert "takeover" in capsys.readouterr().out
+    assert (tmp_path / "out" / "6-present" / "report.md").exists()
+
+
+def test_help_lists_every_setting() -> None:
+    shown = " ".join(howwhen("run", "--help").stdout.replace("│", " ").split())
+    joined = shown.replace(" ", "")
+    for section in RunSettings.model_fields:
+        for name in type(getattr(RunSettings(), section)).model_fields:
+            assert f"--{section}.{name.replace('_', '-')}" in joined
+
+
+def test_the_zoo_lists_and_shows_every_pair(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["zoo", "list"], result_action="return_value")
+    listed = capsys.readouterr().out
+    assert len(list_pairs()) == 12
+    for pair in list_pairs():
+        assert pair.name in listed
+        app(["zoo", "show", pair.name], result_action="return_value")
+        assert pair.thinking_source in capsys.readouterr().out
+    refuse("there is no pair 'x'", "zoo", "show", "x")
+    refuse("nothing to build for 'x'", "zoo", "build", "x")

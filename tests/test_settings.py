@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from howwhen.errors import SettingsError
+from howwhen.settings import PRESETS, RunSettings, make_settings, merge, read_config
+
+
+def test_later_layers_win_and_leave_the_rest() -> None:
+    made = make_settings(
+        PRESETS["small"], {"collect": {"limit": 7}}, {"collect": {"seed": 3}, "elicit": {"layer": 1}}
+    )
+    assert (made.collect.limit, made.collect.seed, made.elicit.layer) == (7, 3, 1)
+    assert made.discover.sizes == PRESETS["small"]["discover"]["sizes"]
+
+
+def test_merging_does_not_change_its_inputs() -> None:
+    lower = {"a": {"b": 1}}
+    assert merge(lower, {"a": {"c": 2}}) == {"a": {"b": 1, "c": 2}}
+    assert lower == {"a": {"b": 1}}
+
+
+WRONG = [
+    ({"colect": {}}, "unknown setting 'colect'; expected one of: collect, discover"),
+    ({"collect": {"limits": 3}}, r"unknown setting 'collect\.limits'; expected one of: problems"),
+    ({"collect": {"limit": 0}}, r"collect\.limit: .*greater than 0.*found 0"),
+    ({"collect": {"limit": "many"}}, r"collect\.limit.*found 'many'"),
+    ({"collect": {"test_fraction": 0.9, "selection_fraction": 0.1}}, "leave no problems to train"),
+    ({"hybrid": {"cache_policy": "none"}}, "'transient' or 'persistent'"),
+]
+
+
+@pytest.mark.parametrize(("layer", "message"), WRONG)
+def test_wrong_settings_are_refused(layer: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        make_settings(layer)
+
+
+def test_every_field_is_documented() -> None:
+    for section in RunSettings.model_fields:
+        for name, field in type(getattr(RunSettings(), section)).model_fields.items():
+            assert field.description, f"{section}.{name}"
+
+
+def test_every_preset_is_valid() -> None:
+    for preset in PRESETS.values():
+        make_settings(preset)
+
+
+@pytest.mark.parametrize("content", ["- 1\n", "a: [", ""])
+def test_files_that_are_no_yaml_mapping_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError, match=r"c\.yaml"):
+        read_config(path)
