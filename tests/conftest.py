@@ -36,6 +36,7 @@ _SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "tie_word_embeddings": False,  # tied and random, a model repeats its last token for ever
 }
 
 
@@ -59,6 +60,7 @@ def _config(architecture: str) -> PretrainedConfig:
                 pad_token_id=0,
                 bos_token_id=1,
                 eos_token_id=2,
+                tie_word_embeddings=False,
             )
 
 
@@ -75,7 +77,8 @@ def make_model() -> MakeModel:
         model = AutoModelForCausalLM.from_config(_config(architecture), dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.mul_(2.0)  # sharper logits, so that greedy tokens vary
+                if parameter.ndim > 1:
+                    parameter.mul_(8.0)  # so that context, not the last token alone, decides
         model.eval().requires_grad_(False)
         title = name or f"{architecture}-{seed}"
         return LanguageModel(title, fingerprint(model), model, build_tokenizer(), CHAT)

@@ -16,7 +16,7 @@ SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
     "discover": {"sizes": (4, 6), "ks": (1,), "steps": 20, "layers": (1, 2)},
     "elicit": {"seeds": (0, 1), "steps": 4, "validate_every": 2},
-    "hybrid": {"max_new_tokens": 30, "batch_size": 4, "random_seeds": (0,)},
+    "hybrid": {"max_new_tokens": 80, "batch_size": 4, "random_seeds": (0,)},
     "measure": {"bootstrap_samples": 100},
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
@@ -51,6 +51,7 @@ def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[...,
             with rollouts.open("ab") as file:
                 file.write(real(*args, **kwargs)[:-30])
         os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
     return counting
 

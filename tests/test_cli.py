@@ -17,7 +17,12 @@ from howwhen.zoo.pairs import list_pairs
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 SaveFolder = Callable[..., Path]
-ENVIRONMENT = {**os.environ, "MALLOC_TRIM_THRESHOLD_": str(2**32), "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "COLUMNS": "250",
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def howwhen(*arguments: object) -> subprocess.CompletedProcess[str]:

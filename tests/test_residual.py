@@ -14,9 +14,13 @@ def test_residual_of_last_block_is_last_hidden_state_before_the_norm(
     make_model: MakeModel, architecture: str
 ) -> None:
     model = make_model(architecture).model
-    kept = {}
-    norm = next(m for n, m in model.named_modules() if n.endswith(("ln_f", "norm")) and "." in n
-                and "layers" not in n and ".h." not in n or n.endswith("final_layer_norm"))
+    kept: dict[str, torch.Tensor] = {}
+    norm = next(
+        m
+        for n, m in model.named_modules()
+        if (n.endswith(("ln_f", "norm")) and "." in n and "layers" not in n and ".h." not in n)
+        or n.endswith("final_layer_norm")
+    )
     handle = norm.register_forward_pre_hook(lambda _, args: kept.update(x=args[0]))
     with reading(model, [2]) as seen:
         model(input_ids=IDS)

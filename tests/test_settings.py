@@ -8,7 +8,9 @@ from howwhen.settings import PRESETS, RunSettings, make_settings, merge, read_co
 
 def test_later_layers_win_and_leave_the_rest() -> None:
     made = make_settings(
-        PRESETS["small"], {"collect": {"limit": 7}}, {"collect": {"seed": 3}, "elicit": {"layer": 1}}
+        PRESETS["small"],
+        {"collect": {"limit": 7}},
+        {"collect": {"seed": 3}, "elicit": {"layer": 1}},
     )
     assert (made.collect.limit, made.collect.seed, made.elicit.layer) == (7, 3, 1)
     assert made.discover.sizes == PRESETS["small"]["discover"]["sizes"]

@@ -34,7 +34,12 @@ def test_records_and_tensors_survive_the_round_trip(step: StepFolder) -> None:
     step.write_vectors("v.safetensors", vectors)
     residual = torch.randn(20, 32)
     again, same = step.read_taxonomy(), step.read_vectors("v.safetensors")
-    assert (again.model, again.layer, again.titles, again.sae.k) == ("random", 1, taxonomy.titles, 1)
+    assert (again.model, again.layer, again.titles, again.sae.k) == (
+        "random",
+        1,
+        taxonomy.titles,
+        1,
+    )
     assert torch.equal(again.categorise(residual), taxonomy.categorise(residual))
     category = again.categorise(residual)
     assert torch.equal(same.delta(residual, category), vectors.delta(residual, category))

@@ -5,6 +5,7 @@ counts. A finished step is skipped, a changed one runs again together with all t
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -87,8 +88,10 @@ class Pipeline:
             self.reporter.say(f"{number}: settings or input changed, so it runs again")
         else:
             self.reporter.say(number)
+        started = time.monotonic()
         counts = _BODIES[name](self, step)
         step.finish(key, counts)
+        self.reporter.say(f"  done in {time.monotonic() - started:.0f} s")
 
     def problems(self, *splits: Split) -> list[Problem]:
         """The run's problems of these splits, in order."""
@@ -262,7 +265,8 @@ class Pipeline:
                 self._train_seed(step, part, lesson, seed, cache)
             notes = step.read_json(f"{part}.json")
             vectors = step.read_vectors(f"{part}.safetensors")
-            trainings.append(Training(vectors=vectors, **notes))
+            losses = tuple(notes.pop("validation_losses"))
+            trainings.append(Training(vectors=vectors, validation_losses=losses, **notes))
         best = choose_training(trainings)
         step.write_vectors(f"{name}.safetensors", best.vectors)
         return {

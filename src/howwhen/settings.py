@@ -171,7 +171,11 @@ PRESETS: dict[Preset, Overrides] = {
     },
     "small": {
         "collect": {"limit": 1000, "max_new_tokens": 160, "batch_size": 256},
-        "discover": {"sizes": (6, 8, 10, 12, 15, 20), "steps": 600},
+        "discover": {
+            "sizes": (6, 8, 10, 12, 15, 20),
+            "steps": 400,
+            "sentences_per_step": 512,
+        },
         "elicit": {"steps": 250},
         "hybrid": {"max_new_tokens": 160, "batch_size": 256},
     },
@@ -226,7 +230,5 @@ def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
     if error["type"] != "extra_forbidden":
         return f"setting {'.'.join(path)}: {error['msg']}, found {error['input']!r}"
-    fields = (
-        getattr(RunSettings(), path[0]).model_fields if len(path) > 1 else RunSettings.model_fields
-    )
-    return f"unknown setting {'.'.join(path)!r}; expected one of: {', '.join(fields)}"
+    section = type(getattr(RunSettings(), path[0])) if len(path) > 1 else RunSettings
+    return f"unknown setting {'.'.join(path)!r}; expected one of: {', '.join(section.model_fields)}"

@@ -177,7 +177,7 @@ class StepFolder:
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
         """Write a whole safetensors file; `notes` goes into its metadata as JSON."""
-        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
         _write_whole(self.path / name, save(plain, {"howwhen": json.dumps(notes)}))
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], Json]:

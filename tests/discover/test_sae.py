@@ -24,12 +24,14 @@ def test_planted_directions_are_found(k: int) -> None:
     inputs, which = planted()
     (sae,) = train_grid(inputs, [Shape(3, k)], SETTINGS)
     category = sae.scores(inputs).argmax(1)
-    best = sum(int((category == c).logical_and(which == w).sum()) for c, w in _matching(category, which))
+    best = sum(
+        int((category == c).logical_and(which == w).sum()) for c, w in _matching(category, which)
+    )
     assert best / len(inputs) > 0.97
 
 
 def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, int]]:
-    return [(c, int(which[category == c].mode().values)) for c in category.unique().tolist()]
+    return [(c, int(which[category == c].mode().values)) for c in set(category.tolist())]
 
 
 def test_more_latents_explain_more() -> None:

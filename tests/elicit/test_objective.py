@@ -149,9 +149,14 @@ def test_a_taxonomy_of_another_width_is_refused(make_model: MakeModel) -> None:
 
 
 def test_gate_sentence_agreement_by_hand(make_model: MakeModel) -> None:
-    _, _, rollouts, examples = find(make_model)
+    _, thinking, rollouts, examples = find(make_model)
     assignments = [0 for rollout in rollouts for _ in rollout.spans]
-    every = [category for example in examples for category in example.categories]
+    every = [
+        category
+        for example in examples
+        for category, target in zip(example.categories, example.targets, strict=True)
+        if target not in thinking.end_ids  # belongs to no sentence
+    ]
     agreement = gate_sentence_agreement(rollouts, examples, assignments)
     assert agreement["decisions"] == len(every)
     assert agreement["share"] == pytest.approx(every.count(0) / len(every))

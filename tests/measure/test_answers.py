@@ -70,7 +70,7 @@ GRADES = [
 
 
 def test_grades() -> None:
-    with open_grader(20) as grader:
+    with open_grader(20.0) as grader:
         found = [grader.grade(text, finish, gold) for text, finish, gold, _ in GRADES]
     assert found == [grade for *_, grade in GRADES]
 
@@ -79,7 +79,7 @@ def test_a_grader_past_its_deadline_says_so_and_goes_on() -> None:
     hard = "\\boxed{" + "^{".join(["9"] * 12) + "}" * 11 + "}"
     with open_grader(0.001) as grader:
         assert grader.grade(hard, Finish.STOP, "\\sqrt{8}") is Grade.TIMED_OUT
-        grader.deadline_seconds = 20
+        grader.deadline_seconds = 20.0
         assert grader.grade("\\boxed{2\\sqrt{2}}", Finish.STOP, "\\sqrt{8}") is Grade.CORRECT
 
 
@@ -89,7 +89,7 @@ def test_real_boxed_answers_grade_like_the_numbers_in_them() -> None:
     path = DATA / "traces" / "qwen2.5-math-1.5b_gsm8k.jsonl.gz"
     rows = [json.loads(row) for row in gzip.decompress(path.read_bytes()).splitlines()]
     boxed = [r for r in rows if r["role"] == "thinking" and "\\boxed{" in r["text"]][:150]
-    with open_grader(20) as grader:
+    with open_grader(20.0) as grader:
         grades = [grader.grade(row["text"], Finish.STOP, row["gold"]) for row in boxed]
         inside = [row["text"].rsplit("\\boxed{", 1)[1].split("}")[0] for row in boxed]
     assert len(boxed) == 150

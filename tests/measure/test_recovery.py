@@ -75,6 +75,6 @@ def test_a_rung_with_other_problems_is_refused() -> None:
     with pytest.raises(StoreError, match="answered problem 50, which base did not"):
         measure(ladder, SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="did not answer every problem equally often"):
-        measure({"base": traces(10), "thinking": traces(40)[:-1]}, SETTINGS)  # type: ignore[dict-item]
+        measure({"base": traces(10), "thinking": traces(40)[:-1]}, SETTINGS)
     with pytest.raises(StoreError, match="needs the rungs base and thinking"):
         measure({"base": traces(10)}, SETTINGS)

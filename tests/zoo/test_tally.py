@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -40,19 +41,22 @@ def cut(text: str) -> list[str]:
 def test_values_by_hand() -> None:
     assert PROBLEM.values == (7, 14, 24, 20)
     assert PROBLEM.question == (
-        "Ann has 7 pens. Ann doubles them. Ann buys 2 packs. Ann loses 4. How many pens does Ann have?"
+        "Ann has 7 pens. Ann doubles them. Ann buys 2 packs. Ann loses 4. "
+        "How many pens does Ann have?"
     )
 
 
 def test_habits_make_the_known_mistakes() -> None:
-    careless = Habits(1, 0, 0, 1, 1, 0, 0, 0, 0)
+    careless = Habits(1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
     assert base_solution(PROBLEM, Random(0), careless).endswith(
         "Twice 7 is 16. Next, Ann buys 2 packs. 16 plus 2 is 18. "
         "Next, Ann loses 4. 18 minus 4 is 14. So the answer is 14."
     )
-    hasty = Habits(1, 1, 0, 0, 0, 0, 0, 0, 1)
-    assert base_solution(PROBLEM, Random(0), hasty).endswith("14 plus 10 is 24. So the answer is 24.")
-    careful = Habits(1, 1, 0, 0, 1, 1, 0, 1, 0)
+    hasty = Habits(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert base_solution(PROBLEM, Random(0), hasty).endswith(
+        "14 plus 10 is 24. So the answer is 24."
+    )
+    careful = Habits(1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
     text = base_solution(PROBLEM, Random(0), careful)
     assert "Check: half of 16 is 8, wrong. Wait, let me redo that. Twice 7 is 14." in text
     assert text.endswith("So the answer is 20.")
@@ -109,7 +113,7 @@ def test_what_is_right_next(text: str, right: set[Behaviour]) -> None:
 
 def test_following_what_is_right_next_always_answers_right() -> None:
     """Decision points are truth: whoever obeys them ends with the right number."""
-    careful = Habits(1, 1, 0, 0, 0.5, 1, 0, 1, 0)
+    careful = Habits(1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 0.0, 1.0, 0.0)
     for number, problem in enumerate(draw_problems(100, seed=5)):
         sentences = cut(base_solution(problem, Random(number), careful))
         labels = label_sentences(sentences)
@@ -125,7 +129,9 @@ def test_problems_are_different_and_repeat_with_their_seed() -> None:
     assert problems == draw_problems(200, seed=1)
     questions = {problem.question for problem in problems}
     assert len(questions) == 200
-    assert not questions & {p.question for p in draw_problems(200, seed=1, without=sorted(questions))}
+    assert not questions & {
+        p.question for p in draw_problems(200, seed=1, without=sorted(questions))
+    }
     assert tally_problems(3, 1)[0].answer == str(problems[0].answer)
 
 
@@ -150,7 +156,9 @@ TINY = BuildSettings(
 )  # fmt: skip
 
 
-def test_a_build_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from howwhen.zoo.tally import train
 
     monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
@@ -170,7 +178,9 @@ def test_a_build_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest
             build(tmp_path / "parts", TINY, lambda _: None)
     build(tmp_path / "parts", TINY, lambda _: None)
     for name in ("base", "rl", "sft"):
-        whole, parts = (load_file(tmp_path / r / name / "model.safetensors") for r in ("whole", "parts"))
+        whole, parts = (
+            load_file(tmp_path / r / name / "model.safetensors") for r in ("whole", "parts")
+        )
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
@@ -180,7 +190,8 @@ def _every_document_is_right(*arguments: object) -> tuple[list[object], float]:
 
 
 def test_a_build_does_not_mix_settings(tmp_path: Path) -> None:
-    build(tmp_path, TINY, lambda _: None)
+    build_base_only = replace(TINY, rounds=0, distil_steps=0)
+    build(tmp_path, build_base_only, lambda _: None)
     with pytest.raises(ValueError, match="written by a build with other settings"):
         build(tmp_path, BuildSettings(), lambda _: None)
 
@@ -192,7 +203,9 @@ def test_the_shipped_weights_are_small_and_say_how_they_were_made() -> None:
     assert json.loads((TALLY_WEIGHTS / "settings.json").read_text())["seed"] == 0
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("base", 0.05, 0.4), ("rl", 0.85, 1), ("sft", 0.85, 1)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("base", 0.05, 0.4), ("rl", 0.85, 1), ("sft", 0.85, 1)]
+)
 def test_the_shipped_models_are_as_good_as_claimed(name: str, low: float, high: float) -> None:
     """On 120 fresh problems; the closing figures are measured on 500."""
     loaded = load_model(TALLY_WEIGHTS / name)

@@ -6,10 +6,11 @@ padded to the largest size. A cell's result does not depend on which other cells
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -106,15 +107,12 @@ def _check(shape: Shape, sentences: int) -> None:
 
 
 def _spread_rows(inputs: Float[Tensor, "n d"], shape: Shape, seed: int) -> Float[Tensor, "k d"]:
-    """Sentences far from each other (k-means++ seeding), so that few latents start dead."""
-    rng = Random(f"{seed}-{shape.size}-{shape.k}")
+    """Sentences far from each other (greedy k-means++), so that few latents start dead."""
     rows = functional.normalize(inputs - inputs.mean(0), dim=1)
-    chosen = [rng.randrange(len(rows))]
-    nearest = torch.full((len(rows),), torch.inf)
-    for _ in range(shape.size - 1):
-        nearest = torch.minimum(nearest, (rows - rows[chosen[-1]]).square().sum(1))
-        chosen.append(rng.choices(range(len(rows)), nearest.clamp(min=1e-9).tolist())[0])
-    return rows[chosen]
+    own_seed = [seed, shape.size, shape.k]
+    state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(own_seed)))
+    _, chosen = kmeans_plusplus(rows.numpy(), shape.size, random_state=state)
+    return rows[torch.from_numpy(chosen)]
 
 
 def _cut_out(stack: _Stack, cell: int, shape: Shape) -> Sae:

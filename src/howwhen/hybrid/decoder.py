@@ -56,11 +56,12 @@ def decode(
     """
     check_vectors(models, choice)
     state = _start(models, problems, choice, settings, seed)
-    for position in range(settings.max_new_tokens):
-        _step(state, position)
+    for _ in range(settings.max_new_tokens):
+        _step(state)
         if state.is_done.all():
             break
-        state.feed(state.emitted[-1])
+        state.drop_finished()
+        state.feed(state.last)
     return [state.trace(row, problem, seed) for row, problem in enumerate(problems)]
 
 
@@ -132,6 +133,11 @@ class _Reader:
         self.logits = output.logits[:, -1].float()
         self.residual = {layer: seen[layer][:, -1].float() for layer in self.layers}
 
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Go on with these streams only."""
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
     def steered(
         self,
         last: Int[Tensor, " stream"],
@@ -176,20 +182,33 @@ class _State:
     base: _Reader
     thinking: _Reader | None
     last: Int[Tensor, " stream"]
-    """Last token read, by every stream's base."""
+    """Last token of every stream."""
+    rows: list[int]
+    """Which problem of the batch each stream answers."""
     draws: list[Random]
     ends: Int[Tensor, " end"]
     """Tokens that end an answer."""
     is_done: Bool[Tensor, " stream"]
-    emitted: list[Int[Tensor, " stream"]] = field(default_factory=list)
-    tokens: list[list[HybridToken]] = field(default_factory=list)
+    tokens: list[list[HybridToken]]
+    """What each problem of the batch has been answered so far."""
 
     def feed(self, tokens: Int[Tensor, " stream"]) -> None:
         """Let every reader take in the emitted tokens."""
-        self.last = tokens
         self.base.feed(tokens)
         if self.thinking is not None:
             self.thinking.feed(tokens)
+
+    def drop_finished(self) -> None:
+        """Leave finished streams behind once they are half of the batch."""
+        running = (~self.is_done).nonzero()[:, 0]
+        if 2 * len(running) > len(self.rows):
+            return
+        self.base.keep(running)
+        if self.thinking is not None:
+            self.thinking.keep(running)
+        self.rows = [self.rows[index] for index in running.tolist()]
+        self.draws = [self.draws[index] for index in running.tolist()]
+        self.last, self.is_done = self.last[running], self.is_done[running]
 
     def view(self) -> View:
         """What the choice sees at this position."""
@@ -245,6 +264,7 @@ def _start(
         base,
         thinking,
         last,
+        rows=list(range(len(problems))),
         draws=[Random(f"{choice.name}-{seed}-{problem.id}") for problem in problems],
         ends=torch.tensor(sorted(models.end_ids)),
         is_done=torch.zeros(len(problems), dtype=torch.bool),
@@ -252,7 +272,7 @@ def _start(
     )
 
 
-def _step(state: _State, position: int) -> None:
+def _step(state: _State) -> None:
     """Emit one token on every stream that still runs."""
     view = state.view()
     move = state.choice.move(view)
@@ -264,7 +284,7 @@ def _step(state: _State, position: int) -> None:
     )
     token = _steer(state, move)
     _record(state, view, move, token)
-    state.emitted.append(token)
+    state.last = token
     state.is_done = state.is_done | torch.isin(token, state.ends)
 
 
@@ -298,9 +318,9 @@ def _record(state: _State, view: View, move: Move, token: Int[Tensor, " stream"]
         [round(value, 4) for value in thinking_log_probs.tolist()],
     )
     rows = zip(*columns, strict=True)
-    for done, tokens, row in zip(state.is_done.tolist(), state.tokens, rows, strict=True):
-        if not done:
-            tokens.append(HybridToken(*row))
+    for stream, is_done, row in zip(state.rows, state.is_done.tolist(), rows, strict=True):
+        if not is_done:
+            state.tokens[stream].append(HybridToken(*row))
 
 
 def _strengths(state: _State, move: Move) -> list[float]:
