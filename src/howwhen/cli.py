@@ -17,7 +17,7 @@ from rich.table import Table
 
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.models import CHAT, PLAIN
-from howwhen.pipeline import Pipeline
+from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.progress import Reporter
 from howwhen.records import Measurement
@@ -111,6 +111,8 @@ def _make_command(step: Step | Literal["run"]) -> Callable[..., None]:
         file = read_config(config) if config else {}
         chosen = make_settings(PRESETS[preset], file, flags)
         what = source.pair(pair)
+        if step in ("run", "collect"):
+            check_inputs(what, chosen)
         with open_run(out or Path("runs") / what.name) as folder:
             pipeline = Pipeline(what, chosen, folder, Reporter())
             if step == "run":
@@ -118,7 +120,6 @@ def _make_command(step: Step | Literal["run"]) -> Callable[..., None]:
                 print_measurement(pipeline.measurement(), chosen.measure.confidence)
                 print(f"Report: {folder.step('present').path / 'report.md'}")
             else:
-                pipeline.pair.check()
                 pipeline.do(step)
 
     return command

@@ -50,11 +50,26 @@ from howwhen.records import (
     Taxonomy,
     VectorSet,
 )
+from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
 from howwhen.store import STEPS, Json, Key, RunFolder, Step, StepFolder
 from howwhen.zoo.pairs import Pair
 
 Item = TypeVar("Item")
+
+
+def check_inputs(pair: Pair, settings: RunSettings) -> None:
+    """Load the pair and the problems, and refuse now what would fail later; writes nothing.
+
+    Raises:
+        InputError: models, layers or problems that cannot be used.
+    """
+    split_problems(_draw_problems(pair, settings), settings.collect)
+    pair.check()
+    for layer in settings.discover.layers or ():
+        check_layer(pair.thinking.model, layer)
+    if settings.elicit.layer is not None:
+        pair.base.check_steering(settings.elicit.layer)
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Pipeline:
 
     def run(self, until: Step = "present") -> None:
         """Do every step up to `until`; finished ones are kept."""
-        self.pair.check()
+        check_inputs(self.pair, self.settings)
         for name in STEPS[: STEPS.index(until) + 1]:
             self.do(name)
 
@@ -155,7 +170,7 @@ class Pipeline:
 
     def _collect(self, step: StepFolder) -> Json:
         settings = self.settings.collect
-        problems = split_problems(self._draw_problems(), settings)
+        problems = split_problems(_draw_problems(self.pair, self.settings), settings)
         step.write_records("problems.jsonl", problems)
         wanted = [problem for problem in problems if problem.split is not Split.TEST]
         with self.reporter.task("rollouts", len(wanted)) as advance:
@@ -173,17 +188,6 @@ class Pipeline:
             "tokens": sum(len(rollout.ids) for rollout in rollouts),
             "sentences": sum(len(rollout.spans) for rollout in rollouts),
         }
-
-    def _draw_problems(self) -> list[Problem]:
-        settings = self.settings.collect
-        if settings.problems is not None:
-            return read_problems(settings.problems, settings.limit)
-        if self.pair.draw_problems is not None:
-            return self.pair.draw_problems(settings.limit, settings.seed)
-        raise SettingsError(
-            f"the pair {self.pair.name!r} has no problems of its own; type --problems FILE.jsonl "
-            'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
-        )
 
     def _discover(self, step: StepFolder) -> Json:
         layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
@@ -393,6 +397,18 @@ _BODIES: dict[Step, Callable[[Pipeline, StepFolder], Json]] = {
     "measure": Pipeline._measure,
     "present": Pipeline._present,
 }
+
+
+def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
+    collect = settings.collect
+    if collect.problems is not None:
+        return read_problems(collect.problems, collect.limit)
+    if pair.draw_problems is not None:
+        return pair.draw_problems(collect.limit, collect.seed)
+    raise SettingsError(
+        f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
+        'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
+    )
 
 
 def _trace_file(rung: Rung, seed: int) -> str:

