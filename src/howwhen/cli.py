@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.models import CHAT, PLAIN
@@ -214,6 +215,7 @@ for _step, _help in _COMMANDS.items():
 def main() -> None:
     """Entry point: run a command, and turn every expected error into a paragraph and code 2."""
     _keep_freed_memory()
+    disable_progress_bar()  # of transformers' loading; howwhen has its own
     console = Console(stderr=True, highlight=False)
     try:
         app(exit_on_error=False, print_error=False)

@@ -42,6 +42,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     prompt: str = CHAT
     """`chat`, or a format string with `{question}`."""
+    revision: str | None = None
+    """Commit on the hub, where the model came from there."""
 
     @property
     def layer_count(self) -> int:
@@ -142,7 +144,9 @@ def load_model(
         ) from error
     model.eval().requires_grad_(False)
     find_blocks(model)
-    return LanguageModel(name or str(source), fingerprint(model), model, tokenizer, prompt)
+    revision = getattr(model.config, "_commit_hash", None)
+    title = name or str(source)
+    return LanguageModel(title, fingerprint(model), model, tokenizer, prompt, revision)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

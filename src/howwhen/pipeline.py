@@ -145,7 +145,8 @@ class Pipeline:
 
     def _describe(self, role: str) -> Json:
         model = getattr(self.pair, role)
-        return {"name": model.name, "fingerprint": model.fingerprint, "prompt": model.prompt}
+        names = ("name", "revision", "fingerprint", "prompt")
+        return {name: getattr(model, name) for name in names}
 
     def _layers(self, name: Step) -> Json:
         if name == "discover":

@@ -230,3 +230,16 @@ def test_the_shared_vector_needs_no_vector_per_category(make_model: MakeModel) -
     choice: Choice = SharedVector(models.taxonomy, make_vectors(size=1))
     trace = decode(models, PROBLEMS[:1], choice, SETTINGS)[0]
     assert {t.category for t in trace.tokens if t.is_decision} == {0}
+
+
+def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeModel) -> None:
+    wide, narrow = make_model(seed=0), make_model(seed=1)
+    wide.model.resize_token_embeddings(len(wide.tokenizer) + 40, mean_resizing=False)
+    head = wide.model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[len(wide.tokenizer) :] = 50 * head.weight[:40]
+    for base, thinking in ((wide, narrow), (narrow, wide)):
+        models = HybridModels(base, thinking, make_taxonomy())
+        for choice in (Steer(models.taxonomy, make_vectors()), Takeover(), Guardrail(3)):
+            for trace in decode(models, PROBLEMS, choice, SETTINGS):
+                assert max(token.id for token in trace.tokens) < len(wide.tokenizer)

@@ -61,7 +61,7 @@ def decode(
         if state.is_done.all():
             break
         state.drop_finished()
-        state.feed(state.last)
+        state.feed()
     return [state.trace(row, problem, seed) for row, problem in enumerate(problems)]
 
 
@@ -96,15 +96,15 @@ class _Reader:
     """One model advancing over its own prompt and the shared answer."""
 
     model: LanguageModel
-    pad_mask: Int[Tensor, "stream prompt"]
+    mask: Tensor
+    """1 on every token read so far, 0 on left padding: (stream, position)."""
     layers: tuple[int, ...]
+    """Blocks whose residual at the last position is kept."""
     cache: DynamicCache = field(default_factory=DynamicCache)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    residual: dict[int, Tensor] = field(default_factory=dict)
-    mask: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mask = self.pad_mask
+    logits: Tensor = field(init=False)
+    """Of the next token: (stream, vocabulary)."""
+    residual: dict[int, Tensor] = field(init=False)
+    """Of the last position, per layer: (stream, d_model)."""
 
     @classmethod
     def start(
@@ -192,11 +192,11 @@ class _State:
     tokens: list[list[HybridToken]]
     """What each problem of the batch has been answered so far."""
 
-    def feed(self, tokens: Int[Tensor, " stream"]) -> None:
-        """Let every reader take in the emitted tokens."""
-        self.base.feed(tokens)
+    def feed(self) -> None:
+        """Let every reader take in the last token."""
+        self.base.feed(self.last)
         if self.thinking is not None:
-            self.thinking.feed(tokens)
+            self.thinking.feed(self.last)
 
     def drop_finished(self) -> None:
         """Leave finished streams behind once they are half of the batch."""
@@ -282,20 +282,20 @@ def _step(state: _State) -> None:
         is_decision=move.is_decision & is_running,
         category=move.category.masked_fill(~is_running, -1),
     )
-    token = _steer(state, move)
+    token = _steer(state, view, move)
     _record(state, view, move, token)
     state.last = token
     state.is_done = state.is_done | torch.isin(token, state.ends)
 
 
-def _steer(state: _State, move: Move) -> Int[Tensor, " stream"]:
+def _steer(state: _State, view: View, move: Move) -> Int[Tensor, " stream"]:
     where = move.category >= 0
     vectors = state.choice.vectors
     if vectors is None or not where.any():
         return move.token
     is_transient = state.settings.cache_policy == "transient"
     logits = state.base.steered(state.last, vectors, move.category, is_transient)
-    return torch.where(where, logits.argmax(1), move.token)
+    return torch.where(where, logits[:, : view.base_logits.shape[1]].argmax(1), move.token)
 
 
 def _record(state: _State, view: View, move: Move, token: Int[Tensor, " stream"]) -> None:

@@ -5,6 +5,7 @@ Math-Verify can hang and, off the main thread or past its own time limit, says "
 deadline.
 """
 
+import logging
 import multiprocessing
 import re
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ def _serve(pipe: Connection) -> None:
     """The worker: import once, then answer pairs until killed."""
     from math_verify import parse, verify
 
+    logging.disable(logging.WARNING)  # it warns that its time limits are off; ours is the parent's
     pipe.send("ready")
     while True:
         answer, gold = pipe.recv()

@@ -1,0 +1,46 @@
+"""What the README shows must be what the program does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from howwhen.cli import app
+from howwhen.records import LADDER
+from howwhen.store import STEPS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^howwhen .+$", README, re.MULTILINE)
+
+
+def test_it_shows_the_two_commands_and_they_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert {"demo", "test", "smol"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_commands_parse(command: str) -> None:
+    _, bound, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+    assert bound.arguments
+
+
+def test_it_names_every_step_and_every_rung() -> None:
+    for name in (*STEPS, *LADDER):
+        assert f"| `{name}` |" in README
+
+
+def test_its_table_has_every_rung_in_order() -> None:
+    table = README.partition("<!-- demo table -->")[2].partition("<!-- end of demo table -->")[0]
+    assert re.findall(r"^│ ([a-z-]+) ", table, re.MULTILINE) == list(LADDER)
+
+
+def test_the_changelog_is_about_this_version() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"', project, re.MULTILINE)
+    assert version is not None
+    assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text()
