@@ -220,6 +220,7 @@ class Pipeline:
             "sentences_kept": len(rows),
             "sentences_too_short": len(texts) - len(rows),
             "cells": len(cells),
+            "cells_left_out": len(layers) * len(settings.sizes) * len(settings.ks) - len(cells),
             "choice_rule": CHOICE_RULE,
         }
 

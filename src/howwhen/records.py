@@ -6,7 +6,7 @@ Records are frozen values. They know their own arithmetic and nothing of models 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -166,17 +166,7 @@ Rung = Literal[
     "takeover",
     "thinking",
 ]
-LADDER: tuple[Rung, ...] = (
-    "base",
-    "guardrail-only",
-    "shared-vector",
-    "random-category",
-    "random-positions",
-    "random-vectors",
-    "hybrid",
-    "takeover",
-    "thinking",
-)
+LADDER: tuple[Rung, ...] = get_args(Rung)
 """The rungs of the ladder of controls, in the order they are shown."""
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from howwhen.collect.sentences import cut_sentences
+from howwhen.errors import StoreError
 from howwhen.models import load_model
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
 from howwhen.zoo.tally.corpus import (
@@ -192,7 +193,7 @@ def _every_document_is_right(*arguments: object) -> tuple[list[object], float]:
 def test_a_build_does_not_mix_settings(tmp_path: Path) -> None:
     build_base_only = replace(TINY, rounds=0, distil_steps=0)
     build(tmp_path, build_base_only, lambda _: None)
-    with pytest.raises(ValueError, match="written by a build with other settings"):
+    with pytest.raises(StoreError, match="written by a build with other settings"):
         build(tmp_path, BuildSettings(), lambda _: None)
 
 

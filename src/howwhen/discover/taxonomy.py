@@ -50,13 +50,15 @@ def discover_grid(
     settings: DiscoverSettings,
     report: Report,
 ) -> list[Cell]:
-    """Train and score every cell of the grid: layers x sizes x ks."""
-    shapes = [Shape(size, k) for size in settings.sizes for k in settings.ks if k <= size]
-    shapes = [shape for shape in shapes if shape.size <= len(sentences.texts)]
-    if not shapes:
-        raise InputError(
-            f"{len(sentences.texts)} sentences are too few for any taxonomy of sizes "
-            f"{settings.sizes}; give more problems (--collect.limit) or smaller --discover.sizes"
+    """Train and score every cell of the grid: layers x sizes x ks.
+
+    Raises:
+        InputError: too few sentences for any of the sizes.
+    """
+    shapes, left_out = possible_shapes(len(sentences.texts), settings)
+    if left_out:
+        report(
+            f"  left out (k above size, or size above {len(sentences.texts)} sentences): {left_out}"
         )
     cells = []
     for layer, means in sentences.means.items():
@@ -67,8 +69,24 @@ def discover_grid(
         for sae, twin in zip(saes, twins, strict=True):
             taxonomy = Taxonomy(model, layer, mean, sae, ())
             cells.append(_score(taxonomy, twin, inputs, sentences, settings))
-        report(f"layer {layer}: {len(shapes)} autoencoders trained and scored")
+        report(f"  layer {layer}: {len(shapes)} autoencoders trained and scored")
     return cells
+
+
+def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Shape], list[Shape]]:
+    """The grid's shapes that can be trained on so many sentences, and those that cannot.
+
+    Raises:
+        InputError: none can.
+    """
+    every = [Shape(size, k) for size in settings.sizes for k in settings.ks]
+    kept = [shape for shape in every if shape.k <= shape.size <= sentences]
+    if not kept:
+        raise InputError(
+            f"{sentences} sentences are too few for any taxonomy of sizes {settings.sizes}; give "
+            "more problems (--collect.limit) or smaller --discover.sizes"
+        )
+    return kept, [shape for shape in every if shape not in kept]
 
 
 def choose(cells: Sequence[Cell]) -> int:

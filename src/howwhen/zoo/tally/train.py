@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from howwhen.collect.rollouts import Sampling, generate
+from howwhen.errors import ModelError, StoreError
 from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.truth import TallyProblem, draw_problem
@@ -56,13 +57,16 @@ class Example:
 
 
 def build(out: Path, settings: BuildSettings, report: Report) -> None:
-    """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders; finished parts are kept."""
+    """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders; finished parts are kept.
+
+    Raises:
+        StoreError: `out` holds checkpoints of other settings.
+    """
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     _claim(work, settings)
-    tokenizer = build_tokenizer()
-    stages = {"base": pretrain, "rl": reinforce, "sft": distil}
-    for name, train in stages.items():
+    stages = _Stages(build_tokenizer(), work, settings, report)
+    for name, train in {"base": stages.base, "rl": stages.rl, "sft": stages.sft}.items():
         if (out / name / "model.safetensors").exists():
             report(f"{name}: already built")
             continue
@@ -70,8 +74,8 @@ def build(out: Path, settings: BuildSettings, report: Report) -> None:
         if name != "base":
             base = LlamaForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
             model.load_state_dict(base.state_dict())
-        train(model, tokenizer, work, settings, report)
-        _save_model(model, tokenizer, out / name)
+        train(model)
+        _save_model(model, stages.tokenizer, out / name)
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
@@ -94,65 +98,68 @@ def new_model(seed: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def pretrain(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
-    settings: BuildSettings,
-    report: Report,
-) -> None:
-    """Train the base on whole documents of its corpus."""
+@dataclass(frozen=True)
+class _Stages:
+    """The three trainings; each changes the model it is given."""
 
-    def batch(step: int) -> list[Example]:
-        rng = Random(f"{settings.seed}-pretrain-{step}")
-        documents = (draw_base_document(rng) for _ in range(settings.batch_documents))
-        return [encode(tokenizer, question, text, True) for question, text in documents]
+    tokenizer: PreTrainedTokenizerFast
+    work: Path
+    settings: BuildSettings
+    report: Report
 
-    steps, rate = settings.pretrain_steps, settings.pretrain_learning_rate
-    fit(model, batch, steps, rate, work / "base.safetensors", report)
+    def base(self, model: LlamaForCausalLM) -> None:
+        """Train on whole documents of the base's corpus."""
+        steps, rate = self.settings.pretrain_steps, self.settings.pretrain_learning_rate
+        self._fit(model, self._documents("pretrain", draw_base_document, True), steps, rate, "base")
 
+    def sft(self, model: LlamaForCausalLM) -> None:
+        """Fine-tune the base on the teacher's solutions."""
+        steps, rate = self.settings.distil_steps, self.settings.distil_learning_rate
+        self._fit(
+            model, self._documents("distil", draw_teacher_document, False), steps, rate, "sft"
+        )
 
-def distil(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
-    settings: BuildSettings,
-    report: Report,
-) -> None:
-    """Fine-tune the base on the teacher's solutions."""
+    def rl(self, model: LlamaForCausalLM) -> None:
+        """Expert iteration: sample, keep what ends in the right number, train on it, repeat."""
+        for number in range(self.settings.rounds):
+            done = self.work / f"rl-round-{number}.safetensors"
+            if done.exists():
+                model.load_state_dict(load_file(done))
+                continue
+            kept, share = sample_right(model, self.tokenizer, self.settings, number)
+            self.report(
+                f"rl round {number + 1}/{self.settings.rounds}: {share:.1%} of samples right"
+            )
+            steps, rate = self.settings.round_steps, self.settings.round_learning_rate
+            self._fit(model, self._draws_of(kept, number), steps, rate, f"rl-{number}")
+            _write(model.state_dict(), done)
 
-    def batch(step: int) -> list[Example]:
-        rng = Random(f"{settings.seed}-distil-{step}")
-        documents = (draw_teacher_document(rng) for _ in range(settings.batch_documents))
-        return [encode(tokenizer, question, text) for question, text in documents]
+    def _documents(
+        self, stage: str, draw: Callable[[Random], tuple[str, str]], is_whole: bool
+    ) -> Callable[[int], list[Example]]:
+        def batch(step: int) -> list[Example]:
+            rng = Random(f"{self.settings.seed}-{stage}-{step}")
+            documents = (draw(rng) for _ in range(self.settings.batch_documents))
+            return [encode(self.tokenizer, one, text, is_whole) for one, text in documents]
 
-    steps, rate = settings.distil_steps, settings.distil_learning_rate
-    fit(model, batch, steps, rate, work / "sft.safetensors", report)
+        return batch
 
+    def _draws_of(self, kept: Sequence[Example], number: int) -> Callable[[int], list[Example]]:
+        def batch(step: int) -> list[Example]:
+            rng = Random(f"{self.settings.seed}-round-{number}-{step}")
+            return rng.choices(kept, k=self.settings.batch_documents)
 
-def reinforce(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    work: Path,
-    settings: BuildSettings,
-    report: Report,
-) -> None:
-    """Expert iteration: sample, keep what ends in the right number, train on it, repeat."""
-    for number in range(settings.rounds):
-        done = work / f"rl-round-{number}.safetensors"
-        if done.exists():
-            model.load_state_dict(load_file(done))
-            continue
-        kept, share = sample_right(model, tokenizer, settings, number)
-        report(f"rl round {number + 1}/{settings.rounds}: {share:.1%} of samples right")
+        return batch
 
-        def batch(step: int, number: int = number, kept: list[Example] = kept) -> list[Example]:
-            rng = Random(f"{settings.seed}-round-{number}-{step}")
-            return rng.choices(kept, k=settings.batch_documents)
-
-        rate = settings.round_learning_rate
-        fit(model, batch, settings.round_steps, rate, work / f"rl-{number}.safetensors", report)
-        _write(model.state_dict(), done)
+    def _fit(
+        self,
+        model: LlamaForCausalLM,
+        batch: Callable[[int], list[Example]],
+        steps: int,
+        rate: float,
+        name: str,
+    ) -> None:
+        fit(model, batch, steps, rate, self.work / f"{name}.safetensors", self.report)
 
 
 def sample_right(
@@ -180,6 +187,11 @@ def sample_right(
         kept += [
             Example(prompt + ids, len(prompt)) for ids in sorted(good)[: settings.keep_per_problem]
         ]
+    if not kept:
+        raise ModelError(
+            f"no sample of round {number} was right, so there is nothing to reinforce; "
+            "train the base longer or sample more"
+        )
     return kept, right / len(answers)
 
 
@@ -280,7 +292,7 @@ def _claim(work: Path, settings: BuildSettings) -> None:
     path = work / "settings.json"
     stated = json.dumps(asdict(settings), indent=2)
     if path.exists() and path.read_text() != stated:
-        raise ValueError(
+        raise StoreError(
             f"{path} was written by a build with other settings; expected {stated}; "
             "delete the folder or choose another one"
         )
