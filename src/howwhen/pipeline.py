@@ -6,6 +6,7 @@ counts. A finished step is skipped, a changed one runs again together with all t
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -309,18 +310,17 @@ class Pipeline:
         full = Steer(models.taxonomy, vectors)
         hybrid = self._decode(step, models, problems, full, 0)
         rate = _steered_fraction(hybrid)
-        counts: Json = {"problems": len(problems), "steered_fraction": rate, "answers": {}}
-        for choice, seed in self._ladder(models.taxonomy, vectors, shared, rate):
-            traces = self._decode(step, models, problems, choice, seed)
-            counts["answers"][choice.name] = counts["answers"].get(choice.name, 0) + len(traces)
+        answers: Counter[Rung] = Counter({"hybrid": len(hybrid)})
+        for choice, seed in self._controls(models.taxonomy, vectors, shared, rate):
+            answers[choice.name] += len(self._decode(step, models, problems, choice, seed))
         if rate == 0:
             self.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
-        return counts
+        return {"problems": len(problems), "steered_fraction": rate, "answers": answers}
 
-    def _ladder(
+    def _controls(
         self, taxonomy: Taxonomy, vectors: VectorSet, shared: VectorSet, rate: float
     ) -> Iterator[tuple[Choice, int]]:
-        """Every rung, random ones once per seed."""
+        """Every rung but the hybrid; random ones once per seed."""
         yield Base(), 0
         yield Guardrail(self.settings.hybrid.guardrail_top_k), 0
         yield SharedVector(taxonomy, shared), 0
@@ -328,7 +328,6 @@ class Pipeline:
             yield RandomCategory(taxonomy, vectors), seed
             yield RandomPositions(taxonomy, vectors, rate=rate), seed
             yield RandomVectors(taxonomy, randomise(vectors, seed)), seed
-        yield Steer(taxonomy, vectors), 0
         yield Takeover(), 0
         yield Thinking(), 0
 
@@ -341,7 +340,9 @@ class Pipeline:
         seed: int,
     ) -> list[HybridTrace]:
         settings = self.settings.hybrid
-        with self.reporter.task(f"{choice.name} (seed {seed})", len(problems)) as advance:
+        is_random = isinstance(choice, RandomCategory | RandomPositions | RandomVectors)
+        label = f"{choice.name}, seed {seed}" if is_random else choice.name
+        with self.reporter.task(label, len(problems)) as advance:
             return step.grow_records(
                 _trace_file(choice.name, seed),
                 HybridTrace,
