@@ -52,6 +52,9 @@ def discover_grid(
 ) -> list[Cell]:
     """Train and score every cell of the grid: layers x sizes x ks.
 
+    Every cell is trained from two seeds: the one that explains more is kept, and how far the two
+    agree is the cell's stability.
+
     Raises:
         InputError: too few sentences for any of the sizes.
     """
@@ -66,7 +69,8 @@ def discover_grid(
         inputs = functional.normalize(means - mean, dim=1)
         saes = train_grid(inputs, shapes, settings)
         twins = train_grid(inputs, shapes, settings.model_copy(update={"seed": settings.seed + 1}))
-        for sae, twin in zip(saes, twins, strict=True):
+        for pair in zip(saes, twins, strict=True):
+            sae, twin = sorted(pair, key=lambda one: unexplained(one, inputs))
             taxonomy = Taxonomy(model, layer, mean, sae, ())
             cells.append(_score(taxonomy, twin, inputs, sentences, settings))
         report(f"  layer {layer}: {len(shapes)} autoencoders trained and scored")
