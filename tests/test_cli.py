@@ -167,6 +167,20 @@ def test_help_lists_every_setting() -> None:
             assert f"--{section}.{name.replace('_', '-')}" in joined
 
 
+def test_an_impossible_flag_value_is_explained(tmp_path: Path) -> None:
+    done = howwhen("run", "tally-rl", "--out", tmp_path / "out", "--collect.limit", "zero")
+    assert done.returncode == 2
+    assert done.stderr.startswith("howwhen: setting collect.limit: Input should be a valid integer")
+    assert "found 'zero'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_later_step_does_not_make_a_run_folder(tmp_path: Path) -> None:
+    refuse("there is no run folder", "measure", "tally-rl", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_zoo_lists_and_shows_every_pair(capsys: pytest.CaptureFixture[str]) -> None:
     app(["zoo", "list"], result_action="return_value")
     listed = capsys.readouterr().out

@@ -1,7 +1,7 @@
 """The command line: one command per step, `run` for all six, and the zoo.
 
-Flags are made from the settings classes. Precedence, low to high: defaults, `--preset`,
-`--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
+Flags are made from the settings classes. Precedence, low to high: defaults, `--preset`, what the
+pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
@@ -27,6 +28,7 @@ from howwhen.settings import (
     Overrides,
     Preset,
     RunSettings,
+    explain,
     make_settings,
     merge,
     read_config,
@@ -110,11 +112,12 @@ def _make_command(step: Step | Literal["run"]) -> Callable[..., None]:
     ) -> None:
         flags: Overrides = merge(shortcuts.overrides(), settings.model_dump(exclude_unset=True))
         file = read_config(config) if config else {}
-        chosen = make_settings(PRESETS[preset], file, flags)
         what = source.pair(pair)
-        if step in ("run", "collect"):
+        chosen = make_settings(PRESETS[preset], what.overrides, file, flags)
+        is_first = step in ("run", "collect")
+        if is_first:
             check_inputs(what, chosen)
-        with open_run(out or Path("runs") / what.name) as folder:
+        with open_run(out or Path("runs") / what.name, is_new=is_first) as folder:
             pipeline = Pipeline(what, chosen, folder, Reporter())
             if step == "run":
                 pipeline.run()
@@ -220,7 +223,9 @@ def main() -> None:
     try:
         app(exit_on_error=False, print_error=False)
     except (HowwhenError, CycloptsError) as error:
-        console.print(f"howwhen: {' '.join(str(error).split())}", markup=False, soft_wrap=True)
+        cause = error.__cause__
+        message = explain(cause) if isinstance(cause, ValidationError) else str(error)
+        console.print(f"howwhen: {' '.join(message.split())}", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("howwhen: interrupted; the same command goes on from here")

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from howwhen.collect.problems import read_problems, split_problems
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import sentence_means
+from howwhen.discover.sae import Shape
 from howwhen.discover.taxonomy import CHOICE_RULE, Cell, Sentences, choose, discover_grid
 from howwhen.elicit.agreement import gate_sentence_agreement
 from howwhen.elicit.examples import DecisionExample, Teacher
@@ -158,7 +159,7 @@ class Pipeline:
         return {}
 
     def _sizes(self) -> tuple[int, ...]:
-        return self.pair.taxonomy_sizes or self.settings.discover.sizes
+        return self.settings.discover.sizes or self.pair.taxonomy_sizes
 
     def _steer_layer(self) -> int:
         chosen = self.settings.elicit.layer
@@ -193,9 +194,7 @@ class Pipeline:
 
     def _discover(self, step: StepFolder) -> Json:
         layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
-        settings = self.settings.discover.model_copy(
-            update={"layers": layers, "sizes": self._sizes()}
-        )
+        settings = self.settings.discover
         rollouts, questions = self._rollouts_with_questions()
         prompts = [self.pair.thinking.prompt_ids(question) for question in questions]
         means = sentence_means(self.pair.thinking, rollouts, prompts, layers, settings.batch_size)
@@ -208,7 +207,9 @@ class Pipeline:
             means={layer: mean[rows] for layer, mean in means.items()},
             labels={level: [column[row] for row in rows] for level, column in labels.items()},
         )
-        cells = discover_grid(self.pair.thinking.name, sentences, settings, self.reporter.say)
+        shapes = [Shape(size, k) for size in self._sizes() for k in settings.ks]
+        name, report = self.pair.thinking.name, self.reporter.say
+        cells = discover_grid(name, sentences, shapes, settings, report)
         chosen = choose(cells)
         taxonomy = cells[chosen].taxonomy
         categories = taxonomy.categorise(means[taxonomy.layer]).tolist()
@@ -221,7 +222,7 @@ class Pipeline:
             "sentences_kept": len(rows),
             "sentences_too_short": len(texts) - len(rows),
             "cells": len(cells),
-            "cells_left_out": len(layers) * len(settings.sizes) * len(settings.ks) - len(cells),
+            "cells_left_out": len(layers) * len(shapes) - len(cells),
             "choice_rule": CHOICE_RULE,
         }
 

@@ -61,8 +61,8 @@ class DiscoverSettings(_Settings):
 
     layers: tuple[int, ...] | None = None
     """Blocks whose output is read (0-based); the pair's own, or six spread ones, where absent."""
-    sizes: tuple[Count, ...] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
-    """Numbers of categories tried."""
+    sizes: tuple[Count, ...] | None = None
+    """Numbers of categories tried; the pair's own, or 5, 10, ..., 50, where absent."""
     ks: tuple[Count, ...] = (1, 3)
     """Latents kept per sentence, tried with every size."""
     min_words: Count = 3
@@ -223,7 +223,12 @@ def make_settings(*layers: Overrides) -> RunSettings:
     try:
         return RunSettings.model_validate(merged)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(one) for one in error.errors())) from error
+        raise SettingsError(explain(error)) from error
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with the settings, found and expected, one clause per mistake."""
+    return "; ".join(_explain(one) for one in error.errors())
 
 
 def _explain(error: Any) -> str:

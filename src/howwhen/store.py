@@ -45,12 +45,20 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(root: Path) -> Iterator[RunFolder]:
-    """Make the folder where it is missing and hold its lock, so that two runs cannot mix.
+def open_run(root: Path, *, is_new: bool = True) -> Iterator[RunFolder]:
+    """Hold a run folder's lock, so that two runs cannot mix.
+
+    Args:
+        root: the folder.
+        is_new: whether to make it where it is missing.
 
     Raises:
-        StoreError: the folder is in use, or is no folder.
+        StoreError: the folder is in use, is no folder, or is missing and not to be made.
     """
+    if not is_new and not root.exists():
+        raise StoreError(
+            f"there is no run folder {root}; type `howwhen run PAIR --out {root}` first"
+        )
     if root.exists() and not root.is_dir():
         raise StoreError(f"{root} is a file; --out expects a folder, which may be new")
     root.mkdir(parents=True, exist_ok=True)

@@ -36,12 +36,12 @@ def test_the_smallest_size_within_one_standard_error_is_chosen(
 
 
 def test_shapes_that_cannot_be_trained_are_listed() -> None:
-    settings = DiscoverSettings(sizes=(2, 5, 50), ks=(1, 3))
-    kept, left_out = possible_shapes(20, settings)
+    grid = [Shape(size, k) for size in (2, 5, 50) for k in (1, 3)]
+    kept, left_out = possible_shapes(20, grid)
     assert kept == [Shape(2, 1), Shape(5, 1), Shape(5, 3)]
     assert left_out == [Shape(2, 3), Shape(50, 1), Shape(50, 3)]
     with pytest.raises(InputError, match="1 sentences are too few"):
-        possible_shapes(1, settings)
+        possible_shapes(1, grid)
 
 
 def test_the_planted_taxonomy_is_found_chosen_and_scored_against_the_truth() -> None:
@@ -50,9 +50,10 @@ def test_the_planted_taxonomy_is_found_chosen_and_scored_against_the_truth() -> 
     texts = [WORDS[w] for w in which.tolist()]
     labels: list[str | None] = [str(w) for w in which.tolist()]
     sentences = Sentences(texts, {0: noise, 4: inputs * 5 + 2}, {"behaviour": labels})
-    settings = DiscoverSettings(sizes=(3, 7), ks=(1,), steps=200, sentences_per_step=128)
+    settings = DiscoverSettings(steps=200, sentences_per_step=128)
+    grid = [Shape(3, 1), Shape(7, 1)]
     said: list[str] = []
-    cells = discover_grid("m", sentences, settings, said.append)
+    cells = discover_grid("m", sentences, grid, settings, said.append)
     best = cells[choose(cells)]
     assert (best.taxonomy.layer, best.taxonomy.size) == (4, 3)
     assert best.truth["behaviour"].purity > 0.97

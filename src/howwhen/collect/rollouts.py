@@ -45,7 +45,8 @@ def make_rollout(thinking: LanguageModel, problem: Problem, ids: Sequence[int]) 
     """An answer with its text, finish reason and sentences."""
     text, ends = token_ends(thinking.tokenizer, ids)
     stopped = bool(ids) and ids[-1] in thinking.end_ids
-    spans = sentence_spans(text, ends[:-1] if stopped else ends)
+    ends = ends[:-1] if stopped else ends  # the end token belongs to no sentence
+    spans = sentence_spans(text[: ends[-1]] if ends else "", ends)
     finish = Finish.STOP if stopped else Finish.LENGTH
     return Rollout(problem.id, tuple(ids), text, finish, spans)
 

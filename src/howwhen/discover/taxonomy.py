@@ -47,10 +47,11 @@ class Cell:
 def discover_grid(
     model: str,
     sentences: Sentences,
+    grid: Sequence[Shape],
     settings: DiscoverSettings,
     report: Report,
 ) -> list[Cell]:
-    """Train and score every cell of the grid: layers x sizes x ks.
+    """Train and score every cell of the grid: layers x shapes.
 
     Every cell is trained from two seeds: the one that explains more is kept, and how far the two
     agree is the cell's stability.
@@ -58,7 +59,7 @@ def discover_grid(
     Raises:
         InputError: too few sentences for any of the sizes.
     """
-    shapes, left_out = possible_shapes(len(sentences.texts), settings)
+    shapes, left_out = possible_shapes(len(sentences.texts), grid)
     if left_out:
         report(
             f"  left out (k above size, or size above {len(sentences.texts)} sentences): {left_out}"
@@ -77,20 +78,21 @@ def discover_grid(
     return cells
 
 
-def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Shape], list[Shape]]:
-    """The grid's shapes that can be trained on so many sentences, and those that cannot.
+def possible_shapes(sentences: int, grid: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
+    """The shapes that can be trained on so many sentences, and those that cannot.
 
     Raises:
         InputError: none can.
     """
-    every = [Shape(size, k) for size in settings.sizes for k in settings.ks]
-    kept = [shape for shape in every if shape.k <= shape.size <= sentences]
+    kept = [shape for shape in grid if shape.k <= shape.size <= sentences]
     if not kept:
+        smallest = min(shape.size for shape in grid)
         raise InputError(
-            f"{sentences} sentences are too few for any taxonomy of sizes {settings.sizes}; give "
-            "more problems (--collect.limit) or smaller --discover.sizes"
+            f"{sentences} sentences are too few for any taxonomy of the grid, whose smallest has "
+            f"{smallest} categories; give more problems (--collect.limit) or smaller "
+            "--discover.sizes"
         )
-    return kept, [shape for shape in every if shape not in kept]
+    return kept, [shape for shape in grid if shape not in kept]
 
 
 def choose(cells: Sequence[Cell]) -> int:

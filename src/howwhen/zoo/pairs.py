@@ -9,6 +9,7 @@ from howwhen.errors import PairError
 from howwhen.hybrid.alignment import check_pair
 from howwhen.models import CHAT, PLAIN, LanguageModel, check_prompt, load_model
 from howwhen.records import Problem
+from howwhen.settings import Overrides
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
 
@@ -31,8 +32,8 @@ class Pair:
     """0-based block of the base to steer; None for the middle one."""
     taxonomy_layers: tuple[int, ...] | None = None
     """0-based blocks of the thinking model to read; None for six spread ones."""
-    taxonomy_sizes: tuple[int, ...] | None = None
-    """Sizes to try instead of the settings'."""
+    taxonomy_sizes: tuple[int, ...] = tuple(range(5, 55, 5))
+    """Numbers of categories to try; the paper's grid unless the pair has a size of its own."""
     draw_problems: Callable[[int, int], list[Problem]] | None = field(default=None, repr=False)
     """Makes `count` problems from a seed, for pairs with problems of their own."""
     truth: Truth | None = field(default=None, repr=False)
@@ -64,8 +65,13 @@ class Pair:
         if self.taxonomy_layers is not None:
             return self.taxonomy_layers
         count = self.thinking.layer_count
-        spread = {round(count * part / 7) for part in range(1, 7)}
-        return tuple(sorted(min(layer, count - 1) for layer in spread))
+        return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
+
+    @property
+    def overrides(self) -> Overrides:
+        """Settings that the pair itself sets: over presets, under files and flags."""
+        has_own_sizes = self.taxonomy_sizes != Pair.taxonomy_sizes
+        return {"discover": {"sizes": self.taxonomy_sizes}} if has_own_sizes else {}
 
     def check(self) -> None:
         """Load both models and refuse the pair now if it cannot work.
