@@ -140,6 +140,7 @@ def test_a_pair_without_problems_asks_for_them(save_folder: SaveFolder, tmp_path
         "has no problems of its own; type --problems FILE",
         "run", "--base", base, "--thinking", thinking, "--out", tmp_path / "out",
     )  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_any_two_folders_run_all_six_steps(

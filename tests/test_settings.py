@@ -46,7 +46,10 @@ def test_every_field_is_documented() -> None:
 
 def test_every_preset_is_valid() -> None:
     for preset in PRESETS.values():
-        make_settings(preset)
+        made = make_settings(preset)
+        for section, values in preset.items():
+            for name, value in values.items():
+                assert getattr(getattr(made, section), name) == value
 
 
 @pytest.mark.parametrize("content", ["- 1\n", "a: [", ""])

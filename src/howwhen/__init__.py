@@ -14,9 +14,12 @@ Learn When" (arXiv 2510.07364).
 
     from pathlib import Path
     from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+    from howwhen.settings import PRESETS
 
+    pair = find_pair("tally-rl")
+    settings = make_settings(PRESETS["small"], pair.overrides)
     with open_run(Path("runs/mine")) as folder:
-        pipeline = Pipeline(find_pair("tally-rl"), make_settings(), folder, Reporter())
+        pipeline = Pipeline(pair, settings, folder, Reporter())
         pipeline.run()
         print(pipeline.measurement().rungs["hybrid"].gap_recovered)
 """

@@ -33,7 +33,7 @@ from howwhen.settings import (
     merge,
     read_config,
 )
-from howwhen.store import Step, open_run
+from howwhen.store import STEPS, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
@@ -119,12 +119,11 @@ def _make_command(step: Step | Literal["run"]) -> Callable[..., None]:
             check_inputs(what, chosen)
         with open_run(out or Path("runs") / what.name, is_new=is_first) as folder:
             pipeline = Pipeline(what, chosen, folder, Reporter())
+            for name in STEPS if step == "run" else (step,):
+                pipeline.do(name)
             if step == "run":
-                pipeline.run()
                 print_measurement(pipeline.measurement(), chosen.measure.confidence)
                 print(f"Report: {folder.step('present').path / 'report.md'}")
-            else:
-                pipeline.do(step)
 
     return command
 

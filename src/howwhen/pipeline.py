@@ -83,10 +83,10 @@ class Pipeline:
     folder: RunFolder
     reporter: Reporter
 
-    def run(self, until: Step = "present") -> None:
-        """Do every step up to `until`; finished ones are kept."""
+    def run(self) -> None:
+        """Do every step; finished ones are kept."""
         check_inputs(self.pair, self.settings)
-        for name in STEPS[: STEPS.index(until) + 1]:
+        for name in STEPS:
             self.do(name)
 
     def do(self, name: Step) -> None:
@@ -153,13 +153,10 @@ class Pipeline:
     def _layers(self, name: Step) -> Json:
         if name == "discover":
             layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
-            return {"layers": list(layers), "sizes": list(self._sizes())}
+            return {"layers": list(layers)}
         if name == "elicit":
             return {"layer": self._steer_layer()}
         return {}
-
-    def _sizes(self) -> tuple[int, ...]:
-        return self.settings.discover.sizes or self.pair.taxonomy_sizes
 
     def _steer_layer(self) -> int:
         chosen = self.settings.elicit.layer
@@ -207,7 +204,7 @@ class Pipeline:
             means={layer: mean[rows] for layer, mean in means.items()},
             labels={level: [column[row] for row in rows] for level, column in labels.items()},
         )
-        shapes = [Shape(size, k) for size in self._sizes() for k in settings.ks]
+        shapes = [Shape(size, k) for size in settings.sizes for k in settings.ks]
         name, report = self.pair.thinking.name, self.reporter.say
         cells = discover_grid(name, sentences, shapes, settings, report)
         chosen = choose(cells)

@@ -61,8 +61,8 @@ class DiscoverSettings(_Settings):
 
     layers: tuple[int, ...] | None = None
     """Blocks whose output is read (0-based); the pair's own, or six spread ones, where absent."""
-    sizes: tuple[Count, ...] | None = None
-    """Numbers of categories tried; the pair's own, or 5, 10, ..., 50, where absent."""
+    sizes: tuple[Count, ...] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    """Numbers of categories tried."""
     ks: tuple[Count, ...] = (1, 3)
     """Latents kept per sentence, tried with every size."""
     min_words: Count = 3

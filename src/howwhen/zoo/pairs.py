@@ -32,8 +32,8 @@ class Pair:
     """0-based block of the base to steer; None for the middle one."""
     taxonomy_layers: tuple[int, ...] | None = None
     """0-based blocks of the thinking model to read; None for six spread ones."""
-    taxonomy_sizes: tuple[int, ...] = tuple(range(5, 55, 5))
-    """Numbers of categories to try; the paper's grid unless the pair has a size of its own."""
+    taxonomy_sizes: tuple[int, ...] | None = None
+    """Numbers of categories to try; None for those of the settings."""
     draw_problems: Callable[[int, int], list[Problem]] | None = field(default=None, repr=False)
     """Makes `count` problems from a seed, for pairs with problems of their own."""
     truth: Truth | None = field(default=None, repr=False)
@@ -70,8 +70,7 @@ class Pair:
     @property
     def overrides(self) -> Overrides:
         """Settings that the pair itself sets: over presets, under files and flags."""
-        has_own_sizes = self.taxonomy_sizes != Pair.taxonomy_sizes
-        return {"discover": {"sizes": self.taxonomy_sizes}} if has_own_sizes else {}
+        return {"discover": {"sizes": self.taxonomy_sizes}} if self.taxonomy_sizes else {}
 
     def check(self) -> None:
         """Load both models and refuse the pair now if it cannot work.

@@ -7,7 +7,7 @@ same machine. Nothing but the outcome (is the concluded number right?) reaches t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -328,11 +328,9 @@ def _resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Pat
     return int(saved["step"])
 
 
-def _write(
-    tensors: dict[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]], path: Path
-) -> None:
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.clone() for name, tensor in dict(tensors).items()}, partial)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)
     partial.replace(path)
 
 
