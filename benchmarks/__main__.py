@@ -1,94 +1,62 @@
 """Speed as ratios, both sides in one run: `make bench` writes `benchmarks/results/*.json`.
 
-Each file is a list of `{name, ratio, target, ok, detail}`; a ratio above its target is good.
+Each file is a list of `{name, ratio, target, ok, detail}`; the detail says which way the target
+binds. `python -m benchmarks decoding-tally` runs one of them.
 """
 
 import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import torch
 
+from benchmarks import decoding, training
+from benchmarks.pairs import smol_shape, tally
+from benchmarks.timing import Result, compare
 from howwhen.discover.sae import Shape, train_grid
-from howwhen.hybrid.choice import Takeover
-from howwhen.hybrid.decoder import HybridModels, decode
-from howwhen.records import Sae, Taxonomy
-from howwhen.settings import DiscoverSettings, HybridSettings
-from howwhen.zoo.pairs import find_pair
+from howwhen.settings import DiscoverSettings
 
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Result:
-    """One ratio with what it is held against."""
-
-    name: str
-    ratio: float
-    target: float
-    ok: bool
-    detail: str
-
-
-def compare(
-    name: str, slow: Callable[[], object], fast: Callable[[], object], target: float, what: str
-) -> Result:
-    """Time both sides in turn, three times each; the ratio is that of the medians."""
-    times: dict[str, list[float]] = {"slow": [], "fast": []}
-    for _ in range(3):
-        for side, run in (("slow", slow), ("fast", fast)):
-            started = time.perf_counter()
-            run()
-            times[side].append(time.perf_counter() - started)
-    slow_seconds, fast_seconds = median(times["slow"]), median(times["fast"])
-    ratio = round(slow_seconds / fast_seconds, 2)
-    detail = f"{what}: {slow_seconds:.2f} s and {fast_seconds:.2f} s"
-    return Result(name, ratio, target, ratio >= target, detail)
-
-
-def sae_grid() -> Result:
+def sae_grid() -> Iterator[Result]:
     """Ten sizes at once and one by one."""
     inputs = torch.nn.functional.normalize(torch.randn(4000, 192), dim=1)
     shapes = [Shape(size, 3) for size in range(5, 55, 5)]
     settings = DiscoverSettings(steps=40, sentences_per_step=512)
-    return compare(
-        "SAE grid of ten sizes vs ten sizes one by one",
+    yield compare(
+        "SAE grid: ten sizes one by one over all at once",
         lambda: [train_grid(inputs, [shape], settings) for shape in shapes],
         lambda: train_grid(inputs, shapes, settings),
+        "at least",
         4.0,
         "40 steps, one by one and together",
     )
 
 
-def batched_decoding() -> Result:
-    """Thirty-two streams at once and one by one, per token."""
-    pair = find_pair("tally-rl")
-    rows = torch.eye(192)[:4]
-    sae = Sae(rows, torch.zeros(4), rows, torch.zeros(192), k=1)
-    taxonomy = Taxonomy("none", 2, torch.zeros(192), sae, ("a", "b", "c", "d"))
-    models = HybridModels(pair.base, pair.thinking, taxonomy)
-    assert pair.draw_problems is not None
-    problems, settings = pair.draw_problems(32, 1), HybridSettings(max_new_tokens=160)
-    return compare(
-        "batch of 32 streams vs one",
-        lambda: [decode(models, [problem], Takeover(), settings) for problem in problems],
-        lambda: decode(models, problems, Takeover(), settings),
-        8.0,
-        "32 tally problems on the takeover rung, one by one and together",
-    )
+BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
+    "decoding-tally": lambda: decoding.results(tally(), True),
+    "decoding-135m": lambda: decoding.results(smol_shape(), False),
+    "training-tally": lambda: training.results(tally(), True),
+    "training-135m": lambda: training.results(smol_shape(), False),
+    "sae-grid": sae_grid,
+}
 
 
-def main() -> None:
-    """Run every benchmark and write its result."""
+def main(names: list[str]) -> None:
+    """Run the named benchmarks, or all, and write their results as they come."""
     RESULTS.mkdir(exist_ok=True)
-    for name, bench in {"sae_grid": sae_grid, "batched_decoding": batched_decoding}.items():
-        result = bench()
-        (RESULTS / f"{name}.json").write_text(json.dumps([asdict(result)], indent=2) + "\n")
-        print(f"{result.name}: {result.ratio}x (target {result.target}x) {result.detail}")
+    for name in names or BENCHES:
+        done: list[Result] = []
+        for result in BENCHES[name]():
+            done.append(result)
+            text = json.dumps([asdict(one) for one in done], indent=2) + "\n"
+            (RESULTS / f"{name}.json").write_text(text)
+            mark = "ok    " if result.ok else "MISSED"
+            print(f"{mark} {result.name}: {result.ratio} ({result.detail})")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

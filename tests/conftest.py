@@ -20,7 +20,7 @@ from howwhen.models import CHAT, LanguageModel, fingerprint
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two only get in each other's way on models of this size
 
 DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Real problems and answers, kept beside the checkout; not part of the project."""

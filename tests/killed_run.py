@@ -10,24 +10,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, pipeline, store
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, steps, store
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
     "discover": {"sizes": (4, 6), "ks": (1,), "steps": 20, "layers": (1, 2)},
-    "elicit": {"seeds": (0, 1), "steps": 4, "validate_every": 2},
+    "elicit": {
+        "seeds": (0, 1),
+        "steps": 4,
+        "validate_every": 2,
+        "probe_steps": 20,
+        "practice_rounds": 1,
+    },
     "hybrid": {"max_new_tokens": 80, "batch_size": 4, "random_seeds": (0,)},
     "measure": {"bootstrap_samples": 100},
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "collect": (pipeline, "collect_rollouts", 3),
+    "collect": (steps, "collect_rollouts", 3),
     "inside a line": (store, "_lines", 4),
-    "discover": (pipeline, "choose", 1),
-    "elicit": (pipeline, "train_vectors", 2),
-    "hybrid": (pipeline, "decode", 5),
+    "discover": (steps, "choose", 1),
+    "elicit": (steps, "train_vectors", 2),
+    "practice": (steps, "decode", 2),
+    "self-gate": (steps, "train_self_gate", 1),
+    "hybrid": (steps, "decode", 5),
     "before a rename": (store, "_hash", 4),
-    "measure": (pipeline, "measure", 1),
-    "present": (pipeline, "make_report", 1),
+    "measure": (steps, "measure", 1),
+    "present": (steps, "make_report", 1),
 }
 
 

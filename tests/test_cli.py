@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from howwhen.cli import app
@@ -180,6 +181,22 @@ def test_an_impossible_flag_value_is_explained(tmp_path: Path) -> None:
 def test_a_later_step_does_not_make_a_run_folder(tmp_path: Path) -> None:
     refuse("there is no run folder", "measure", "tally-rl", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_vectors_are_converted_and_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published, out = tmp_path / "published", tmp_path / "v.safetensors"
+    published.mkdir()
+    for key in ("bias", "idx0", "idx1"):
+        torch.save({key: torch.ones(8)}, published / f"{key}.pt")
+    refuse("whose vectors are these", "convert", published, "--out", out)
+    convert = ["convert", str(published), "--out", str(out), "--model", "m", "--layer", "3"]
+    app(convert, result_action="return_value")
+    assert capsys.readouterr().out == f"2 vectors of width 8 for layer 3: {out}\n"
+    folder = tmp_path / "gguf"
+    app(["convert", str(out), "--out", str(folder), "--to", "gguf"], result_action="return_value")
+    assert len(list(folder.glob("*.gguf"))) == 2
 
 
 def test_the_zoo_lists_and_shows_every_pair(capsys: pytest.CaptureFixture[str]) -> None:

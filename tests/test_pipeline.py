@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.errors import StoreError
-from howwhen.records import LADDER, Grade
+from howwhen.cli import app
+from howwhen.errors import SettingsError, StoreError
+from howwhen.records import LADDER, Grade, HybridToken, HybridTrace
 from howwhen.store import STEPS
 from tests.killed_run import MOMENTS, SETTINGS
 
@@ -48,7 +49,8 @@ def test_a_run_killed_in_every_step_ends_with_the_same_files(
 def test_the_measurement_has_every_rung_and_adds_up(finished: Path) -> None:
     measurement = json.loads((finished / "5-measure" / "measurement.json").read_text())
     assert measurement["n"] == 12
-    assert tuple(measurement["rungs"]) == LADDER
+    without = ("base-step-by-step", "bias-only")  # tally cannot be asked so; decision has no bias
+    assert tuple(measurement["rungs"]) == tuple(r for r in LADDER if r not in without)
     for rung in measurement["rungs"].values():
         assert set(rung) >= {
             "accuracy", "accuracy_ci", "counts", "steered_fraction", "changed_fraction",
@@ -83,7 +85,7 @@ def test_counts_kept_and_dropped_add_up(finished: Path) -> None:
 
 def test_the_report_shows_the_ladder(finished: Path) -> None:
     report = (finished / "6-present" / "report.md").read_text()
-    for rung in LADDER:
+    for rung in set(LADDER) - {"base-step-by-step", "bias-only"}:
         assert f"| {rung} |" in report
     assert "purity" in report
 
@@ -125,3 +127,62 @@ def test_a_step_without_its_input_names_the_command(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="howwhen collect PAIR --out"):
             pipeline.do("discover")
     assert not (tmp_path / "new" / "2-discover").exists()
+
+
+def test_the_elicit_step_accounts_for_everything(finished: Path) -> None:
+    training = json.loads((finished / "3-elicit" / "training.json").read_text())
+    counts = json.loads((finished / "3-elicit" / "provenance.json").read_text())["counts"]
+    assert set(training["gate_sentence_agreement"]) == {"taxonomy", "probe", "clusters"}
+    for name in ("vectors", "shared"):
+        for seed in training[name]["seeds"]:
+            assert len(seed["validation_losses"]) == len(seed["losses"]) + 1 == 3
+    assert training["self_gate"]["positions"] > training["self_gate"]["decisions"] > 0
+    trained = counts["positions_trained_per_category"]
+    silent = [category for category, count in enumerate(trained) if not count]
+    assert counts["categories_without_training"] == silent
+    assert (finished / "3-elicit" / "practice-0.jsonl").read_text().count("\n") > 5
+
+
+def test_the_span_method_runs_the_whole_ladder_with_its_bias(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "span"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    how = {"method": "span", "practice_rounds": 0, "sentences_per_category": 8}
+    hybrid = {"strengths": (0.5, 1.0), "windows": (1, 4)}
+    _pipeline(folder, {"elicit": how, "hybrid": hybrid})
+    measurement = json.loads((folder / "5-measure" / "measurement.json").read_text())
+    expected = tuple(rung for rung in LADDER if rung != "base-step-by-step")
+    assert tuple(measurement["rungs"]) == expected
+    traces = [
+        HybridTrace(**{**row, "tokens": tuple(HybridToken(*one) for one in row["tokens"])})
+        for row in map(
+            json.loads, (folder / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_text().splitlines()
+        )
+    ]
+    steered = [token for trace in traces for token in trace.tokens if token.is_decision]
+    assert steered
+    assert all(len(token.candidates) == 4 for token in steered)
+    assert {token.window for token in steered} <= {1, 4}
+
+
+def test_a_chat_answers_from_a_finished_run_without_touching_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(finished)
+    question = "Ann has 7 pens. Ann doubles them. How many pens does Ann have?"
+    for rung in ("hybrid", "self-gate", "takeover"):
+        app(
+            ["chat", question, "--out", str(finished), "--rung", rung, "--why"],
+            result_action="return_value",
+        )
+        said = capsys.readouterr().out
+        assert "tokens, " in said
+        assert "log p" in said
+    with pytest.raises(SettingsError, match="has no rung 'bias-only'; expected one of base, "):
+        app(["chat", question, "--out", str(finished), "--rung", "bias-only"],
+            result_action="return_value", exit_on_error=False, print_error=False)  # fmt: skip
+    with pytest.raises(SettingsError, match="takeover does not steer"):
+        app(["chat", question, "--out", str(finished), "--rung", "takeover", "--strength", "2"],
+            result_action="return_value", exit_on_error=False, print_error=False)  # fmt: skip
+    assert contents(finished) == before

@@ -29,6 +29,15 @@ def test_its_commands_parse(command: str) -> None:
     assert bound.arguments
 
 
+BLOCKS = re.findall(r"^```python\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_its_python_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+    assert "14" in capsys.readouterr().out
+
+
 def test_it_names_every_step_and_every_rung() -> None:
     for name in (*STEPS, *LADDER):
         assert f"| `{name}` |" in README

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from howwhen.errors import ModelError
-from howwhen.residual import adding, check_layer, check_steerable, find_blocks, reading, residuals
+from howwhen.residual import (
+    adding,
+    check_layer,
+    check_steerable,
+    find_blocks,
+    reading,
+    residuals,
+    resuming,
+)
 from tests.conftest import ARCHITECTURES, MakeModel
 
 IDS = torch.tensor([[5, 17, 33, 60]])
@@ -84,3 +92,25 @@ def test_every_layer_of_every_architecture_is_steerable(
 ) -> None:
     for layer in range(3):
         check_steerable(make_model(architecture).model, layer)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_resuming_from_a_layer_gives_the_same_logits_and_leaves_the_model_alone(
+    make_model: MakeModel, architecture: str
+) -> None:
+    model = make_model(architecture).model
+    before = model(input_ids=IDS).logits
+    for layer in range(3):
+        residual = residuals(model, [layer], input_ids=IDS)[layer]
+        causal = torch.full((1, 1, 4, 4), torch.finfo(torch.float32).min).triu(1)
+        with resuming(model, layer, residual):
+            resumed = model(
+                input_ids=torch.zeros_like(IDS),
+                attention_mask=causal,
+                position_ids=torch.arange(4)[None],
+            ).logits
+        torch.testing.assert_close(resumed, before, atol=1e-4, rtol=1e-4)
+    assert torch.equal(before, model(input_ids=IDS).logits)
+    with pytest.raises(RuntimeError, match="inside"), resuming(model, 1, residual):
+        raise RuntimeError("inside")
+    assert torch.equal(before, model(input_ids=IDS).logits)

@@ -28,6 +28,8 @@ WRONG = [
     ({"collect": {"limit": 0}}, r"collect\.limit: .*greater than 0.*found 0"),
     ({"collect": {"limit": "many"}}, r"collect\.limit.*found 'many'"),
     ({"collect": {"test_fraction": 0.9, "selection_fraction": 0.1}}, "leave no problems to train"),
+    ({"elicit": {"method": "span", "gate": "clusters"}}, "gate clusters names decisions"),
+    ({"elicit": {"method": "span", "practice_rounds": 1}}, "span knows neither practice_rounds"),
     ({"hybrid": {"cache_policy": "none"}}, "'transient' or 'persistent'"),
 ]
 

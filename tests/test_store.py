@@ -7,7 +7,7 @@ import torch
 from howwhen.errors import StoreError
 from howwhen.records import Problem, Split
 from howwhen.store import Key, RunFolder, StepFolder, open_run
-from tests.hybrid.test_decoder import make_taxonomy, make_vectors
+from tests.factories import make_taxonomy, make_vectors
 
 KEY = Key({"a": 1}, {}, {})
 

@@ -6,7 +6,7 @@ pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,14 +17,18 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from howwhen.convert import read_published_vectors
 from howwhen.errors import HowwhenError, SettingsError
+from howwhen.hybrid.decoder import stream
 from howwhen.models import CHAT, PLAIN
 from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
+from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
-from howwhen.records import Measurement
+from howwhen.records import Measurement, Problem, Rung
 from howwhen.settings import (
     PRESETS,
+    HybridSettings,
     Overrides,
     Preset,
     RunSettings,
@@ -33,12 +37,15 @@ from howwhen.settings import (
     merge,
     read_config,
 )
-from howwhen.store import STEPS, Step, open_run
+from howwhen.steps import ready_rung, with_strength
+from howwhen.store import STEPS, Step, export_gguf, load_vectors, open_run, save_vectors
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
 MALLOC_BYTES = str(4 * 2**30)
 """glibc gives freed tensors back to the kernel and faults them in again unless told not to."""
+
+MOST_CHAT_TOKENS = 512
 
 app = App(
     name="howwhen",
@@ -138,6 +145,105 @@ def print_measurement(measurement: Measurement, confidence: float) -> None:
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(table)
     console.print(verdict(measurement), soft_wrap=True)
+
+
+@app.command
+def chat(
+    question: str | None = None,
+    /,
+    *,
+    pair: str = "tally-rl",
+    out: Path | None = None,
+    rung: Rung = "hybrid",
+    why: bool = False,
+    strength: float | None = None,
+    preset: Preset = "small",
+) -> None:
+    """Answer a question with a live hybrid, tokens coloured by category; without one, ask for some.
+
+    Parameters
+    ----------
+    question:
+        A problem; read from standard input, line by line, where absent.
+    pair:
+        A pair of `howwhen zoo list`.
+    out:
+        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run where it
+        has none.
+    rung:
+        Which rung of the ladder answers.
+    why:
+        Show every decision: what was written instead of what, and on whose word.
+    strength:
+        Steer with this multiple of what the vectors add.
+    preset:
+        Sizes of the first three steps, where they are run.
+    """
+    what = find_pair(pair)
+    console = Console(highlight=False)
+    with open_run(out or Path("runs") / what.name) as folder:
+        choice, gate = ready_rung(what, folder, preset, rung, Reporter())
+    if strength is not None:
+        choice = with_strength(choice, strength)
+    settings = HybridSettings(max_new_tokens=_room(what))
+    painter = Painter(what.base.tokenizer, gate.titles)
+    for number, text in enumerate([question] if question else _questions(console, what)):
+        problem = Problem(f"chat-{number}", text, "unknown")
+        show(console, painter, stream(what.models(), problem, choice, settings), why)
+
+
+def _questions(console: Console, pair: Pair) -> Iterator[str]:
+    """Lines of standard input, with an example where the pair has problems of its own."""
+    if sys.stdin.isatty():
+        example = pair.draw_problems(1, 1)[0].question if pair.draw_problems else "What is 2 + 2?"
+        console.print(f"A question per line; end with Ctrl-D. For example: {example}", style="dim")
+    for line in sys.stdin:
+        if line.strip():
+            yield line.strip()
+
+
+def _room(pair: Pair) -> int:
+    """Longest answer in a chat: what most contexts hold beside the question."""
+    contexts = [model.context or MOST_CHAT_TOKENS for model in (pair.base, pair.thinking)]
+    return min(MOST_CHAT_TOKENS, *(context * 5 // 8 for context in contexts))
+
+
+@app.command
+def convert(
+    *paths: Path,
+    out: Path,
+    model: str | None = None,
+    layer: int | None = None,
+    to: Literal["safetensors", "gguf"] = "safetensors",
+) -> None:
+    """Convert vectors: published `.pt` files to safetensors, or a vector set to GGUF.
+
+    Parameters
+    ----------
+    paths:
+        `.pt` files or folders of them (keys `bias`, `idx0`, `idx1`, ...), or one `.safetensors`.
+    out:
+        File to write; for GGUF a folder, with one control vector per category.
+    model:
+        Base model that the `.pt` vectors steer.
+    layer:
+        0-based block they steer; read from the hyperparameter files beside them where absent.
+    to:
+        Format to write.
+    """
+    if len(paths) == 1 and paths[0].suffix == ".safetensors":
+        vectors = load_vectors(paths[0])
+    elif model is None:
+        raise SettingsError("whose vectors are these? Type --model with the base model's name")
+    else:
+        vectors = read_published_vectors(paths, model, layer)
+    if to == "gguf":
+        written = export_gguf(out, vectors)
+        print(f"{len(written)} control vectors: {out}")
+        return
+    save_vectors(out, vectors)
+    size, width = vectors.vectors.shape
+    print(f"{size} vectors of width {width} for layer {vectors.layer}: {out}")
 
 
 @zoo.command(name="list")

@@ -5,21 +5,23 @@ the weights whole, are the decoder blocks found, does steering work and come off
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 
 from howwhen.errors import InputError, ModelError
 from howwhen.residual import check_layer, check_steerable, find_blocks
@@ -28,6 +30,8 @@ CHAT = "chat"
 """The prompt that uses the tokenizer's chat template."""
 PLAIN = "Question: {question}\nAnswer:"
 """The minimal prompt for a base model."""
+STEP_BY_STEP = f"{PLAIN} Let's think step by step."
+"""The same, asking for reasoning (Kojima et al. 2022)."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,24 @@ def pad(sequences: Sequence[Sequence[int]], *, left: bool = False) -> Padded:
         ids[row, cells] = torch.tensor(sequence, dtype=torch.long)
         mask[row, cells] = 1
     return Padded(ids, mask)
+
+
+def additive_mask(
+    allowed: Bool[Tensor, "batch query key"], dtype: torch.dtype
+) -> Float[Tensor, "batch 1 query key"]:
+    """What attention adds to its scores: 0 where a query may look, the lowest number elsewhere."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def cache_of(layers: Mapping[int, tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache that holds these keys and values, (batch, head, position, d_head) each, by layer."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in range(max(layers) + 1)] if layers else []
+    for number, (keys, values) in layers.items():
+        cache.layers[number].lazy_initialization(keys, values)
+        cache.layers[number].keys, cache.layers[number].values = keys, values
+    return cache
 
 
 def load_model(

@@ -4,7 +4,7 @@ Records are frozen values. They know their own arithmetic and nothing of models 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
 
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from howwhen.errors import SteeringError
 
 
 class Split(StrEnum):
@@ -123,12 +125,139 @@ class Taxonomy:
         """Category of each residual: the argmax over all K pre-activations."""
         return self.sae.scores(self.normalise(residual)).argmax(1)
 
+    def gate(self) -> "Gate":
+        """The gate that reads a single position as if it were a sentence's mean."""
+        sae = self.sae
+        return Gate(
+            kind="taxonomy",
+            model=self.model,
+            layer=self.layer,
+            mean=self.mean,
+            weights=sae.encoder,
+            biases=sae.encoder_bias - sae.encoder @ sae.decoder_bias,
+            titles=self.titles,
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Names the category that is due, from one position of the thinking model's residual.
+
+    Every gate is linear after the taxonomy's normaliser: `argmax(weights . n(h) + biases)`.
+    """
+
+    kind: "GateKind"
+    model: str
+    """Name of the model whose residuals it reads."""
+    layer: int
+    """0-based block whose output it reads."""
+    mean: Float[Tensor, " d_model"]
+    weights: Float[Tensor, "category d_model"]
+    biases: Float[Tensor, " category"]
+    titles: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return self.weights.shape[0]
+
+    def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
+        """Category of each residual."""
+        inputs = functional.normalize(residual - self.mean, dim=-1)
+        return (inputs @ self.weights.T + self.biases).argmax(1)
+
+
+GateKind = Literal["taxonomy", "probe", "clusters"]
+"""The taxonomy itself, a probe for the coming sentence's category, or clusters of decisions."""
+
+
+@dataclass(frozen=True)
+class SelfGate:
+    """Tells from the base's own residuals whether a decision is due, and of which category.
+
+    A network of one hidden layer over the concatenated residuals of `layers`, standardised by
+    `mean` and `scale`. Output 0 is the log-odds of a decision, the others score the categories.
+    """
+
+    model: str
+    """Name of the base model whose residuals it reads."""
+    layers: tuple[int, ...]
+    """0-based blocks whose output it reads."""
+    mean: Float[Tensor, " features"]
+    scale: Float[Tensor, " features"]
+    hidden: Float[Tensor, "hidden features"]
+    hidden_bias: Float[Tensor, " hidden"]
+    outputs: Float[Tensor, "one_more_than_categories hidden"]
+    outputs_bias: Float[Tensor, " one_more_than_categories"]
+    threshold: float
+    """Log-odds from which on a decision is made."""
+
+    def read(self, residual: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
+        """Log-odds of a decision (first column) and scores of the categories."""
+        inputs = (residual - self.mean) * self.scale
+        features = functional.relu(functional.linear(inputs, self.hidden, self.hidden_bias))
+        return functional.linear(features, self.outputs, self.outputs_bias)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Coefficient `a(h, k) = softplus(heads_k . gelu(hidden h) + heads_bias_k)` (version 2)."""
+
+    hidden: Float[Tensor, "hidden d_model"]
+    heads: Float[Tensor, "category hidden"]
+    heads_bias: Float[Tensor, " category"]
+
+    def coefficient(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """`a(h, k)` for each residual."""
+        features = functional.gelu(residual @ self.hidden.T)
+        raw = (features * self.heads[category]).sum(1) + self.heads_bias[category]
+        return functional.softplus(raw)
+
+
+@dataclass(frozen=True)
+class LinearGate:
+    """Coefficient `2 sigmoid(w_k . h / |h| + b_k)`: between 0 and 2, 1 at the start."""
+
+    gates: Float[Tensor, "category d_model"]
+    gates_bias: Float[Tensor, " category"]
+
+    def coefficient(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Coefficient for each residual."""
+        direction = functional.normalize(residual, dim=-1)
+        raw = (direction * self.gates[category]).sum(1) + self.gates_bias[category]
+        return 2 * raw.sigmoid()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds `up_k^T down_k h` to the vector: a map of low rank for every category."""
+
+    down: Float[Tensor, "category rank d_model"]
+    up: Float[Tensor, "category rank d_model"]
+
+    def mapped(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d_model"]:
+        """`up_k^T down_k h` for each residual."""
+        inner = torch.einsum("nd,nrd->nr", residual, self.down[category])
+        return torch.einsum("nr,nrd->nd", inner, self.up[category])
+
+
+Modulation = Network | LinearGate | LowRank
+"""How a vector depends on the residual it is added to; None where it does not."""
+MODULATIONS: tuple[type[Network] | type[LinearGate] | type[LowRank], ...] = get_args(Modulation)
+
 
 @dataclass(frozen=True)
 class VectorSet:
-    """Decision vectors (paper, second version): `h <- h + a(h, k) V_k` at the output of `layer`.
+    """Steering vectors as a value: `h <- h + s (a(h, k) V_k + b)` at the output of `layer`.
 
-    The coefficient is `a = softplus(heads_k . gelu(hidden h) + heads_bias_k)`.
+    `s` is the strength of the policy in force, `a` the modulation's coefficient (1 without one) and
+    `b` the bias vector of the paper's first version (0 without one).
     """
 
     model: str
@@ -136,38 +265,116 @@ class VectorSet:
     layer: int
     """0-based block whose output residual is steered."""
     vectors: Float[Tensor, "category d_model"]
-    hidden: Float[Tensor, "hidden d_model"]
-    heads: Float[Tensor, "category hidden"]
-    heads_bias: Float[Tensor, " category"]
+    bias: Float[Tensor, " d_model"] | None = None
+    modulation: Modulation | None = None
 
-    def strength(
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return self.vectors.shape[0]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the same vector is added whatever the residual."""
+        return self.modulation is None
+
+    def coefficient(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """Coefficient `a(h, k)` for each residual, in multiples of the category's vector."""
-        features = functional.gelu(residual @ self.hidden.T)
-        raw = (features * self.heads[category]).sum(1) + self.heads_bias[category]
-        return functional.softplus(raw)
+        if self.modulation is None or isinstance(self.modulation, LowRank):
+            return residual.new_ones(len(residual))
+        return self.modulation.coefficient(residual, category)
 
     def delta(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
     ) -> Float[Tensor, "n d_model"]:
-        """What to add to each residual."""
-        return self.strength(residual, category)[:, None] * self.vectors[category]
+        """What to add to each residual at strength 1."""
+        added = self.coefficient(residual, category)[:, None] * self.vectors[category]
+        if isinstance(self.modulation, LowRank):
+            added = added + self.modulation.mapped(residual, category)
+        return added if self.bias is None else added + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name; `with_tensors` is the inverse."""
+        parts = [self, self.modulation] if self.modulation is not None else [self]
+        return {
+            name: value
+            for part in parts
+            for name, value in vars(part).items()
+            if isinstance(value, Tensor)
+        }
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "VectorSet":
+        """The same set with other values."""
+        modulation = self.modulation
+        if modulation is not None:
+            names = [field.name for field in fields(modulation)]
+            modulation = type(modulation)(**{name: tensors[name] for name in names})
+        bias = tensors.get("bias")
+        return replace(self, vectors=tensors["vectors"], bias=bias, modulation=modulation)
+
+    def __add__(self, other: "VectorSet") -> "VectorSet":
+        """Sum of two static sets of one model, layer and size."""
+        self._check_alike(other)
+        biases = [one.bias for one in (self, other) if one.bias is not None]
+        return replace(
+            self,
+            vectors=self.vectors + other.vectors,
+            bias=torch.stack(biases).sum(0) if biases else None,
+        )
+
+    def scaled(self, factor: float) -> "VectorSet":
+        """Everything that is added, times `factor`."""
+        scaled = {name: value * factor for name, value in self.tensors().items() if name in _ADDED}
+        return self.with_tensors({**self.tensors(), **scaled})
+
+    def similarity(self, other: "VectorSet | None" = None) -> Float[Tensor, "category other"]:
+        """Cosine of every vector with every vector of `other`, by default of this set."""
+        ours = functional.normalize(self.vectors, dim=1)
+        return ours @ functional.normalize((other or self).vectors, dim=1).T
+
+    def _check_alike(self, other: "VectorSet") -> None:
+        found = [(one.model, one.layer, tuple(one.vectors.shape)) for one in (self, other)]
+        if found[0] != found[1] or not (self.is_static and other.is_static):
+            raise SteeringError(
+                f"cannot add vectors of {found[0]} and {found[1]} (model, layer, shape); expected "
+                "two static sets that agree in all three"
+            )
+
+
+_ADDED = ("vectors", "bias", "up")
 
 
 Rung = Literal[
     "base",
+    "base-step-by-step",
     "guardrail-only",
+    "bias-only",
     "shared-vector",
     "random-category",
     "random-positions",
     "random-vectors",
     "hybrid",
+    "self-gate",
     "takeover",
     "thinking",
 ]
 LADDER: tuple[Rung, ...] = get_args(Rung)
 """The rungs of the ladder of controls, in the order they are shown."""
+
+
+class Candidate(NamedTuple):
+    """One way of steering that was tried at a decision."""
+
+    strength: float
+    """Multiple of what the vector set adds."""
+    window: int
+    """Number of last positions steered."""
+    id: int
+    """The token the steered base would emit."""
+    thinking_log_prob: float
+    """Log-probability of that token under the thinking model, in nats."""
 
 
 class HybridToken(NamedTuple):
@@ -182,12 +389,16 @@ class HybridToken(NamedTuple):
     """Category steered with; -1 where the base was not steered."""
     strength: float
     """Coefficient used, in multiples of the category's vector; 0 where not steered."""
+    window: int
+    """Number of last positions steered; 0 where not steered."""
     is_decision: bool
     """Whether the rung intervened at this token (by steering or otherwise)."""
     base_log_prob: float
     """Log-probability of `id` under the unsteered base, in nats."""
     thinking_log_prob: float
     """Log-probability of `id` under the thinking model, in nats; 0 where it was not run."""
+    candidates: tuple[Candidate, ...] = ()
+    """What a sweep tried here; empty for a policy with a single strength."""
 
 
 @dataclass(frozen=True)

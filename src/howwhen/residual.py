@@ -7,6 +7,7 @@ Every function here leaves the model as it found it. It knows nothing of tokens 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ Residual = Float[Tensor, "batch position d_model"]
 Edit = Callable[[Tensor], Tensor]
 """Makes what to add to a block's output from that output, both (batch, position, d_model)."""
 
+_BLOCKS: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
+"""Blocks already found; looking for them costs more than a small model's forward pass."""
+
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks of a causal language model, in order.
@@ -25,11 +29,14 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     Raises:
         ModelError: no list, or several, with as many modules as the config has layers.
     """
+    if model in _BLOCKS:
+        return _BLOCKS[model]
     config = getattr(model, "config", None)
     count = getattr(config, "num_hidden_layers", None)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     fitting = [module for module in lists.values() if len(module) == count]
     if len(fitting) == 1:
+        _BLOCKS[model] = fitting[0]
         return fitting[0]
     found = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
     raise ModelError(
@@ -95,6 +102,59 @@ def adding(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def resuming(model: nn.Module, layer: int, residual: Residual) -> Iterator[None]:
+    """While open, a forward pass computes no block up to `layer`: `residual` is its output.
+
+    The pass still takes token ids of the same shape, whose embeddings are dropped, and must be
+    given position ids and a mask of its own, since lower layers of its cache may be empty.
+    """
+    blocks = list(find_blocks(model))[: check_layer(model, layer) + 1]
+    is_tuple = _returns_tuples(model)
+
+    def skip(hidden: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden,) if is_tuple else hidden
+
+    def resume(*_: Any, **__: Any) -> Any:
+        return skip(residual)
+
+    before = [vars(block).get("forward") for block in blocks]
+    for block in blocks[:-1]:
+        vars(block)["forward"] = skip
+    vars(blocks[-1])["forward"] = resume
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                del vars(block)["forward"]
+            else:
+                vars(block)["forward"] = forward
+
+
+_TUPLES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _returns_tuples(model: nn.Module) -> bool:
+    """Whether the model's blocks return tuples; seen on a dummy pass, once per model."""
+    if model not in _TUPLES:
+        seen: list[bool] = []
+        handle = find_blocks(model)[0].register_forward_hook(
+            lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
+        )
+        try:
+            with torch.no_grad():
+                model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_device(model)))
+        finally:
+            handle.remove()
+        _TUPLES[model] = seen[0]
+    return _TUPLES[model]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 class _DeepEnoughError(Exception):
     """Ends a forward pass at the deepest layer read."""
 
@@ -133,8 +193,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
     Raises:
         ModelError: steering has no effect, or leaves one behind.
     """
-    device = next(model.parameters()).device
-    ids = torch.arange(1, 5, device=device)[None]
+    ids = torch.arange(1, 5, device=_device(model))[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
         with adding(model, layer, _ramp):

@@ -16,6 +16,8 @@ from howwhen.errors import SettingsError
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Preset = Literal["smoke", "small", "paper"]
+Form = Literal["linear", "network", "gated", "low-rank"]
+"""How a steering vector depends on the residual it is added to."""
 
 
 class _Settings(BaseModel):
@@ -80,12 +82,32 @@ class DiscoverSettings(_Settings):
 
 
 class ElicitSettings(_Settings):
-    """Elicit: decision vectors and their coefficient network (paper, second version)."""
+    """Elicit: steering vectors by one of the two published methods, and the self-gate."""
 
+    method: Literal["decision", "span"] = "decision"
+    """`decision` (second version) trains at single positions where the base would go elsewhere;
+    `span` (first version) on whole sentences, after a bias vector."""
+    form: Form | None = None
+    """How a vector depends on the residual: `network` (a learned coefficient; what `decision` has
+    by default), `linear` (not at all; what `span` has by default), `gated` or `low-rank`."""
+    gate: Literal["taxonomy", "probe", "clusters"] = "taxonomy"
+    """What names a decision: the taxonomy itself, a probe for the category of the coming sentence,
+    or clusters of the decisions."""
+    objective: Literal["token", "distribution"] = "token"
+    """Cross-entropy on the token the thinking model wrote, or on its twenty likeliest ones."""
+    practice_rounds: Annotated[int, Field(ge=0)] = 0
+    """How often the hybrid answers the training problems, and its own decisions are added to what
+    is trained on (`decision` only)."""
     layer: int | None = None
     """Block whose output is steered (0-based); the pair's own, or the middle one, where absent."""
     hidden: Count = 64
     """Width of the coefficient network."""
+    rank: Count = 4
+    """Rank of the maps of the form `low-rank`."""
+    sentences_per_category: Count = 256
+    """Sentences of each category that `span` trains on, at most."""
+    min_words: Count = 3
+    """Shorter sentences are not trained on (`span` only)."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Trainings, of which the one with the lowest selection loss is kept."""
     steps: Count = 1000
@@ -95,7 +117,7 @@ class ElicitSettings(_Settings):
     vector_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """AdamW's step size for the vectors."""
     network_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """AdamW's step size for the coefficient network."""
+    """AdamW's step size for everything else."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's weight decay."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -104,6 +126,29 @@ class ElicitSettings(_Settings):
     """Steps between two looks at the validation loss."""
     patience: Count = 4
     """Looks without improvement before the training stops."""
+    probe_steps: Count = 2000
+    """Training steps of the self-gate's probe."""
+    probe_hidden: Count = 128
+    """Width of the probe."""
+
+    @property
+    def chosen_form(self) -> Form:
+        """The form asked for, or the method's own."""
+        return self.form or ("network" if self.method == "decision" else "linear")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ElicitSettings":
+        if self.method == "span" and self.gate == "clusters":
+            raise ValueError(
+                "gate clusters names decisions, but method span trains on sentences; expected gate "
+                "taxonomy or probe with it"
+            )
+        if self.method == "span" and (self.practice_rounds or self.objective != "token"):
+            raise ValueError(
+                "method span knows neither practice_rounds nor objective distribution; expected "
+                "method decision with them"
+            )
+        return self
 
 
 class HybridSettings(_Settings):
@@ -115,6 +160,27 @@ class HybridSettings(_Settings):
     """Problems decoded at a time."""
     cache_policy: Literal["transient", "persistent"] = "transient"
     """Whether the key-value cache keeps unsteered (`transient`) or steered states."""
+    strength: Literal["learned", "fixed", "sweep"] | None = None
+    """How strongly to steer: as the vectors' own coefficient says (`decision` by default), by the
+    first of `strengths`, or by the best of all `strengths` and `windows` under the thinking model
+    (`span` by default)."""
+    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """Multiples of what the vectors add, for `fixed` and `sweep`."""
+    windows: tuple[int | Literal["answer", "everything"], ...] = (1,)
+    """Last positions steered, for `fixed` and `sweep`: numbers, `answer` (all of the answer so far)
+    or `everything` (the prompt too)."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature of the base; 0 is greedy. Both models share the random numbers."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus: tokens outside the likeliest ones of this mass are not drawn."""
+    seed: int = 0
+    """Seed of the sampling."""
+    block_tokens: Count = 8
+    """Longest block that the base drafts before the thinking model looks; 1 is stepwise. The tokens
+    are the same."""
+    one_sided_tokens: Literal["ban", "allow"] = "ban"
+    """Tokens that only one model's tokenizer knows, such as `</think>`: never written in a hybrid
+    answer, or written where the base can read them."""
     random_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every random rung."""
     guardrail_top_k: Count = 5
@@ -165,7 +231,7 @@ PRESETS: dict[Preset, Overrides] = {
     "smoke": {
         "collect": {"limit": 60, "max_new_tokens": 160},
         "discover": {"sizes": (5, 10), "steps": 100},
-        "elicit": {"seeds": (0,), "steps": 10, "validate_every": 5},
+        "elicit": {"seeds": (0,), "steps": 10, "validate_every": 5, "probe_steps": 50},
         "hybrid": {"max_new_tokens": 160, "random_seeds": (0,)},
         "measure": {"bootstrap_samples": 1000},
     },
@@ -176,7 +242,7 @@ PRESETS: dict[Preset, Overrides] = {
             "steps": 400,
             "sentences_per_step": 512,
         },
-        "elicit": {"steps": 250},
+        "elicit": {"steps": 250, "probe_steps": 1000},
         "hybrid": {"max_new_tokens": 160, "batch_size": 256},
     },
     "paper": {"collect": {"limit": 12_000, "max_new_tokens": 2000}},

@@ -14,18 +14,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from howwhen.errors import StoreError
-from howwhen.records import Sae, Taxonomy, VectorSet
+from howwhen.errors import MissingExtraError, SteeringError, StoreError
+from howwhen.records import MODULATIONS, Gate, Sae, SelfGate, Taxonomy, VectorSet
 
 Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
@@ -185,8 +186,7 @@ class StepFolder:
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
         """Write a whole safetensors file; `notes` goes into its metadata as JSON."""
-        plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-        _write_whole(self.path / name, save(plain, {"howwhen": json.dumps(notes)}))
+        _write_tensors(self.path / name, tensors, notes)
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], Json]:
         """Read a safetensors file and its notes.
@@ -194,15 +194,7 @@ class StepFolder:
         Raises:
             StoreError: missing, truncated, or not written by howwhen.
         """
-        try:
-            with safe_open(self.path / name, "pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                notes = json.loads((opened.metadata() or {})["howwhen"])
-        except (OSError, SafetensorError, KeyError) as error:
-            raise StoreError(
-                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
-            ) from error
-        return tensors, notes
+        return _read_tensors(self.path / name, f"Delete {self.path} and run again")
 
     def write_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Write `taxonomy.safetensors`."""
@@ -226,13 +218,27 @@ class StepFolder:
 
     def write_vectors(self, name: str, vectors: VectorSet) -> None:
         """Write a vector set."""
-        tensors = {key: value for key, value in vars(vectors).items() if isinstance(value, Tensor)}
-        self.write_tensors(name, tensors, {"model": vectors.model, "layer": vectors.layer})
+        save_vectors(self.path / name, vectors)
 
     def read_vectors(self, name: str) -> VectorSet:
         """Read a vector set."""
+        return load_vectors(self.path / name)
+
+    def write_gate(self, name: str, gate: Gate | SelfGate) -> None:
+        """Write a gate or a self-gate."""
+        self.write_tensors(name, *_tensors_and_notes(gate))
+
+    def read_gate(self, name: str) -> Gate:
+        """Read a gate."""
         tensors, notes = self.read_tensors(name)
-        return VectorSet(model=notes["model"], layer=notes["layer"], **tensors)
+        every: Json = {**tensors, **notes, "titles": tuple(notes["titles"])}
+        return Gate(**every)
+
+    def read_self_gate(self, name: str) -> SelfGate:
+        """Read a self-gate."""
+        tensors, notes = self.read_tensors(name)
+        every: Json = {**tensors, **notes, "layers": tuple(notes["layers"])}
+        return SelfGate(**every)
 
     def write_records(self, name: str, records: Sequence[Any]) -> None:
         """Write a whole JSONL file, one record per line."""
@@ -287,6 +293,122 @@ class StepFolder:
             kept += len(batch)
             report(kept)
         return self.read_records(name, kind)
+
+
+def save_vectors(path: Path, vectors: VectorSet) -> None:
+    """Write a vector set as safetensors."""
+    form = None if vectors.modulation is None else type(vectors.modulation).__name__
+    notes = {"model": vectors.model, "layer": vectors.layer, "form": form}
+    _write_tensors(path, vectors.tensors(), notes)
+
+
+def load_vectors(path: Path) -> VectorSet:
+    """Read a vector set and check it.
+
+    Raises:
+        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
+        SteeringError: values that are not finite.
+    """
+    tensors, notes = _read_tensors(path, "Write it again with save_vectors or howwhen elicit")
+    forms = {kind.__name__: kind for kind in MODULATIONS}
+    try:
+        form = forms[notes["form"]] if notes["form"] else None
+        own = {field.name: tensors.pop(field.name) for field in fields(form)} if form else {}
+        vectors = VectorSet(
+            notes["model"], int(notes["layer"]), modulation=form(**own) if form else None, **tensors
+        )
+        _check_shapes(vectors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} holds no vector set ({error!r}); expected a file of save_vectors with "
+            "`vectors` of shape (category, d_model), or convert it: howwhen convert"
+        ) from error
+    if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
+        raise SteeringError(f"{path} holds values that are not finite; train the vectors again")
+    return vectors
+
+
+def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
+    """Write every vector of a static set as a GGUF control-vector file, one per category.
+
+    A file's only direction is added after the block of its number, as llama.cpp numbers them. The
+    bias vector, if any, is part of each.
+
+    Raises:
+        SteeringError: a set that depends on the residual, or layer 0, which the format cannot say.
+        MissingExtraError: the package `gguf` is not installed.
+    """
+    if not vectors.is_static:
+        raise SteeringError(
+            f"a control-vector file holds a fixed direction, but these vectors depend on the "
+            f"residual ({type(vectors.modulation).__name__}); train with --elicit.form linear"
+        )
+    if vectors.layer < 1:
+        raise SteeringError("control-vector files number layers from 1; layer 0 cannot be exported")
+    try:
+        from gguf import GGUFWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "writing GGUF needs the package gguf; type: pip install gguf"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    added = vectors.vectors if vectors.bias is None else vectors.vectors + vectors.bias
+    for category, direction in enumerate(added):
+        path = folder / f"category-{category}.gguf"
+        writer = GGUFWriter(path, "controlvector")
+        writer.add_string("controlvector.model_hint", vectors.model)
+        writer.add_uint32("controlvector.layer_count", vectors.layer)
+        writer.add_tensor(f"direction.{vectors.layer}", direction.float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.append(path)
+    return paths
+
+
+def _check_shapes(vectors: VectorSet) -> None:
+    size, width = vectors.vectors.shape
+    expected = {
+        "vectors": (size, width),
+        "bias": (width,),
+        "heads": (size, None),
+        "heads_bias": (size,),
+        "hidden": (None, width),
+        "gates": (size, width),
+        "gates_bias": (size,),
+        "down": (size, None, width),
+        "up": (size, None, width),
+    }
+    for name, tensor in vectors.tensors().items():
+        shape, wanted = tuple(tensor.shape), expected[name]
+        fits = len(shape) == len(wanted) and all(
+            want is None or want == found for want, found in zip(wanted, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"{name} has shape {shape}, expected {wanted}")
+
+
+def _tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
+    """A flat record's tensors, and everything else as JSON."""
+    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return tensors, {name: v for name, v in vars(record).items() if name not in tensors}
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
+    plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+    _write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
+
+
+def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
+    try:
+        with safe_open(path, "pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+            notes = json.loads((opened.metadata() or {})["howwhen"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {error}. {advice}") from error
+    return tensors, notes
 
 
 def _whole_lines(path: Path) -> list[bytes]:

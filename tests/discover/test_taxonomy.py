@@ -10,7 +10,7 @@ from howwhen.discover.validate import OfflineScores
 from howwhen.errors import InputError
 from howwhen.settings import DiscoverSettings
 from tests.discover.test_sae import planted
-from tests.hybrid.test_decoder import make_taxonomy
+from tests.factories import make_taxonomy
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
 

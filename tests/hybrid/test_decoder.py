@@ -3,94 +3,170 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.errors import InputError, ModelError, SteeringError
+from howwhen.alignment import ModelPair
+from howwhen.errors import InputError, ModelError, SettingsError, SteeringError
 from howwhen.hybrid.choice import (
     Base,
+    BaseStepByStep,
+    BiasOnly,
     Choice,
     Guardrail,
     RandomCategory,
     RandomPositions,
+    SelfGated,
     SharedVector,
     Steer,
     Takeover,
     Thinking,
+    bias_alone,
     randomise,
 )
-from howwhen.hybrid.decoder import HybridModels, decode
-from howwhen.records import Finish, Problem, Sae, Taxonomy, VectorSet
+from howwhen.hybrid.decoder import decode, stream
+from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
+from howwhen.records import Finish, HybridTrace, Problem, SelfGate, VectorSet
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
-from tests.oracles.naive import next_logits, transient_hybrid
+from tests.factories import make_forms, make_gate, make_models, make_vectors, random
+from tests.oracles.naive import NaiveHybrid, next_logits, residual_at, steered_next_logits
 
-SETTINGS = HybridSettings(max_new_tokens=12)
+STEPWISE = HybridSettings(max_new_tokens=12, block_tokens=1)
+BLOCK = HybridSettings(max_new_tokens=12, block_tokens=5)
+SETTINGS = BLOCK
 PROBLEMS = tally_problems(4, seed=3)
 
 
-def make_taxonomy(size: int = 4, layer: int = 1) -> Taxonomy:
-    generator = torch.Generator().manual_seed(7)
-    rows = torch.nn.functional.normalize(torch.randn(size, 32, generator=generator), dim=1)
-    sae = Sae(rows, torch.zeros(size), rows, torch.zeros(32), k=1)
-    mean = torch.randn(32, generator=generator) * 0.1
-    return Taxonomy("random", layer, mean, sae, tuple(f"c{i}" for i in range(size)))
+def ids(trace: HybridTrace) -> list[int]:
+    return [token.id for token in trace.tokens]
 
 
-def make_vectors(size: int = 4, scale: float = 3.0, layer: int = 1) -> VectorSet:
-    generator = torch.Generator().manual_seed(8)
-    return VectorSet(
-        "random",
-        layer,
-        vectors=torch.randn(size, 32, generator=generator) * scale,
-        hidden=torch.randn(8, 32, generator=generator) * 0.2,
-        heads=torch.randn(size, 8, generator=generator) * 0.2,
-        heads_bias=torch.zeros(size),
-    )
-
-
-def make_models(make_model: MakeModel, architecture: str = "llama") -> HybridModels:
-    return HybridModels(
-        make_model(architecture, seed=0), make_model(architecture, seed=1), make_taxonomy()
-    )
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_cached_batched_decoding_equals_the_naive_semantics(
-    make_model: MakeModel, architecture: str
+def expect_naive(
+    models: ModelPair,
+    vectors: VectorSet,
+    settings: HybridSettings,
+    strength: Strength = LEARNED,
+    problems: list[Problem] = PROBLEMS,
 ) -> None:
-    models, vectors = make_models(make_model, architecture), make_vectors()
-    traces = decode(models, PROBLEMS, Steer(models.taxonomy, vectors), SETTINGS)
-    for problem, trace in zip(PROBLEMS, traces, strict=True):
-        ids, categories = transient_hybrid(models, problem.question, vectors, 12)
-        assert [token.id for token in trace.tokens] == ids
-        assert [token.category for token in trace.tokens] == categories
+    gate = make_gate(vectors.size)
+    traces = decode(models, problems, Steer(gate, vectors, strength), settings)
+    for problem, trace in zip(problems, traces, strict=True):
+        expected = NaiveHybrid(models, gate, vectors, settings, strength).answer(problem)
+        assert ids(trace) == [token.id for token in expected]
+        assert [token.category for token in trace.tokens] == [one.category for one in expected]
+        for token, one in zip(trace.tokens, expected, strict=True):
+            if strength.is_sweep:
+                tried = sorted((c.strength, c.window, c.id) for c in token.candidates)
+                assert tried == sorted(one.tried)
     assert sum(trace.decisions for trace in traces) > 0
     assert sum(trace.changed for trace in traces) > 0
 
 
+@pytest.mark.parametrize("settings", [STEPWISE, BLOCK], ids=["stepwise", "block"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cached_batched_decoding_equals_the_naive_semantics(
+    make_model: MakeModel, architecture: str, settings: HybridSettings
+) -> None:
+    models = make_models(make_model, architecture)
+    expect_naive(models, make_vectors(model=f"{architecture}-0"), settings)
+
+
+@pytest.mark.parametrize("form", make_forms())
+def test_every_form_of_vector_equals_the_naive_semantics(make_model: MakeModel, form: str) -> None:
+    expect_naive(make_models(make_model), make_forms()[form], BLOCK)
+
+
+POLICIES: dict[str, Strength] = {
+    "fixed": fixed(0.7),
+    "window": fixed(0.7, 3),
+    "sweep": sweep([0.2, 0.6, 1.5]),
+    "windows": sweep([0.3, 1.0], [1, 4, "answer", "everything"]),
+}
+
+
+@pytest.mark.parametrize("cache_policy", ["transient", "persistent"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("settings", [STEPWISE, BLOCK], ids=["stepwise", "block"])
+def test_every_strength_and_cache_policy_equals_the_naive_semantics(
+    make_model: MakeModel, policy: str, cache_policy: str, settings: HybridSettings
+) -> None:
+    how = settings.model_copy(update={"cache_policy": cache_policy})
+    vectors = make_forms()["bias"]
+    expect_naive(make_models(make_model), vectors, how, POLICIES[policy], PROBLEMS[:3])
+
+
+@pytest.mark.parametrize("settings", [STEPWISE, BLOCK], ids=["stepwise", "block"])
+def test_sampled_decoding_equals_the_naive_semantics(
+    make_model: MakeModel, settings: HybridSettings
+) -> None:
+    how = settings.model_copy(update={"temperature": 0.8, "top_p": 0.9})
+    expect_naive(make_models(make_model), make_vectors(), how)
+
+
+def test_an_unsteered_sampled_hybrid_is_the_bases_own_answer(make_model: MakeModel) -> None:
+    models, how = make_models(make_model), BLOCK.model_copy(update={"temperature": 1.0})
+    zero = replace(make_vectors(), vectors=torch.zeros(4, 32))
+    hybrid = decode(models, PROBLEMS, Steer(make_gate(), zero), how)
+    base = decode(models, PROBLEMS, Base(), how)
+    other = decode(models, PROBLEMS, Base(), how.model_copy(update={"seed": 1}))
+    assert [ids(t) for t in hybrid] == [ids(t) for t in base] != [ids(t) for t in other]
+    assert sum(t.decisions for t in hybrid) > 0
+
+
+def test_sampling_follows_the_distribution(make_model: MakeModel) -> None:
+    """First tokens of 3,000 answers against the base's own probabilities, nucleus included."""
+    models = make_models(make_model)
+    how = HybridSettings(max_new_tokens=1, temperature=1.5, top_p=0.8)
+    problems = [replace(PROBLEMS[0], id=str(number)) for number in range(3000)]
+    drawn = [ids(t)[0] for t in decode(models, problems, Base(), how)]
+    logits = next_logits(models.base, models.base.prompt_ids(PROBLEMS[0].question)) / 1.5
+    ranked = logits.softmax(0).sort(descending=True)
+    inside = ranked.indices[ranked.values.cumsum(0) - ranked.values < 0.8].tolist()
+    assert set(drawn) <= set(inside)
+    likeliest = inside[0]
+    expected = float(logits[likeliest].exp() / logits[inside].exp().sum())
+    assert drawn.count(likeliest) / 3000 == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("choice", ["guardrail", "takeover", "positions", "category", "steer"])
+@pytest.mark.parametrize("length", [2, 3, 8])
+def test_block_equals_stepwise_on_every_rung(
+    make_model: MakeModel, choice: str, length: int
+) -> None:
+    models, vectors, gate = make_models(make_model), make_vectors(), make_gate()
+    rung: Choice = {
+        "guardrail": Guardrail(3),
+        "takeover": Takeover(),
+        "positions": RandomPositions(gate, vectors, rate=0.2),
+        "category": RandomCategory(gate, vectors),
+        "steer": Steer(gate, vectors),
+    }[choice]
+    problems = tally_problems(9, seed=8)
+    step, block = (
+        decode(models, problems, rung, HybridSettings(max_new_tokens=40, block_tokens=n), seed=2)
+        for n in (1, length)
+    )
+    assert [[t[:4] for t in a.tokens] for a in step] == [[t[:4] for t in a.tokens] for a in block]
+
+
 def test_batched_equals_one_at_a_time(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice = Steer(models.taxonomy, make_vectors())
+    choice = Steer(make_gate(), make_vectors())
     together = decode(models, PROBLEMS, choice, SETTINGS)
     for problem, trace in zip(PROBLEMS, together, strict=True):
         alone = decode(models, [problem], choice, SETTINGS)[0]
         assert [token[:4] for token in alone.tokens] == [token[:4] for token in trace.tokens]
 
 
-def test_persistent_cache_differs_from_transient_and_from_nothing(make_model: MakeModel) -> None:
-    models, vectors = make_models(make_model), make_vectors()
-    choice = Steer(models.taxonomy, vectors)
-    persistent = HybridSettings(max_new_tokens=12, cache_policy="persistent")
-    ids = {
-        policy.cache_policy: [t.text for t in decode(models, PROBLEMS, choice, policy)]
-        for policy in (SETTINGS, persistent)
-    }
-    assert ids["transient"] != ids["persistent"]
+def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None:
+    models, choice = make_models(make_model), Steer(make_gate(), make_vectors())
+    yielded = tuple(stream(models, PROBLEMS[0], choice, SETTINGS))
+    assert yielded == decode(models, PROBLEMS[:1], choice, SETTINGS)[0].tokens
 
 
 def test_vectors_of_zero_equal_the_base(make_model: MakeModel) -> None:
     models = make_models(make_model)
     zero = replace(make_vectors(), vectors=torch.zeros(4, 32))
-    steered = decode(models, PROBLEMS, Steer(models.taxonomy, zero), SETTINGS)
+    steered = decode(models, PROBLEMS, Steer(make_gate(), zero), SETTINGS)
     plain = decode(models, PROBLEMS, Base(), SETTINGS)
     assert [t.text for t in steered] == [t.text for t in plain]
     assert sum(t.changed for t in steered) == 0 < sum(t.decisions for t in steered)
@@ -138,8 +214,8 @@ def test_guardrail_picks_the_thinking_models_favourite_of_the_bases_top_tokens(
 def test_random_rungs_depend_on_their_seed_and_on_nothing_else(make_model: MakeModel) -> None:
     models, vectors = make_models(make_model), make_vectors()
     for choice in (
-        RandomCategory(models.taxonomy, vectors),
-        RandomPositions(models.taxonomy, vectors, rate=0.5),
+        RandomCategory(make_gate(), vectors),
+        RandomPositions(make_gate(), vectors, rate=0.5),
     ):
         first, again, other = (
             [t.text for t in decode(models, PROBLEMS, choice, SETTINGS, seed)] for seed in (1, 1, 2)
@@ -149,7 +225,7 @@ def test_random_rungs_depend_on_their_seed_and_on_nothing_else(make_model: MakeM
 
 def test_random_positions_steer_at_about_their_rate(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice = RandomPositions(models.taxonomy, make_vectors(), rate=0.3)
+    choice = RandomPositions(make_gate(), make_vectors(), rate=0.3)
     settings = HybridSettings(max_new_tokens=60)
     traces = decode(models, tally_problems(20, seed=4), choice, settings)
     steered = sum(t.decisions for t in traces) / sum(len(t.tokens) for t in traces)
@@ -162,12 +238,12 @@ def test_random_vectors_keep_norms_and_lose_directions() -> None:
     torch.testing.assert_close(drawn.vectors.norm(dim=1), vectors.vectors.norm(dim=1))
     similar = torch.nn.functional.cosine_similarity(drawn.vectors, vectors.vectors)
     assert similar.abs().max() < 0.7
-    assert torch.equal(drawn.heads, vectors.heads)
+    assert torch.equal(drawn.tensors()["heads"], vectors.tensors()["heads"])
 
 
 def test_a_token_of_the_trace_explains_itself(make_model: MakeModel) -> None:
     models, vectors = make_models(make_model), make_vectors()
-    trace = decode(models, PROBLEMS[:1], Steer(models.taxonomy, vectors), SETTINGS)[0]
+    trace = decode(models, PROBLEMS[:1], Steer(make_gate(), vectors), SETTINGS)[0]
     ids = models.base.prompt_ids(PROBLEMS[0].question)
     other = models.thinking.prompt_ids(PROBLEMS[0].question)
     for token in trace.tokens:
@@ -184,7 +260,7 @@ def test_a_token_of_the_trace_explains_itself(make_model: MakeModel) -> None:
 
 def test_an_end_token_ends_only_its_own_stream(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    settings = HybridSettings(max_new_tokens=80)
+    settings = HybridSettings(max_new_tokens=80, temperature=3.0)
     traces = decode(models, tally_problems(12, seed=9), Base(), settings)
     assert {trace.finish for trace in traces} == {Finish.STOP, Finish.LENGTH}
     for trace in traces:
@@ -197,14 +273,22 @@ def test_an_end_token_ends_only_its_own_stream(make_model: MakeModel) -> None:
 WRONG: dict[str, tuple[type[Exception], VectorSet, str]] = {
     "width": (
         SteeringError,
-        VectorSet("x", 1, torch.ones(4, 16), torch.ones(8, 16), torch.ones(4, 8), torch.ones(4)),
+        VectorSet("llama-0", 1, torch.ones(4, 16)),
         "width 16 cannot steer llama-0, whose residual has width 32",
     ),
-    "category": (SteeringError, make_vectors(size=3), "3 vectors for a taxonomy of 4 categories"),
+    "category": (SteeringError, make_vectors(size=3), "3 vectors for a gate of 4 categories"),
     "layer": (ModelError, make_vectors(layer=9), "layer 9 is out of range"),
+    "pair": (SteeringError, make_vectors(model="other"), "trained in 'other' and would steer"),
     "nan": (
         SteeringError,
         replace(make_vectors(), vectors=torch.full((4, 32), torch.nan)),
+        "not finite",
+    ),
+    "nan in the network": (
+        SteeringError,
+        make_vectors().with_tensors(
+            {**make_vectors().tensors(), "heads": torch.full((4, 8), torch.inf)}
+        ),
         "not finite",
     ),
 }
@@ -215,7 +299,22 @@ def test_vectors_that_do_not_fit_are_refused(make_model: MakeModel, case: str) -
     error, vectors, message = WRONG[case]
     models = make_models(make_model)
     with pytest.raises(error, match=message):
-        decode(models, PROBLEMS, Steer(models.taxonomy, vectors), SETTINGS)
+        decode(models, PROBLEMS, Steer(make_gate(), vectors), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fixed(0.0), "a strength of 0 steers nothing"),
+        (lambda: sweep([1.0, 0.0]), "a strength of 0 steers nothing"),
+        (lambda: fixed(1.0, 0), "a window of 0 positions steers nothing"),
+        (lambda: sweep([]), "without strengths or windows"),
+    ],
+)
+def test_a_strength_that_steers_nothing_is_refused(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(SettingsError, match=message):
+        make()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(make_model: MakeModel) -> None:
@@ -225,11 +324,89 @@ def test_a_prompt_longer_than_the_context_is_refused(make_model: MakeModel) -> N
         decode(models, [long], Base(), SETTINGS)
 
 
+def test_an_empty_prompt_is_refused(make_model: MakeModel) -> None:
+    base = replace(make_model(seed=0), prompt="{question}")
+    models = ModelPair(base, make_model(seed=1))
+    with pytest.raises(InputError, match="empty prompt"):
+        decode(models, [Problem("empty", "", "1")], Base(), SETTINGS)
+
+
+def test_a_prompt_of_one_token_can_be_answered_beside_longer_ones(make_model: MakeModel) -> None:
+    base, thinking = (replace(make_model(seed=s), prompt="{question}") for s in (0, 1))
+    models = ModelPair(base, thinking)
+    problems = [Problem("short", "Ann", "1"), Problem("long", "Ann has 3 pens .", "1")]
+    expect_naive(models, make_vectors(), SETTINGS, problems=problems)
+    expect_naive(models, make_vectors(), SETTINGS, problems=problems[:1])
+
+
 def test_the_shared_vector_needs_no_vector_per_category(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice: Choice = SharedVector(models.taxonomy, make_vectors(size=1))
+    choice: Choice = SharedVector(make_gate(), make_vectors(size=1))
     trace = decode(models, PROBLEMS[:1], choice, SETTINGS)[0]
     assert {t.category for t in trace.tokens if t.is_decision} == {0}
+
+
+def test_the_bias_alone_has_one_category_and_no_vector(make_model: MakeModel) -> None:
+    alone = bias_alone(make_forms()["bias"])
+    residual = random(3, 32)
+    expected = make_forms()["bias"].bias
+    assert expected is not None
+    assert torch.equal(alone.delta(residual, torch.zeros(3).long()), expected.expand(3, -1))
+    trace = decode(make_models(make_model), PROBLEMS[:1], BiasOnly(None, alone), SETTINGS)[0]
+    assert {t.category for t in trace.tokens if t.is_decision} == {0}
+
+
+def make_probe(threshold: float) -> SelfGate:
+    return SelfGate(
+        model="llama-0",
+        layers=(0, 2),
+        mean=torch.zeros(64),
+        scale=torch.ones(64),
+        hidden=random(6, 64, seed=11),
+        hidden_bias=torch.zeros(6),
+        outputs=random(5, 6, seed=12),
+        outputs_bias=torch.zeros(5),
+        threshold=threshold,
+    )
+
+
+def test_the_self_gate_steers_where_its_probe_says_without_a_thinking_model(
+    make_model: MakeModel,
+) -> None:
+    models, vectors, probe = make_models(make_model), make_vectors(), make_probe(0.0)
+    traces = decode(models, PROBLEMS, SelfGated(probe, vectors), SETTINGS)
+    for problem, trace in zip(PROBLEMS, traces, strict=True):
+        said: list[int] = []
+        for token in trace.tokens:
+            prompt = models.base.prompt_ids(problem.question) + said
+            features = torch.cat(
+                [residual_at(models.base, prompt, layer)[-1] for layer in probe.layers]
+            )
+            read = probe.read(features[None])[0]
+            assert token.is_decision == (float(read[0]) >= 0)
+            expected = next_logits(models.base, prompt)
+            if token.is_decision:
+                assert token.category == int(read[1:].argmax())
+                expected = steered_next_logits(models.base, prompt, vectors, token.category)
+            assert token.id == int(expected.argmax())
+            assert token.thinking_id == -1
+            said.append(token.id)
+    assert 0 < sum(t.decisions for t in traces) < sum(len(t.tokens) for t in traces)
+
+
+def test_a_sweep_without_a_thinking_model_is_refused(make_model: MakeModel) -> None:
+    choice = SelfGated(make_probe(0.0), make_vectors(), sweep([1.0, 2.0]))
+    with pytest.raises(SteeringError, match="would have to choose among the 2 candidates"):
+        decode(make_models(make_model), PROBLEMS, choice, SETTINGS)
+
+
+def test_the_step_by_step_rung_asks_the_base_otherwise(make_model: MakeModel) -> None:
+    models = make_models(make_model)
+    asked = replace(models.base, prompt="{question} Next")
+    expected = decode(ModelPair(asked, models.thinking), PROBLEMS, Base(), SETTINGS)
+    found = decode(models, PROBLEMS, BaseStepByStep("{question} Next"), SETTINGS)
+    assert [ids(t) for t in found] == [ids(t) for t in expected]
+    assert [ids(t) for t in found] != [ids(t) for t in decode(models, PROBLEMS, Base(), SETTINGS)]
 
 
 def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeModel) -> None:
@@ -239,7 +416,8 @@ def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeMod
     with torch.no_grad():
         head.weight[len(wide.tokenizer) :] = 50 * head.weight[:40]
     for base, thinking in ((wide, narrow), (narrow, wide)):
-        models = HybridModels(base, thinking, make_taxonomy())
-        for choice in (Steer(models.taxonomy, make_vectors()), Takeover(), Guardrail(3)):
+        models = ModelPair(base, thinking)
+        vectors = make_vectors(model=base.name)
+        for choice in (Steer(make_gate(), vectors), Takeover(), Guardrail(3)):
             for trace in decode(models, PROBLEMS, choice, SETTINGS):
                 assert max(token.id for token in trace.tokens) < len(wide.tokenizer)

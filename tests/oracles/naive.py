@@ -1,15 +1,24 @@
 """The semantics of the hybrid and of its training, written for clarity and nothing else.
 
-No cache, no batches, no padding: one full forward pass per model, token and candidate.
+No cache, no batches, no padding, no blocks: one full forward pass per model, token and candidate.
 """
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from howwhen.hybrid.decoder import HybridModels
+from howwhen.alignment import ModelPair
+from howwhen.hybrid.sampling import Sampler, gumbel_noise
+from howwhen.hybrid.strength import LEARNED, Strength, Window
 from howwhen.models import LanguageModel
-from howwhen.records import VectorSet
+from howwhen.records import Gate, Problem, VectorSet
 from howwhen.residual import adding, residuals
+from howwhen.settings import HybridSettings
+
+Deltas = dict[int, Tensor]
+"""What is added to the residual, by position."""
 
 
 def next_logits(model: LanguageModel, ids: list[int]) -> Tensor:
@@ -18,39 +27,105 @@ def next_logits(model: LanguageModel, ids: list[int]) -> Tensor:
     return logits
 
 
+def residual_at(model: LanguageModel, ids: list[int], layer: int) -> Tensor:
+    """Unsteered residual of every position, (position, d_model)."""
+    return residuals(model.model, [layer], input_ids=torch.tensor([ids]))[layer][0]
+
+
+def next_logits_with(model: LanguageModel, ids: list[int], layer: int, deltas: Deltas) -> Tensor:
+    """Logits of the token after `ids` with something added at some positions."""
+
+    def edit(residual: Tensor) -> Tensor:
+        added = torch.zeros_like(residual)
+        for position, delta in deltas.items():
+            added[0, position] = delta
+        return added
+
+    with adding(model.model, layer, edit):
+        return next_logits(model, ids)
+
+
 def steered_next_logits(
     model: LanguageModel, ids: list[int], vectors: VectorSet, category: int
 ) -> Tensor:
     """Logits of the token after `ids` when only the last position is steered, (vocabulary,)."""
-
-    def edit(residual: Tensor) -> Tensor:
-        added = torch.zeros_like(residual)
-        added[:, -1] = vectors.delta(residual[:, -1], torch.tensor([category]))
-        return added
-
-    with adding(model.model, vectors.layer, edit):
-        return next_logits(model, ids)
+    last = residual_at(model, ids, vectors.layer)[-1:]
+    delta = vectors.delta(last, torch.tensor([category]))[0]
+    return next_logits_with(model, ids, vectors.layer, {len(ids) - 1: delta})
 
 
-def transient_hybrid(
-    models: HybridModels, question: str, vectors: VectorSet, max_new_tokens: int
-) -> tuple[list[int], list[int]]:
-    """Greedy hybrid under the transient policy: emitted ids, and steered category (-1) of each."""
-    base_ids = models.base.prompt_ids(question)
-    thinking_ids = models.thinking.prompt_ids(question)
-    emitted: list[int] = []
-    categories: list[int] = []
-    while len(emitted) < max_new_tokens and not set(emitted) & models.end_ids:
-        token = int(next_logits(models.base, base_ids + emitted).argmax())
-        wanted = int(next_logits(models.thinking, thinking_ids + emitted).argmax())
-        category = -1
-        if token != wanted and not {token, wanted} <= models.end_ids:
-            layer = models.taxonomy.layer
-            everything = torch.tensor([thinking_ids + emitted])
-            residual = residuals(models.thinking.model, [layer], input_ids=everything)[layer]
-            category = int(models.taxonomy.categorise(residual[0, -1:])[0])
-            steered = steered_next_logits(models.base, base_ids + emitted, vectors, category)
-            token = int(steered.argmax())
-        emitted.append(token)
-        categories.append(category)
-    return emitted, categories
+class NaiveToken(NamedTuple):
+    id: int
+    category: int
+    tried: tuple[tuple[float, int, int], ...]
+    """Strength, window and token of every candidate."""
+
+
+@dataclass
+class NaiveHybrid:
+    """The full hybrid, token by token."""
+
+    models: ModelPair
+    gate: Gate
+    vectors: VectorSet
+    settings: HybridSettings
+    strength: Strength = LEARNED
+    standing: Deltas = field(default_factory=dict)
+    """Steering that stays, under the persistent policy."""
+
+    def answer(self, problem: Problem) -> list[NaiveToken]:
+        """The hybrid's answer to one problem."""
+        prompt = self.models.base.prompt_ids(problem.question)
+        other = self.models.thinking.prompt_ids(problem.question)
+        self.standing = {}
+        tokens: list[NaiveToken] = []
+        while len(tokens) < self.settings.max_new_tokens:
+            said = [token.id for token in tokens]
+            tokens.append(self.next(problem, prompt, said, other + said))
+            if tokens[-1].id in self.models.end_ids:
+                break
+        return tokens
+
+    def next(
+        self, problem: Problem, prompt: list[int], said: list[int], thinking_ids: list[int]
+    ) -> NaiveToken:
+        ids, layer = prompt + said, self.vectors.layer
+        plain = next_logits_with(self.models.base, ids, layer, self.standing)
+        thinking = next_logits(self.models.thinking, thinking_ids)
+        token, wanted = (self.pick(one, problem, len(said)) for one in (plain, thinking))
+        if token == wanted or {token, wanted} <= self.models.end_ids:
+            return NaiveToken(token, -1, ())
+        state = residual_at(self.models.thinking, thinking_ids, self.gate.layer)[-1:]
+        category = int(self.gate.categorise(state)[0])
+        tried, best, best_score, best_deltas = [], -1, -torch.inf, {}
+        for strength, window in self.strength.candidates:
+            deltas = self.deltas(ids, len(prompt), category, strength, window)
+            everything = {**self.standing, **deltas}
+            steered = next_logits_with(self.models.base, ids, layer, everything)
+            one = self.pick(steered, problem, len(said))
+            tried.append((strength, len(deltas), one))
+            score = float(thinking.log_softmax(0)[one])
+            if round(score, 4) > best_score:
+                best, best_score, best_deltas = one, round(score, 4), everything
+        if self.settings.cache_policy == "persistent":
+            self.standing = best_deltas
+        return NaiveToken(best, category, tuple(tried))
+
+    def deltas(
+        self, ids: list[int], prompt: int, category: int, strength: float, window: Window
+    ) -> Deltas:
+        first = {"everything": 0, "answer": prompt - 1}.get(str(window))
+        if first is None:
+            first = max(prompt - 1, len(ids) - int(window))
+        residual = residual_at(self.models.base, ids, self.vectors.layer)[first:]
+        categories = torch.full((len(residual),), category)
+        added = strength * self.vectors.delta(residual, categories)
+        return {first + offset: delta for offset, delta in enumerate(added)}
+
+    def pick(self, logits: Tensor, problem: Problem, position: int) -> int:
+        sampler = Sampler(self.settings.temperature, self.settings.top_p)
+        noise = None
+        if not sampler.is_greedy:
+            noise = gumbel_noise(self.settings.seed, [problem.id], [position], len(logits))
+        allowed = self.models.alignment.allowed(logits[None])
+        return int(sampler.scores(allowed, noise)[0].argmax())

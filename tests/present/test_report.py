@@ -37,7 +37,7 @@ def test_the_header_states_the_confidence() -> None:
 
 
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
-    token = HybridToken(5, 6, 5, 0, 1.0, True, -1.0, -0.1)
+    token = HybridToken(5, 6, 5, 0, 1.0, 1, True, -1.0, -0.1)
     trace = HybridTrace("1", "hybrid", 0, "two\nlines | pipe", Finish.STOP, (token,))
     category = {"title": "a | b", "sentences": 3, "share": 1.0, "examples": ["x\ny"], "category": 0}
     cell = {"layer": 1, "size": 1, "k": 1, "chosen": True, "fvu": 0.5}
@@ -54,7 +54,16 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
         training={
             "vectors": seeds,
             "shared": seeds,
-            "gate_sentence_agreement": {"share": None, "decisions": 0},
+            "gate_sentence_agreement": {
+                "taxonomy": {"share": 0.25, "decisions": 8},
+                "probe": {"share": None, "decisions": 0},
+            },
+            "self_gate": {
+                "precision": 0.5,
+                "recall": 1.0,
+                "category_accuracy": 0.75,
+                "decisions": 8,
+            },
         },
         decisions_per_category=[4],
         examples=[("Q?", trace)],
@@ -62,4 +71,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     report = make_report(given)
     assert "| 0 | a \\| b | 3 (100%) | 4 | x y |" in report
     assert "> two\n> lines | pipe" in report
+    assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
+    assert "gate probe" not in report
+    assert "precision 50%, recall 100%" in report
     assert "## Examples" not in make_report(replace(given, examples=[]))

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from howwhen.alignment import check_pair
 from howwhen.errors import InputError, ModelError, PairError
-from howwhen.hybrid.alignment import check_pair
 from howwhen.models import check_prompt, load_model
 from howwhen.settings import PRESETS, make_settings
 from howwhen.zoo.pairs import find_pair, list_pairs, own_pair

@@ -1,114 +1,215 @@
-"""Decisions: where the base, reading the thinking model's own answer, would have gone elsewhere."""
+"""What vectors are trained on: positions of the base at which to steer, and what to say there.
+
+Both methods give the same kind of example. A `decision` (second version) is a window of one
+position at which the base, reading the thinking model's own answer, would have gone elsewhere; a
+`span` (first version) is the window of a whole sentence.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from howwhen.errors import PairError, SteeringError
+from howwhen.alignment import ModelPair
+from howwhen.errors import PairError
 from howwhen.models import LanguageModel, pad
-from howwhen.records import Rollout, Taxonomy
+from howwhen.records import Gate, Rollout
 from howwhen.residual import reading
+
+TOP_TOKENS = 20
+"""Likeliest tokens of the thinking model that are kept of every distribution."""
+LOGIT_BYTES = 2**28
+"""About how much memory the logits of answers read at a time may take."""
+
+
+class Window(NamedTuple):
+    """Half-open range of positions to steer; position t predicts token t + 1."""
+
+    start: int
+    end: int
+    category: int
 
 
 @dataclass(frozen=True)
-class DecisionExample:
-    """One rollout as the base reads it, with its decisions."""
+class Soft:
+    """What the thinking model would say at some positions: its likeliest tokens."""
+
+    ids: Int[Tensor, "position top"]
+    probs: Float[Tensor, "position top"]
+    """They add up to 1 over the tokens kept."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One text as the base reads it, and where to steer it."""
+
+    ids: tuple[int, ...]
+    """The base's prompt, then (part of) an answer."""
+    windows: tuple[Window, ...]
+    """Disjoint, in order."""
+    targets: tuple[int, ...]
+    """Token wanted after each steered position, window by window."""
+    soft: Soft | None = None
+    """The same as distributions, where known."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Every steered position, window by window."""
+        return tuple(p for window in self.windows for p in range(window.start, window.end))
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Category of every steered position."""
+        return tuple(w.category for w in self.windows for _ in range(w.start, w.end))
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """The decisions of one answer, before a gate has named them."""
 
     ids: tuple[int, ...]
     """The base's prompt, then the answer."""
+    prompt: int
+    """Tokens of the base's prompt."""
     positions: tuple[int, ...]
-    """Indices into `ids` at which to steer, increasing; position t predicts token t + 1."""
-    categories: tuple[int, ...]
-    """Category of the thinking model's residual at each of them."""
+    """Indices into `ids` at which to steer, increasing."""
+    targets: tuple[int, ...]
+    """The thinking model's token after each."""
+    states: Float[Tensor, "decision d_model"]
+    """Its residual at each, at the gate's layer."""
+    soft: Soft
+    base_losses: tuple[float, ...]
+    """Of every token of the answer under the unsteered base, in nats."""
+    unwritable: int
+    """Decisions left out because the base may not write their token."""
 
-    @property
-    def targets(self) -> tuple[int, ...]:
-        """The token the thinking model wrote after each position."""
-        return tuple(self.ids[position + 1] for position in self.positions)
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What is needed to find decisions: both models and the taxonomy that names them."""
-
-    base: LanguageModel
-    thinking: LanguageModel
-    taxonomy: Taxonomy
-
-    def __post_init__(self) -> None:
-        width = self.thinking.model.config.hidden_size
-        if self.taxonomy.mean.shape[0] != width:
-            raise SteeringError(
-                f"the taxonomy reads residuals of width {self.taxonomy.mean.shape[0]}, but "
-                f"{self.thinking.name} has width {width}; run discover with this model"
-            )
-
-    @torch.no_grad()
-    def find_decisions(
-        self, rollouts: Sequence[Rollout], questions: Sequence[str], batch_size: int
-    ) -> list[DecisionExample]:
-        """Teacher-force every rollout through both models (paper, second version, section 4).
-
-        Returns:
-            One example per rollout, in order; an example may have no decision.
-        """
-        examples: list[DecisionExample] = []
-        for start in range(0, len(rollouts), batch_size):
-            rows = slice(start, start + batch_size)
-            examples += self._find(rollouts[rows], questions[rows])
-        return examples
-
-    def _find(self, rollouts: Sequence[Rollout], questions: Sequence[str]) -> list[DecisionExample]:
-        base_prompts = [self.base.prompt_ids(question) for question in questions]
-        thinking_prompts = [self.thinking.prompt_ids(question) for question in questions]
-        _refuse_unknown_ids(self.base, rollouts)
-        greedy = self._base_greedy(base_prompts, rollouts)
-        category = self._categories(thinking_prompts, rollouts)
-        examples = []
-        for row, (rollout, prompt) in enumerate(zip(rollouts, base_prompts, strict=True)):
-            first = len(prompt) - 1
-            differs = [
-                step
-                for step, token in enumerate(rollout.ids)
-                if token != greedy[row][first + step]
-                and not (token in self.thinking.end_ids and greedy[row][first + step] in self.ends)
-            ]
-            shift = len(thinking_prompts[row]) - 1
-            examples.append(
-                DecisionExample(
-                    ids=(*prompt, *rollout.ids),
-                    positions=tuple(first + step for step in differs),
-                    categories=tuple(category[row][shift + step] for step in differs),
-                )
-            )
-        return examples
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Tokens of either model that end an answer."""
-        return self.base.end_ids | self.thinking.end_ids
-
-    def _base_greedy(
-        self, prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout]
-    ) -> list[list[int]]:
-        batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
-        logits = self.base.model(**batch.to(self.base.model.device).inputs()).logits
-        rows: list[list[int]] = logits.argmax(2).tolist()
-        return rows
-
-    def _categories(
-        self, prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout]
-    ) -> list[list[int]]:
-        batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
-        model = self.thinking.model
-        with reading(model, [self.taxonomy.layer]) as seen:
-            model(**batch.to(model.device).inputs())
-        residual = seen[self.taxonomy.layer].float().cpu()
-        rows: list[list[int]] = (
-            self.taxonomy.categorise(residual.flatten(0, 1)).view(batch.ids.shape).tolist()
+    def example(self, gate: Gate) -> Example:
+        """The decisions as windows of one position, named by a gate."""
+        categories = gate.categorise(self.states).tolist() if self.positions else []
+        windows = tuple(
+            Window(position, position + 1, category)
+            for position, category in zip(self.positions, categories, strict=True)
         )
-        return rows
+        return Example(self.ids, windows, self.targets, self.soft)
+
+
+@torch.no_grad()
+def find_decisions(
+    models: ModelPair,
+    layer: int,
+    rollouts: Sequence[Rollout],
+    questions: Sequence[str],
+    batch_size: int,
+    *,
+    is_own: bool = True,
+) -> list[Decisions]:
+    """Teacher-force every rollout through both models (paper, second version, section 4).
+
+    Args:
+        models: the pair.
+        layer: block of the thinking model whose residual the gate will read.
+        rollouts: the thinking model's answers.
+        questions: what each answers.
+        batch_size: rollouts read at a time.
+        is_own: whether the thinking model wrote them, so that it wanted what is written; otherwise
+            it wants what it finds likeliest after them.
+
+    Returns:
+        One record per rollout, in order; it may hold no decision.
+
+    Raises:
+        PairError: an answer holds a token that the base cannot read.
+    """
+    _refuse_unknown_ids(models.base, rollouts)
+    found: list[Decisions] = []
+    while len(found) < len(rollouts):
+        size = _that_fit(models, rollouts[len(found) : len(found) + batch_size])
+        rows = slice(len(found), len(found) + size)
+        found += _find(models, layer, rollouts[rows], questions[rows], is_own)
+    return found
+
+
+def _that_fit(models: ModelPair, rollouts: Sequence[Rollout]) -> int:
+    """How many rollouts can be read at a time, by the memory that their logits take."""
+    longest = max(len(rollout.ids) for rollout in rollouts) + 1
+    return min(len(rollouts), max(1, LOGIT_BYTES // (longest * models.alignment.shared * 4)))
+
+
+def _find(
+    models: ModelPair,
+    layer: int,
+    rollouts: Sequence[Rollout],
+    questions: Sequence[str],
+    is_own: bool,
+) -> list[Decisions]:
+    prompts = [models.base.prompt_ids(question) for question in questions]
+    others = [models.thinking.prompt_ids(question) for question in questions]
+    base_logits, _ = _read(models.base, prompts, rollouts, None)
+    thinking_logits, states = _read(models.thinking, others, rollouts, layer)
+    banned = frozenset(models.alignment.banned.tolist())
+    found = []
+    for row, (rollout, prompt) in enumerate(zip(rollouts, prompts, strict=True)):
+        ours = models.alignment.allowed(base_logits[row]).argmax(1).tolist()
+        theirs = models.alignment.allowed(thinking_logits[row])
+        wanted = list(rollout.ids) if is_own else theirs.argmax(1).tolist()
+        differs = _where_they_differ(models, ours, wanted)
+        kept = [step for step in differs if wanted[step] not in banned]
+        answer = torch.tensor(rollout.ids)
+        losses = torch.nn.functional.cross_entropy(base_logits[row], answer, reduction="none")
+        found.append(
+            Decisions(
+                ids=(*prompt, *rollout.ids),
+                prompt=len(prompt),
+                positions=tuple(len(prompt) - 1 + step for step in kept),
+                targets=tuple(wanted[step] for step in kept),
+                states=states[row][kept],
+                soft=soften(theirs[kept]),
+                base_losses=tuple(losses.tolist()),
+                unwritable=len(differs) - len(kept),
+            )
+        )
+    return found
+
+
+def soften(logits: Float[Tensor, "position vocabulary"]) -> Soft:
+    """The likeliest tokens of some distributions."""
+    top = logits.topk(min(TOP_TOKENS, logits.shape[1]), dim=1)
+    return Soft(top.indices, top.values.softmax(1))
+
+
+def _where_they_differ(models: ModelPair, greedy: list[int], wanted: list[int]) -> list[int]:
+    """Steps at which the base would write another token; two end tokens mean the same."""
+    return [
+        step
+        for step, (own, token) in enumerate(zip(greedy, wanted, strict=True))
+        if own != token and not {own, token} <= models.end_ids
+    ]
+
+
+def _read(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    rollouts: Sequence[Rollout],
+    layer: int | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Logits of every answer token, (token, vocabulary), and residuals where they were decided."""
+    batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
+    layers = [] if layer is None else [layer]
+    with reading(model.model, layers) as seen:
+        logits = model.model(**batch.inputs()).logits
+    cuts = [
+        slice(len(prompt) - 1, len(prompt) - 1 + len(rollout.ids))
+        for prompt, rollout in zip(prompts, rollouts, strict=True)
+    ]
+    residual = logits[..., :0] if layer is None else seen[layer]
+    parts = [
+        [tensor[row, cut].float().clone() for row, cut in enumerate(cuts)]
+        for tensor in (logits, residual)
+    ]
+    return parts[0], parts[1]
 
 
 def _refuse_unknown_ids(base: LanguageModel, rollouts: Sequence[Rollout]) -> None:

@@ -1,171 +1,174 @@
-"""The decision objective, exact for the transient cache policy.
+"""The training objective of both methods, exact for the positions at which vectors will be used.
 
-A steered position is read by nobody but itself: it attends to the *unsteered* keys and values
-before it. So each decision is passed through the base as one extra query over the cached keys and
-values of its own rollout, all decisions of a batch in one pass, and no logits are computed
-anywhere else.
+A steered window sees the *unsteered* keys and values before it and its own steered positions, just
+as under the `transient` cache policy. So all windows of a batch are passed as extra queries over
+their texts' cached keys and values. Nothing below the steer layer depends on the vectors: its
+residual is computed once, and only the blocks above run, forward and backward.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from howwhen.elicit.examples import DecisionExample
-from howwhen.models import pad
+from howwhen.elicit.examples import Example
+from howwhen.models import LanguageModel, additive_mask, cache_of, pad
 from howwhen.records import VectorSet
-from howwhen.residual import adding
+from howwhen.residual import reading, resuming
 
-KeyValues = list[tuple[Tensor, Tensor]]
-"""Per layer, keys and values of one sequence: (head, position, d_head) each."""
 CACHE_BYTES = 4 * 2**30
-"""Most memory spent on keeping keys and values between steps."""
-
-
-class VectorNet(nn.Module):
-    """Trainable vectors (zero at the start) with their coefficient network."""
-
-    def __init__(self, categories: int, width: int, hidden: int, seed: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.vectors = nn.Parameter(torch.zeros(categories, width))
-        self.hidden = nn.Parameter(torch.randn(hidden, width, generator=generator) / width**0.5)
-        self.heads = nn.Parameter(
-            torch.randn(categories, hidden, generator=generator) / hidden**0.5
-        )
-        self.heads_bias = nn.Parameter(torch.zeros(categories))
-
-    def vector_set(self, model: str, layer: int) -> VectorSet:
-        """The current values as a record that shares this module's gradients."""
-        return VectorSet(model, layer, self.vectors, self.hidden, self.heads, self.heads_bias)
+"""Most memory spent on keeping states between steps."""
 
 
 @dataclass(frozen=True)
-class DecisionBatch:
-    """Decisions of several rollouts, padded on the right; padding has category -1."""
+class Kept:
+    """The unsteered states that one example needs."""
 
-    ids: Int[Tensor, "batch decision"]
-    """Token at each steered position."""
-    positions: Int[Tensor, "batch decision"]
-    categories: Int[Tensor, "batch decision"]
-    targets: Int[Tensor, "batch decision"]
+    residual: Float[Tensor, "query d_model"]
+    """At the steer layer, of every steered position."""
+    upper: dict[int, tuple[Tensor, Tensor]]
+    """Keys and values of the blocks above, (head, position, d_head), up to the last window."""
 
     @property
-    def is_real(self) -> Tensor:
-        """Whether a cell holds a decision, (batch, decision)."""
+    def nbytes(self) -> int:
+        """Memory taken."""
+        pairs = (tensor.nbytes for pair in self.upper.values() for tensor in pair)
+        return self.residual.nbytes + sum(pairs)
+
+
+class UnsteeredStates:
+    """Computes and keeps, within a budget, what the base makes of every example unsteered."""
+
+    def __init__(self, base: LanguageModel, layer: int, most_bytes: int = CACHE_BYTES) -> None:
+        self.base, self.layer = base, layer
+        self.kept: dict[int, tuple[Example, Kept]] = {}
+        self.bytes_left = most_bytes
+
+    def get(self, examples: Sequence[Example]) -> list[Kept]:
+        """States of each example."""
+        missing = [one for one in examples if id(one) not in self.kept]
+        fresh = dict(zip(map(id, missing), self._compute(missing), strict=True)) if missing else {}
+        states = [fresh.get(id(one)) or self.kept[id(one)][1] for one in examples]
+        for one in missing:
+            needed = fresh[id(one)].nbytes
+            if needed <= self.bytes_left and id(one) not in self.kept:
+                self.bytes_left -= needed
+                self.kept[id(one)] = (one, fresh[id(one)])
+        return states
+
+    @torch.no_grad()
+    def _compute(self, examples: Sequence[Example]) -> list[Kept]:
+        batch = pad([one.ids for one in examples])
+        cache = DynamicCache()
+        with reading(self.base.model, [self.layer]) as seen:
+            self.base.model(
+                **batch.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        upper = range(self.layer + 1, self.base.layer_count)
+        states = []
+        for row, one in enumerate(examples):
+            end = max(window.start for window in one.windows)
+            pairs = {
+                number: (
+                    cache.layers[number].keys[row, :, :end].clone(),
+                    cache.layers[number].values[row, :, :end].clone(),
+                )
+                for number in upper
+            }
+            states.append(Kept(seen[self.layer][row, list(one.positions)].float(), pairs))
+        return states
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Steered positions of several examples, padded on the right; padding has category -1."""
+
+    positions: Int[Tensor, "batch query"]
+    windows: Int[Tensor, "batch query"]
+    """Which window of its example a query belongs to."""
+    starts: Int[Tensor, "batch query"]
+    """First position of that window."""
+    categories: Int[Tensor, "batch query"]
+    targets: Int[Tensor, "batch query"]
+
+    @property
+    def is_real(self) -> Bool[Tensor, "batch query"]:
+        """Whether a cell holds a steered position."""
         return self.categories >= 0
 
+    def allowed(self, width: int) -> Bool[Tensor, "batch query key"]:
+        """What each query sees: `width` cached columns before its window, then its own window."""
+        past = torch.arange(width) < self.starts[..., None]
+        same = self.windows[:, :, None] == self.windows[:, None, :]
+        causal = torch.ones(same.shape[1:], dtype=torch.bool).tril()
+        real = self.is_real[:, None, :] | torch.eye(same.shape[1], dtype=torch.bool)
+        return torch.cat([past, same & causal & real], dim=2)
 
-def make_batch(examples: Sequence[DecisionExample], is_shared: bool) -> DecisionBatch:
-    """Stack the decisions of `examples`; `is_shared` maps every category to the single one, 0."""
-    padded = pad([example.positions for example in examples])
+
+def make_batch(examples: Sequence[Example], is_shared: bool) -> Batch:
+    """Stack the windows of `examples`; `is_shared` maps every category to the single one, 0."""
+    sizes = [[w.end - w.start for w in one.windows] for one in examples]
+    positions = pad([one.positions for one in examples])
     categories = pad([[0 if is_shared else c for c in one.categories] for one in examples])
-    return DecisionBatch(
-        ids=pad([[one.ids[p] for p in one.positions] for one in examples]).ids,
-        positions=padded.ids,
-        categories=categories.ids.masked_fill(padded.mask == 0, -1),
+    windows = pad([[n for n, s in enumerate(own) for _ in range(s)] for own in sizes])
+    starts = pad(
+        [[w.start for w in one.windows for _ in range(w.start, w.end)] for one in examples]
+    )
+    return Batch(
+        positions=positions.ids,
+        windows=windows.ids,
+        starts=starts.ids,
+        categories=categories.ids.masked_fill(positions.mask == 0, -1),
         targets=pad([one.targets for one in examples]).ids,
     )
 
 
-class UnsteeredCache:
-    """Keys and values of the base over each rollout, computed once and kept within a budget."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.kept: dict[tuple[int, ...], KeyValues] = {}
-        self.bytes_left = CACHE_BYTES
-
-    def get(self, examples: Sequence[DecisionExample]) -> tuple[DynamicCache, int]:
-        """A fresh cache over the batch, padded on the right, and its width in positions."""
-        missing = [one.ids for one in examples if one.ids not in self.kept]
-        fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        rows = [self.kept.get(one.ids) or fresh[one.ids] for one in examples]
-        self._keep(fresh)
-        width = max(len(one.ids) for one in examples)
-        cache = DynamicCache()
-        for layer in range(len(rows[0])):
-            keys, values = (
-                torch.stack(
-                    [
-                        functional.pad(row[layer][i], (0, 0, 0, width - row[layer][i].shape[1]))
-                        for row in rows
-                    ]
-                )
-                for i in (0, 1)
-            )
-            cache.update(keys, values, layer)
-        return cache, width
-
-    @torch.no_grad()
-    def _compute(self, sequences: Sequence[tuple[int, ...]]) -> list[KeyValues]:
-        batch = pad(sequences)
-        cache = DynamicCache()
-        inputs = batch.to(self.model.device).inputs()
-        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return [
-            [
-                (one.keys[row, :, :end].clone(), one.values[row, :, :end].clone())
-                for one in cache.layers
-            ]
-            for row, end in enumerate(len(sequence) for sequence in sequences)
-        ]
-
-    def _keep(self, fresh: dict[tuple[int, ...], KeyValues]) -> None:
-        for ids, layers in fresh.items():
-            needed = sum(keys.nbytes + values.nbytes for keys, values in layers)
-            if needed <= self.bytes_left:
-                self.bytes_left -= needed
-                self.kept[ids] = layers
-
-
 def steered_logits(
-    cache: UnsteeredCache,
-    examples: Sequence[DecisionExample],
-    batch: DecisionBatch,
-    vectors: VectorSet,
-) -> Float[Tensor, "batch decision vocabulary"]:
-    """Logits at every decision with its steering in place, each blind to all other steering."""
-    past, width = cache.get(examples)
-    device = cache.model.device
-    real, categories = batch.is_real.to(device), batch.categories.to(device)
-
-    def edit(residual: Tensor) -> Tensor:
-        chosen = residual[real].float()
-        delta = vectors.delta(chosen, categories[real])
-        return torch.zeros_like(residual, dtype=torch.float32).index_put((real,), delta)
-
-    with adding(cache.model, vectors.layer, edit):
-        output = cache.model(
-            input_ids=batch.ids.to(device),
-            position_ids=batch.positions.to(device),
-            attention_mask=_mask(batch, width, cache.model.dtype).to(device),
-            past_key_values=past,
+    states: UnsteeredStates, examples: Sequence[Example], batch: Batch, vectors: VectorSet
+) -> Float[Tensor, "steered vocabulary"]:
+    """Logits at every steered position, row by row, each window blind to all other steering."""
+    kept, real = states.get(examples), batch.is_real
+    residual = torch.zeros(*real.shape, kept[0].residual.shape[1])
+    residual[real] = torch.cat([one.residual for one in kept])
+    delta = vectors.delta(residual[real], batch.categories[real])
+    steered = residual.index_put((real,), delta, accumulate=True)
+    cache, width = _stack(kept)
+    model = states.base.model
+    with resuming(model, states.layer, steered.to(model.dtype)):
+        output = model(
+            input_ids=torch.zeros_like(batch.positions),
+            position_ids=batch.positions,
+            attention_mask=additive_mask(batch.allowed(width), model.dtype),
+            past_key_values=cache,
             use_cache=True,
         )
-    logits: Tensor = output.logits
-    return logits
+    logits: Tensor = output.logits[real]
+    return logits.float()
 
 
-def _mask(
-    batch: DecisionBatch, width: int, dtype: torch.dtype
-) -> Float[Tensor, "batch 1 decision key"]:
-    """Additive mask: a decision sees what lies before it in its rollout, and itself."""
-    count = batch.positions.shape[1]
-    before = torch.arange(width) < batch.positions[..., None]
-    itself = torch.eye(count, dtype=torch.bool).expand(len(before), -1, -1)
-    seen = torch.cat([before, itself], dim=2)
-    blocked = torch.finfo(dtype).min
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, blocked)[:, None]
+def _stack(kept: Sequence[Kept]) -> tuple[DynamicCache, int]:
+    """A cache over the batch, padded on the right, and its width in positions."""
+    lengths = [next(iter(one.upper.values()))[0].shape[1] if one.upper else 0 for one in kept]
+    width = max(lengths)
+
+    def stacked(number: int, which: int) -> Tensor:
+        return torch.stack(
+            [
+                functional.pad(one.upper[number][which], (0, 0, 0, width - length))
+                for one, length in zip(kept, lengths, strict=True)
+            ]
+        )
+
+    return cache_of({i: (stacked(i, 0), stacked(i, 1)) for i in kept[0].upper}), width
 
 
 @dataclass(frozen=True)
 class CategoryLosses:
-    """Cross-entropy in nats, summed within each category, with the number of decisions summed."""
+    """Loss in nats, summed within each category, with the number of positions summed."""
 
     sums: Float[Tensor, " category"]
     counts: Int[Tensor, " category"]
@@ -174,19 +177,29 @@ class CategoryLosses:
         return CategoryLosses(self.sums + other.sums, self.counts + other.counts)
 
     def mean(self) -> Float[Tensor, ""]:
-        """Mean within each category that has decisions, then over those categories."""
+        """Mean within each category that has positions, then over those categories."""
         present = self.counts > 0
         return (self.sums[present] / self.counts[present]).mean()
 
 
-def category_losses(
-    logits: Float[Tensor, "batch decision vocabulary"], batch: DecisionBatch, size: int
-) -> CategoryLosses:
-    """Cross-entropy on the tokens the thinking model wrote, by category."""
-    real = batch.is_real.to(logits.device)
-    losses = functional.cross_entropy(
-        logits[real].float(), batch.targets.to(logits.device)[real], reduction="none"
-    )
-    categories = batch.categories.to(logits.device)[real]
+def token_losses(
+    logits: Float[Tensor, "steered vocabulary"], batch: Batch
+) -> Float[Tensor, " steered"]:
+    """Cross-entropy on the tokens the thinking model wrote."""
+    return functional.cross_entropy(logits, batch.targets[batch.is_real], reduction="none")
+
+
+def distribution_losses(
+    logits: Float[Tensor, "steered vocabulary"], examples: Sequence[Example]
+) -> Float[Tensor, " steered"]:
+    """Cross-entropy on the thinking model's likeliest tokens, weighted by their probability."""
+    ids = torch.cat([one.soft.ids for one in examples if one.soft is not None])
+    probs = torch.cat([one.soft.probs for one in examples if one.soft is not None])
+    return -(logits.log_softmax(1).gather(1, ids) * probs).sum(1)
+
+
+def by_category(losses: Float[Tensor, " steered"], batch: Batch, size: int) -> CategoryLosses:
+    """Losses summed within each of `size` categories."""
+    categories = batch.categories[batch.is_real]
     sums = losses.new_zeros(size).index_add(0, categories, losses)
     return CategoryLosses(sums, categories.bincount(minlength=size))

@@ -1,94 +1,113 @@
 """The ladder's rungs: who writes the next token, and with what steering.
 
-A `Choice` looks at both models' next-token logits for a batch of streams and returns a `Move`:
-tokens to emit as they are, and streams whose base is to be steered at this position first. The
-controls differ from the full hybrid in one thing each; none is a flag.
+A `Choice` looks at both models at some positions and returns a `Move`: tokens to emit as they are,
+and positions at which the base is to be steered first. The controls differ from the full hybrid in
+one thing each; none is a flag. What happens at one position never depends on another, so the same
+rung serves stepwise and block decoding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
-from howwhen.records import Rung, Taxonomy, VectorSet
+from howwhen.hybrid.strength import LEARNED, Strength
+from howwhen.records import Gate, Rung, SelfGate, VectorSet
 
 
 @dataclass(frozen=True)
 class View:
-    """What a choice may look at: one position of every running stream."""
+    """What a choice may look at: n positions, of any streams."""
 
-    base_logits: Float[Tensor, "stream vocabulary"]
-    thinking_logits: Float[Tensor, "stream vocabulary"] | None
-    """None where the rung does not run the thinking model."""
-    thinking_residual: Float[Tensor, "stream d_model"] | None
-    """At the taxonomy's layer."""
-    draws: Float[Tensor, "stream 2"]
-    """Uniform random numbers; they depend on seed, problem and position only."""
+    base_scores: Float[Tensor, "n vocabulary"]
+    """The base writes the token with the highest score: its logits, under greedy decoding."""
+    thinking_scores: Float[Tensor, "n thinking_vocabulary"] | None
+    """None where the rung does not run the thinking model; as wide as the base's unless the rung is
+    free."""
+    base_residual: Mapping[int, Float[Tensor, "n d_model"]]
+    """Of the layers that the choice asked for."""
+    thinking_residual: Float[Tensor, "n d_model"] | None
+    """At the gate's layer."""
+    draws: Float[Tensor, "n 2"] | None
+    """Uniform random numbers that depend on seed, problem and position only; None where the rung
+    needs none."""
     ends: Int[Tensor, " end"]
     """Tokens of either model that end an answer."""
 
-    @property
-    def base_token(self) -> Int[Tensor, " stream"]:
-        """The base's greedy token."""
-        return self.base_logits.argmax(1)
+    @cached_property
+    def base_token(self) -> Int[Tensor, " n"]:
+        """What the unsteered base writes."""
+        return self.base_scores.argmax(1)
 
-    @property
-    def thinking_token(self) -> Int[Tensor, " stream"]:
-        """The thinking model's greedy token."""
-        if self.thinking_logits is None:
+    @cached_property
+    def thinking_token(self) -> Int[Tensor, " n"]:
+        """What the thinking model would write."""
+        if self.thinking_scores is None:
             raise RuntimeError("this rung looks at the thinking model but does not run it")
-        return self.thinking_logits.argmax(1)
+        return self.thinking_scores.argmax(1)
 
-    @property
-    def is_decision(self) -> Bool[Tensor, " stream"]:
-        """Whether the two greedy tokens differ; two end tokens mean the same."""
-        base, thinking = self.base_token, self.thinking_token
-        both_end = torch.isin(base, self.ends) & torch.isin(thinking, self.ends)
-        return (base != thinking) & ~both_end
+    @cached_property
+    def is_decision(self) -> Bool[Tensor, " n"]:
+        """Whether the two tokens differ; two end tokens mean the same."""
+        differ = self.base_token != self.thinking_token
+        if not differ.any():
+            return differ
+        both_end = torch.isin(self.base_token, self.ends) & torch.isin(
+            self.thinking_token, self.ends
+        )
+        return differ & ~both_end
 
-    def categories(self, taxonomy: Taxonomy) -> Int[Tensor, " stream"]:
-        """Category of the thinking model's residual here."""
+    def categories(self, gate: Gate, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Category of the thinking model's residual, read where asked; -1 elsewhere."""
         if self.thinking_residual is None:
             raise RuntimeError("this rung reads a category but does not run the thinking model")
-        return taxonomy.categorise(self.thinking_residual)
+        category = torch.full_like(self.base_token, -1)
+        if where.any():
+            category[where] = gate.categorise(self.thinking_residual[where].float())
+        return category
 
 
 @dataclass(frozen=True)
 class Move:
-    """What to do at one position of every stream."""
+    """What to do at every position of a view."""
 
-    token: Int[Tensor, " stream"]
+    token: Int[Tensor, " n"]
     """Token to emit where the base is not steered."""
-    is_decision: Bool[Tensor, " stream"]
+    is_decision: Bool[Tensor, " n"]
     """Where the rung intervenes, by steering or by choosing the token itself."""
-    category: Int[Tensor, " stream"]
+    category: Int[Tensor, " n"]
     """Category to steer the base with; -1 where it is not steered."""
 
 
-@runtime_checkable
-class Choice(Protocol):
+class Choice:
     """One rung of the ladder."""
 
-    @property
-    def name(self) -> Rung:
-        """Its name on the ladder."""
-        ...
+    name: ClassVar[Rung]
+    needs_thinking: ClassVar[bool] = True
+    """Whether the thinking model must run."""
+    needs_draws: ClassVar[bool] = False
+    """Whether it looks at random numbers."""
+    is_free: ClassVar[bool] = False
+    """Whether tokens that only one model knows may be written whatever the policy."""
+    strength: Strength = LEARNED
+    vectors: VectorSet | None = None
+    gate: Gate | None = None
+    base_prompt: str | None = None
+    """Asks the base otherwise than its own prompt does."""
 
     @property
-    def vectors(self) -> VectorSet | None:
-        """What it steers with, if it steers."""
-        ...
-
-    @property
-    def needs_thinking(self) -> bool:
-        """Whether the thinking model must run."""
-        ...
+    def base_layers(self) -> tuple[int, ...]:
+        """Blocks of the base whose residuals the view must show."""
+        return ()
 
     def move(self, view: View) -> Move:
-        """Decide at one position of every stream."""
-        ...
+        """Decide at every position of a view."""
+        raise NotImplementedError
 
 
 def _emit(token: Tensor, is_decision: Tensor) -> Move:
@@ -96,38 +115,42 @@ def _emit(token: Tensor, is_decision: Tensor) -> Move:
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(Choice):
     """The base alone."""
 
-    name: Rung = "base"
-    vectors: None = None
-    needs_thinking: bool = False
+    name: ClassVar[Rung] = "base"
+    needs_thinking = False
 
     def move(self, view: View) -> Move:
-        """Emit the base's greedy token."""
+        """Emit the base's token."""
         return _emit(view.base_token, torch.zeros_like(view.base_token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
-class Thinking:
+class BaseStepByStep(Base):
+    """The base alone, asked to reason step by step."""
+
+    base_prompt: str | None = None
+    name: ClassVar[Rung] = "base-step-by-step"
+
+
+@dataclass(frozen=True)
+class Thinking(Choice):
     """The thinking model alone."""
 
-    name: Rung = "thinking"
-    vectors: None = None
-    needs_thinking: bool = True
+    name: ClassVar[Rung] = "thinking"
+    is_free = True
 
     def move(self, view: View) -> Move:
-        """Emit the thinking model's greedy token."""
+        """Emit the thinking model's token."""
         return _emit(view.thinking_token, torch.zeros_like(view.is_decision))
 
 
 @dataclass(frozen=True)
-class Takeover:
+class Takeover(Choice):
     """The ceiling: at a decision the thinking model's token is emitted."""
 
-    name: Rung = "takeover"
-    vectors: None = None
-    needs_thinking: bool = True
+    name: ClassVar[Rung] = "takeover"
 
     def move(self, view: View) -> Move:
         """Emit the base's token, or at a decision the thinking model's."""
@@ -137,44 +160,44 @@ class Takeover:
 
 
 @dataclass(frozen=True)
-class Guardrail:
+class Guardrail(Choice):
     """No vectors: at a decision the thinking model picks among the base's own top tokens."""
 
     top_k: int
-    name: Rung = "guardrail-only"
-    vectors: None = None
-    needs_thinking: bool = True
+    name: ClassVar[Rung] = "guardrail-only"
 
     def move(self, view: View) -> Move:
         """Rerank the base's `top_k` tokens by the thinking model at a decision."""
-        if view.thinking_logits is None:
-            raise RuntimeError("the guardrail needs the thinking model's logits")
-        own = view.base_logits.topk(self.top_k, dim=1).indices
-        best = view.thinking_logits.gather(1, own).argmax(1)
-        picked = own.gather(1, best[:, None])[:, 0]
-        return _emit(torch.where(view.is_decision, picked, view.base_token), view.is_decision)
+        token = view.base_token.clone()
+        where = view.is_decision
+        if where.any() and view.thinking_scores is not None:
+            own = view.base_scores[where].topk(self.top_k, dim=1).indices
+            best = view.thinking_scores[where].gather(1, own).argmax(1)
+            token[where] = own.gather(1, best[:, None])[:, 0]
+        return _emit(token, where)
 
 
 @dataclass(frozen=True)
-class Steer:
-    """The full hybrid: at a decision, steer the base with the category of the thinking model."""
+class Steer(Choice):
+    """The full hybrid: at a decision, steer the base with the category that the gate reads."""
 
-    taxonomy: Taxonomy
-    vectors: VectorSet
-    name: Rung = "hybrid"
-    needs_thinking: bool = True
+    gate: Gate | None
+    vectors: VectorSet | None
+    strength: Strength = LEARNED
+    name: ClassVar[Rung] = "hybrid"
 
     def move(self, view: View) -> Move:
-        """Steer where the greedy tokens differ."""
-        category = self.choose_category(view)
+        """Steer where the two tokens differ."""
         where = self.choose_where(view)
-        return Move(view.base_token, where, category.masked_fill(~where, -1))
+        return Move(view.base_token, where, self.choose_category(view, where))
 
-    def choose_category(self, view: View) -> Int[Tensor, " stream"]:
-        """The taxonomy's category of the thinking model's residual."""
-        return view.categories(self.taxonomy)
+    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """What the gate reads in the thinking model."""
+        if self.gate is None:
+            raise RuntimeError(f"the rung {self.name} needs a gate")
+        return view.categories(self.gate, where)
 
-    def choose_where(self, view: View) -> Bool[Tensor, " stream"]:
+    def choose_where(self, view: View) -> Bool[Tensor, " n"]:
         """The decisions."""
         return view.is_decision
 
@@ -183,22 +206,33 @@ class Steer:
 class SharedVector(Steer):
     """One vector for all categories, trained on the same decisions."""
 
-    name: Rung = "shared-vector"
+    name: ClassVar[Rung] = "shared-vector"
 
-    def choose_category(self, view: View) -> Int[Tensor, " stream"]:
+    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Always the single category."""
-        return torch.zeros_like(view.base_token)
+        return where.long() - 1
+
+
+@dataclass(frozen=True)
+class BiasOnly(SharedVector):
+    """The bias vector of the first version alone; it has no categories."""
+
+    name: ClassVar[Rung] = "bias-only"
 
 
 @dataclass(frozen=True)
 class RandomCategory(Steer):
     """The right moments with a category drawn evenly."""
 
-    name: Rung = "random-category"
+    name: ClassVar[Rung] = "random-category"
+    needs_draws: ClassVar[bool] = True
 
-    def choose_category(self, view: View) -> Int[Tensor, " stream"]:
+    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """A uniform draw."""
-        return (view.draws[:, 0] * self.taxonomy.size).long()
+        if self.vectors is None or view.draws is None:
+            raise RuntimeError(f"the rung {self.name} needs vectors and draws")
+        drawn = (view.draws[:, 0] * self.vectors.size).long()
+        return drawn.masked_fill(~where, -1)
 
 
 @dataclass(frozen=True)
@@ -207,10 +241,13 @@ class RandomPositions(Steer):
 
     rate: float = 0.0
     """Share of tokens to steer."""
-    name: Rung = "random-positions"
+    name: ClassVar[Rung] = "random-positions"
+    needs_draws: ClassVar[bool] = True
 
-    def choose_where(self, view: View) -> Bool[Tensor, " stream"]:
+    def choose_where(self, view: View) -> Bool[Tensor, " n"]:
         """Each position with probability `rate`."""
+        if view.draws is None:
+            raise RuntimeError(f"the rung {self.name} needs draws")
         return view.draws[:, 1] < self.rate
 
 
@@ -218,12 +255,49 @@ class RandomPositions(Steer):
 class RandomVectors(Steer):
     """The right moments and categories with random directions of the right norms."""
 
-    name: Rung = "random-vectors"
+    name: ClassVar[Rung] = "random-vectors"
+
+
+@dataclass(frozen=True)
+class SelfGated(Choice):
+    """No thinking model at all: a probe on the base's own residual says when, and which."""
+
+    probe: SelfGate
+    vectors: VectorSet | None
+    strength: Strength = LEARNED
+    name: ClassVar[Rung] = "self-gate"
+    needs_thinking = False
+
+    @property
+    def base_layers(self) -> tuple[int, ...]:
+        """The probe's."""
+        return self.probe.layers
+
+    def move(self, view: View) -> Move:
+        """Steer where the probe's log-odds of a decision reach its threshold."""
+        features = torch.cat([view.base_residual[layer] for layer in self.probe.layers], dim=1)
+        read = self.probe.read(features.float())
+        where = read[:, 0] >= self.probe.threshold
+        category = read[:, 1:].argmax(1).masked_fill(~where, -1)
+        return Move(view.base_token, where, category)
 
 
 def randomise(vectors: VectorSet, seed: int) -> VectorSet:
-    """Replace every vector by a random direction of the same norm; coefficients stay."""
+    """Replace every vector by a random direction of the same norm; bias and coefficients stay."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(vectors.vectors.shape, generator=generator)
-    norms = vectors.vectors.norm(dim=1, keepdim=True)
-    return replace(vectors, vectors=noise / noise.norm(dim=1, keepdim=True) * norms)
+    tensors = vectors.tensors()
+    for name in ("vectors", "up"):
+        if name in tensors:
+            tensors[name] = _random_like(tensors[name], generator)
+    return vectors.with_tensors(tensors)
+
+
+def _random_like(rows: Tensor, generator: torch.Generator) -> Tensor:
+    noise = functional.normalize(torch.randn(rows.shape, generator=generator), dim=-1)
+    norms: Tensor = rows.norm(dim=-1, keepdim=True)
+    return noise * norms
+
+
+def bias_alone(vectors: VectorSet) -> VectorSet:
+    """The bias vector as a set of one category without anything else."""
+    return replace(vectors, vectors=torch.zeros_like(vectors.vectors[:1]), modulation=None)

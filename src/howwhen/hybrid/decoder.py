@@ -1,48 +1,42 @@
-"""The hybrid decoder: both models in step over shared token ids, every token explained.
+"""The hybrid decoder: both models over shared token ids, every token explained.
 
-State, step, loop: `_State` holds the caches and what was emitted, `_step` moves every stream by
-one token, `decode` is the loop. Greedy, batched over problems. Where one model has more output
-rows than the other (padding, tokens of its own), only the shared ids can be emitted. Under the
-`transient` policy the base's cache keeps the unsteered states of a steered position, under
-`persistent` the steered.
+State, round, loop. In a round the base drafts a block of tokens, the thinking model reads the whole
+block in one pass, and the rung is asked about every position at once. Every stream keeps its draft
+up to the first position at which the rung intervenes; there the base is steered (or the rung's own
+token taken) and the rest is taken back. A block of one token is stepwise decoding; any other length
+gives the same tokens, up to ties in the last bits of a sum.
+
+Under the `transient` policy the base's cache keeps the unsteered states of a steered position,
+under `persistent` the steered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from random import Random
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
-from transformers import DynamicCache
 
+from howwhen.alignment import ModelPair
 from howwhen.collect.rollouts import check_lengths
-from howwhen.errors import SteeringError
 from howwhen.hybrid.choice import Choice, Move, View
-from howwhen.models import LanguageModel, Padded, pad
-from howwhen.records import Finish, HybridToken, HybridTrace, Problem, Taxonomy, VectorSet
-from howwhen.residual import adding, check_layer, reading
+from howwhen.hybrid.pace import Pace
+from howwhen.hybrid.sampling import Sampler, gumbel_noise, uniform_draws
+from howwhen.hybrid.steering import UNSTEERED, Steered, check_vectors, steer_last
+from howwhen.hybrid.streams import Streams, open_streams
+from howwhen.models import LanguageModel
+from howwhen.records import Finish, HybridToken, HybridTrace, Problem
 from howwhen.settings import HybridSettings
 
-
-@dataclass(frozen=True)
-class HybridModels:
-    """The two models of a hybrid and the taxonomy that reads the thinking one."""
-
-    base: LanguageModel
-    thinking: LanguageModel
-    taxonomy: Taxonomy
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens of either model that end an answer."""
-        return self.base.end_ids | self.thinking.end_ids
+LEAST_LOG_PROB = -100.0
+"""Stands for the log-probability of a token that a model cannot write."""
+HELD_NUMBERS = 2**23
+"""Logits held back, at most, before tokens are written down."""
 
 
-@torch.no_grad()
 def decode(
-    models: HybridModels,
+    models: ModelPair,
     problems: Sequence[Problem],
     choice: Choice,
     settings: HybridSettings,
@@ -50,283 +44,438 @@ def decode(
 ) -> list[HybridTrace]:
     """Answer one batch of problems on one rung.
 
+    Args:
+        models: the pair.
+        problems: answered side by side; no answer depends on the others.
+        choice: the rung.
+        settings: lengths, cache policy, sampling.
+        seed: of random rungs.
+
     Raises:
-        SteeringError: vectors that do not fit the base model or the taxonomy.
+        SteeringError: vectors that do not fit the base model or the gate.
         InputError: an empty prompt, or one too long for a model's context.
     """
-    check_vectors(models, choice)
-    state = _start(models, problems, choice, settings, seed)
-    for _ in range(settings.max_new_tokens):
-        _step(state)
-        if state.is_done.all():
-            break
-        state.drop_finished()
-        state.feed()
-    return [state.trace(row, problem, seed) for row, problem in enumerate(problems)]
+    with _opened(models, problems, choice, settings, seed) as state:
+        while state.rows:
+            state.round()
+            state.write_down()
+            state.drop_finished()
+        state.write_down(is_due=True)
+    return [state.trace(row, problem) for row, problem in enumerate(problems)]
 
 
-def check_vectors(models: HybridModels, choice: Choice) -> None:
-    """Refuse vectors that would silently steer nothing, or the wrong thing.
-
-    Raises:
-        SteeringError: wrong width, layer, number of categories, or values that are not finite.
-    """
-    vectors = choice.vectors
-    if vectors is None:
-        return
-    check_layer(models.base.model, vectors.layer)
-    count, width = vectors.vectors.shape
-    expected = models.base.model.config.hidden_size
-    if width != expected:
-        raise SteeringError(
-            f"vectors of width {width} cannot steer {models.base.name}, whose residual has width "
-            f"{expected}; train vectors in this base (howwhen elicit)"
-        )
-    if not all(torch.isfinite(t).all() for t in (vectors.vectors, vectors.hidden, vectors.heads)):
-        raise SteeringError("a steering vector holds a value that is not finite; train it again")
-    if choice.name != "shared-vector" and count != models.taxonomy.size:
-        raise SteeringError(
-            f"{count} vectors for a taxonomy of {models.taxonomy.size} categories; every category "
-            "needs its vector (howwhen elicit makes one for each)"
-        )
+def stream(
+    models: ModelPair,
+    problem: Problem,
+    choice: Choice,
+    settings: HybridSettings,
+    seed: int = 0,
+) -> Iterator[HybridToken]:
+    """Answer one problem, yielding tokens as they are decided; errors are those of `decode`."""
+    told = 0
+    with _opened(models, [problem], choice, settings, seed) as state:
+        while state.rows:
+            state.round()
+            state.write_down(is_due=True)
+            yield from state.tokens[0][told:]
+            told = len(state.tokens[0])
+            state.drop_finished()
 
 
 @dataclass
-class _Reader:
-    """One model advancing over its own prompt and the shared answer."""
+class _Draft:
+    """What the base wrote ahead, and both models' opinions of it; g positions per stream."""
 
-    model: LanguageModel
-    mask: Tensor
-    """1 on every token read so far, 0 on left padding: (stream, position)."""
-    layers: tuple[int, ...]
-    """Blocks whose residual at the last position is kept."""
-    cache: DynamicCache = field(default_factory=DynamicCache)
-    logits: Tensor = field(init=False)
-    """Of the next token: (stream, vocabulary)."""
-    residual: dict[int, Tensor] = field(init=False)
-    """Of the last position, per layer: (stream, d_model)."""
+    token: Int[Tensor, "stream g"]
+    logits: Float[Tensor, "stream g vocabulary"]
+    scores: Float[Tensor, "stream g shared"]
+    residual: dict[int, Float[Tensor, "stream g d_model"]]
+    unsure: list[list[bool]]
+    """Where the base gives its own token less than an even chance: per stream and position."""
+    noise: list[Float[Tensor, "stream vocabulary"] | None]
+    thinking_logits: Float[Tensor, "stream g vocabulary"] | None = None
+    thinking_scores: Float[Tensor, "stream g shared"] | None = None
+    thinking_residual: Float[Tensor, "stream g d_model"] | None = None
 
-    @classmethod
-    def start(
-        cls, model: LanguageModel, problems: Sequence[Problem], layers: tuple[int, ...]
-    ) -> "_Reader":
-        prompts = [model.prompt_ids(problem.question) for problem in problems]
-        batch = pad(prompts, left=True).to(model.model.device)
-        reader = cls(model, batch.mask, layers)
-        reader._forward(batch)
-        return reader
 
-    def feed(self, tokens: Int[Tensor, " stream"]) -> None:
-        """Read one more token of every stream."""
-        one = torch.ones_like(self.mask[:, :1])
-        self.mask = torch.cat([self.mask, one], dim=1)
-        self._forward(Padded(tokens[:, None].to(self.mask.device), self.mask))
+@dataclass(frozen=True)
+class _Round:
+    """What a round decided, before it is written down as tokens."""
 
-    def _forward(self, batch: Padded) -> None:
-        with reading(self.model.model, self.layers) as seen:
-            output = self.model.model(
-                **batch.inputs(),
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
+    draft: _Draft
+    rows: list[int]
+    """Which problem each stream answers."""
+    ids: list[list[int]]
+    """Tokens each stream emitted; none where it had ended."""
+    is_decision: list[list[bool]]
+    steered: Steered | None
+
+    def written(
+        self, stream_: int, rest: Iterator[tuple[int, int, int, float, float]]
+    ) -> list[HybridToken]:
+        """One stream's tokens; `rest` yields ids, both wishes and both log-probabilities."""
+        count, tokens = len(self.ids[stream_]), []
+        for offset in range(count):
+            is_steered = self.steered is not None and offset == count - 1
+            how = self.steered.how(stream_) if self.steered and is_steered else UNSTEERED
+            one, base_id, wanted, ours, theirs = next(rest)
+            tokens.append(
+                HybridToken(
+                    id=one,
+                    base_id=base_id,
+                    thinking_id=wanted,
+                    category=how.category,
+                    strength=how.strength,
+                    window=how.window,
+                    is_decision=self.is_decision[stream_][offset],
+                    base_log_prob=ours,
+                    thinking_log_prob=theirs,
+                    candidates=how.candidates,
+                )
             )
-        self.logits = output.logits[:, -1].float()
-        self.residual = {layer: seen[layer][:, -1].float() for layer in self.layers}
-
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with these streams only."""
-        self.cache.batch_select_indices(rows)
-        self.mask = self.mask[rows]
-
-    def steered(
-        self,
-        last: Int[Tensor, " stream"],
-        vectors: VectorSet,
-        category: Int[Tensor, " stream"],
-        is_transient: bool,
-    ) -> Float[Tensor, "stream vocabulary"]:
-        """Logits of the last position once more, with its residual steered where category >= 0."""
-        unsteered = [
-            (layer.keys[:, :, -1:].clone(), layer.values[:, :, -1:].clone())
-            for layer in self.cache.layers
-        ]
-        self.cache.crop(-1)
-        where = category >= 0
-
-        def edit(residual: Tensor) -> Tensor:
-            added = torch.zeros_like(residual, dtype=torch.float32)
-            added[where, -1] = vectors.delta(residual[where, -1].float(), category[where])
-            return added
-
-        with adding(self.model.model, vectors.layer, edit):
-            output = self.model.model(
-                **Padded(last[:, None], self.mask).inputs(),
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        if is_transient:
-            for layer, (keys, values) in zip(self.cache.layers, unsteered, strict=True):
-                layer.keys[:, :, -1:] = keys
-                layer.values[:, :, -1:] = values
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+        return tokens
 
 
 @dataclass
 class _State:
     """A batch of streams on the way."""
 
-    models: HybridModels
+    models: ModelPair
     choice: Choice
     settings: HybridSettings
-    base: _Reader
-    thinking: _Reader | None
-    last: Int[Tensor, " stream"]
-    """Last token of every stream."""
+    seed: int
+    problems: list[str]
+    base: Streams
+    thinking: Streams | None
+    base_next: Int[Tensor, " stream"]
+    """Token that the base reads next; at first the last one of its prompt."""
+    thinking_next: Int[Tensor, " stream"]
     rows: list[int]
     """Which problem of the batch each stream answers."""
-    draws: list[Random]
+    draws: Float[Tensor, "problem position 2"] | None
     ends: Int[Tensor, " end"]
-    """Tokens that end an answer."""
-    is_done: Bool[Tensor, " stream"]
+    sampler: Sampler
+    pace: Pace
+    is_done: list[bool]
+    """Whether each stream has ended."""
+    emitted: list[int]
+    """How many tokens each problem of the batch has been answered with."""
     tokens: list[list[HybridToken]]
-    """What each problem of the batch has been answered so far."""
+    """The tokens written down so far."""
+    unwritten: list[_Round] = field(default_factory=list)
+    held: int = 0
+    """Logits that the unwritten rounds hold."""
 
-    def feed(self) -> None:
-        """Let every reader take in the last token."""
-        self.base.feed(self.last)
-        if self.thinking is not None:
-            self.thinking.feed(self.last)
+    @torch.no_grad()
+    def round(self) -> None:
+        """Draft a block, let the rung look at it, keep what stands."""
+        draft = self._draft(self.pace.length())
+        self._consult(draft)
+        length = draft.token.shape[1]
+        move = self.choice.move(self._view(draft))
+        drafted, decided = draft.token.tolist(), move.is_decision.view(-1, length).tolist()
+        last = self._first_stops(drafted, decided, move.token.view(-1, length).tolist())
+        counts = [
+            length if done else length - 1 - n for n, done in zip(last, self.is_done, strict=True)
+        ]
+        for streams in (self.base, self.thinking):
+            if streams is not None and any(counts):
+                streams.take_back(torch.tensor(counts))
+        at_last = torch.tensor([row * length + n for row, n in enumerate(last)])
+        steered = self._steer(draft, move, at_last)
+        token = steered.token if steered else move.token[at_last]
+        ids = [
+            [] if done else [*own[:n], one]
+            for own, n, one, done in zip(drafted, last, token.tolist(), self.is_done, strict=True)
+        ]
+        self.pace.learn(draft.unsure, decided, [len(own) for own in ids])
+        self.unwritten.append(_Round(draft, self.rows, ids, decided, steered))
+        self.held += draft.logits.numel()
+        self.base_next = self.thinking_next = token
+        self._count(ids)
+
+    def _count(self, ids: list[list[int]]) -> None:
+        """Note how long each answer is, and which have ended."""
+        ends, limit = self.models.end_ids, self.settings.max_new_tokens
+        for stream_, (row, own) in enumerate(zip(self.rows, ids, strict=True)):
+            self.emitted[row] += len(own)
+            if own and (own[-1] in ends or self.emitted[row] >= limit):
+                self.is_done[stream_] = True
 
     def drop_finished(self) -> None:
         """Leave finished streams behind once they are half of the batch."""
-        running = (~self.is_done).nonzero()[:, 0]
+        running = [stream_ for stream_, done in enumerate(self.is_done) if not done]
         if 2 * len(running) > len(self.rows):
             return
-        self.base.keep(running)
+        self.rows = [self.rows[stream_] for stream_ in running]
+        if not self.rows:
+            return
+        kept = torch.tensor(running)
+        self.base.keep(kept)
         if self.thinking is not None:
-            self.thinking.keep(running)
-        self.rows = [self.rows[index] for index in running.tolist()]
-        self.draws = [self.draws[index] for index in running.tolist()]
-        self.last, self.is_done = self.last[running], self.is_done[running]
+            self.thinking.keep(kept)
+        self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
+        self.is_done = [False] * len(running)
 
-    def view(self) -> View:
-        """What the choice sees at this position."""
-        draws = torch.tensor([[rng.random(), rng.random()] for rng in self.draws])
-        base, thinking = self.base.logits, self.thinking.logits if self.thinking else None
-        if thinking is not None:
-            shared = min(base.shape[1], thinking.shape[1])
-            base, thinking = base[:, :shared], thinking[:, :shared]
-        return View(
-            base_logits=base,
-            thinking_logits=thinking,
-            thinking_residual=(
-                self.thinking.residual[self.models.taxonomy.layer] if self.thinking else None
-            ),
-            draws=draws,
-            ends=self.ends,
-        )
-
-    def trace(self, row: int, problem: Problem, seed: int) -> HybridTrace:
+    def trace(self, row: int, problem: Problem) -> HybridTrace:
         """The record of one stream."""
         tokens = tuple(self.tokens[row])
         ids = [token.id for token in tokens]
         is_ended = ids[-1] in self.models.end_ids
         text = self.models.base.tokenizer.decode(ids[:-1] if is_ended else ids)
         finish = Finish.STOP if is_ended else Finish.LENGTH
-        return HybridTrace(problem.id, self.choice.name, seed, str(text), finish, tokens)
+        return HybridTrace(problem.id, self.choice.name, self.seed, str(text), finish, tokens)
+
+    def _draft(self, length: int) -> _Draft:
+        token, logits, scores, unsure, noise = [self.base_next], [], [], [], []
+        residual: dict[int, list[Tensor]] = {layer: [] for layer in self.base.layers}
+        for offset in range(length):
+            self.base.feed(self._readable(token[-1], self.base)[:, None])
+            logits.append(self.base.logits[:, -1])
+            noise.append(self._noise(offset))
+            scores.append(self._scores(logits[-1], noise[-1]))
+            token.append(scores[-1].argmax(1))
+            for layer, parts in residual.items():
+                parts.append(self.base.residual[layer][:, -1])
+            unsure.append(self._unsure(logits[-1], token[-1]))
+            if self._most_are(unsure[-1]):
+                break
+        return _Draft(
+            _stacked(token[1:]),
+            _stacked(logits),
+            _stacked(scores),
+            {layer: _stacked(parts) for layer, parts in residual.items()},
+            [list(own) for own in zip(*unsure, strict=True)],
+            noise,
+        )
+
+    def _unsure(self, logits: Tensor, token: Tensor) -> list[bool]:
+        if not self.pace.is_adaptive:
+            return [False] * len(self.rows)
+        own = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        unsure: list[bool] = (own < self.pace.unsure_below).tolist()
+        return unsure
+
+    def _most_are(self, unsure: list[bool]) -> bool:
+        """Whether at least half of the running streams are unsure."""
+        running = [own for own, done in zip(unsure, self.is_done, strict=True) if not done]
+        return 2 * sum(running) >= len(running)
+
+    def _consult(self, draft: _Draft) -> None:
+        """Let the thinking model read the drafted block."""
+        if self.thinking is None:
+            return
+        read = torch.cat([self.thinking_next[:, None], draft.token[:, :-1]], dim=1)
+        self.thinking.feed(self._readable(read, self.thinking))
+        draft.thinking_logits = self.thinking.logits
+        draft.thinking_scores = _stacked(
+            [
+                self._scores(draft.thinking_logits[:, offset], noise)
+                for offset, noise in enumerate(draft.noise)
+            ]
+        )
+        if self.choice.gate is not None:
+            draft.thinking_residual = self.thinking.residual[self.choice.gate.layer]
+
+    def _readable(self, tokens: Tensor, streams: Streams) -> Tensor:
+        """Tokens as a model can read them: an id without an embedding is read as an end token.
+
+        Only the thinking model's own rung writes such ids, and there the base's opinion counts for
+        nothing.
+        """
+        if not self.choice.is_free:
+            return tokens
+        rows = streams.model.model.get_input_embeddings().weight.shape[0]
+        return torch.where(tokens < rows, tokens, min(streams.model.end_ids, default=0))
+
+    def _scores(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        if not self.choice.is_free:
+            logits = self.models.alignment.allowed(logits)
+        if noise is None:
+            return logits
+        return self.sampler.scores(logits, noise[:, : logits.shape[1]])
+
+    def _noise(self, offset: int) -> Tensor | None:
+        if self.sampler.is_greedy:
+            return None
+        names = [self.problems[row] for row in self.rows]
+        positions = [self.emitted[row] + offset for row in self.rows]
+        size = max(
+            model.model.get_output_embeddings().weight.shape[0]
+            for model in (self.models.base, self.models.thinking)
+        )
+        return gumbel_noise(self.settings.seed, names, positions, size)
+
+    def _view(self, draft: _Draft) -> View:
+        def flat(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.flatten(0, 1)
+
+        return View(
+            base_scores=draft.scores.flatten(0, 1),
+            thinking_scores=flat(draft.thinking_scores),
+            base_residual={key: value.flatten(0, 1) for key, value in draft.residual.items()},
+            thinking_residual=flat(draft.thinking_residual),
+            draws=self._draws(draft.token.shape[1]),
+            ends=self.ends,
+        )
+
+    def _draws(self, length: int) -> Tensor | None:
+        if self.draws is None:
+            return None
+        starts = torch.tensor([self.emitted[row] for row in self.rows])
+        positions = (starts[:, None] + torch.arange(length)).clamp(max=self.draws.shape[1] - 1)
+        return self.draws[torch.tensor(self.rows)[:, None], positions].flatten(0, 1)
+
+    def _first_stops(
+        self, drafted: list[list[int]], decided: list[list[bool]], moved: list[list[int]]
+    ) -> list[int]:
+        """The position of each stream's block at which it stops: it intervenes, ends or is full."""
+        ends, limit = self.models.end_ids, self.settings.max_new_tokens
+        stops = []
+        for row, tokens, flags, moves in zip(self.rows, drafted, decided, moved, strict=True):
+            last = min(len(tokens), limit - self.emitted[row]) - 1
+            found = (
+                n
+                for n, (own, is_decision, token) in enumerate(
+                    zip(tokens, flags, moves, strict=True)
+                )
+                if is_decision or token != own or own in ends or n >= last
+            )
+            stops.append(next(found))
+        return stops
+
+    def _steer(self, draft: _Draft, move: Move, at_last: Tensor) -> Steered | None:
+        if self.choice.vectors is None:
+            return None
+        every = move.category[at_last].tolist()
+        streams = [n for n, one in enumerate(every) if one >= 0 and not self.is_done[n]]
+        if not streams:
+            return None
+        rows = torch.tensor(streams)
+        last = (at_last[rows] % draft.token.shape[1]).tolist()
+
+        def pick(logits: Tensor, index: int) -> Tensor:
+            own = draft.noise[last[index]]
+            shared = None if own is None else own[streams[index]].expand(len(logits), -1)
+            return self._scores(logits, shared).argmax(1)
+
+        thinking = None
+        if draft.thinking_logits is not None and self.choice.strength.is_sweep:
+            thinking = draft.thinking_logits.flatten(0, 1)[at_last[rows]].log_softmax(1)
+        before = [self.emitted[self.rows[stream_]] for stream_ in streams]
+        return steer_last(
+            self.base,
+            self.choice.vectors,
+            self.choice.strength,
+            rows=rows,
+            category=torch.tensor([every[stream_] for stream_ in streams]),
+            answered=torch.tensor(before) + torch.tensor(last),
+            unsteered=move.token[at_last],
+            thinking=thinking,
+            pick=pick,
+            is_persistent=self.settings.cache_policy == "persistent",
+        )
+
+    def write_down(self, is_due: bool = False) -> None:
+        """Turn finished rounds into tokens, many at a time: small tensor operations cost most."""
+        if not self.unwritten or (self.held < HELD_NUMBERS and not is_due):
+            return
+        ids = [token for one in self.unwritten for own in one.ids for token in own]
+        drafts = [one.draft for one in self.unwritten]
+        own = self._kept([draft.token for draft in drafts]).tolist()
+        ours = self._log_probs([draft.logits for draft in drafts], ids)
+        wanted, theirs = [-1] * len(ids), [0.0] * len(ids)
+        if self.thinking is not None:
+            scores = [one.thinking_scores for one in drafts if one.thinking_scores is not None]
+            logits = [one.thinking_logits for one in drafts if one.thinking_logits is not None]
+            wanted = self._kept([one.argmax(2) for one in scores]).tolist()
+            theirs = self._log_probs(logits, ids)
+        rest = zip(ids, own, wanted, ours, theirs, strict=True)
+        for one in self.unwritten:
+            for stream_, row in enumerate(one.rows):
+                self.tokens[row] += one.written(stream_, rest)
+        self.unwritten, self.held = [], 0
+
+    def _kept(self, tensors: list[Tensor]) -> Tensor:
+        """Of (stream, g, ...) tensors, one per round, the rows of emitted tokens, in order."""
+        return torch.cat(
+            [
+                tensor[stream_, : len(own)]
+                for tensor, one in zip(tensors, self.unwritten, strict=True)
+                for stream_, own in enumerate(one.ids)
+                if own
+            ]
+        )
+
+    def _log_probs(self, logits: list[Tensor], ids: list[int]) -> list[float]:
+        """Log-probability of each emitted token under a model's own distribution, in nats."""
+        rows, tokens = self._kept(logits), torch.tensor(ids)
+        inside = tokens < rows.shape[1]
+        own = rows.gather(1, tokens.clamp(max=rows.shape[1] - 1)[:, None])[:, 0]
+        found = (own - rows.logsumexp(1)).clamp(min=LEAST_LOG_PROB)
+        return [round(one, 4) for one in torch.where(inside, found, LEAST_LOG_PROB).tolist()]
 
 
-def _start(
-    models: HybridModels,
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """One tensor (stream, g, ...) of g tensors (stream, ...)."""
+    return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, 1)
+
+
+@contextmanager
+def _opened(
+    models: ModelPair,
     problems: Sequence[Problem],
     choice: Choice,
     settings: HybridSettings,
     seed: int,
-) -> _State:
-    running = [models.base, models.thinking] if choice.needs_thinking else [models.base]
-    for model in running:
-        prompts = [model.prompt_ids(problem.question) for problem in problems]
-        check_lengths(model, prompts, settings.max_new_tokens)
-    base = _Reader.start(
-        models.base, problems, (choice.vectors.layer,) if choice.vectors is not None else ()
-    )
-    thinking = (
-        _Reader.start(models.thinking, problems, (models.taxonomy.layer,))
-        if choice.needs_thinking
-        else None
-    )
-    last = torch.tensor([models.base.prompt_ids(problem.question)[-1] for problem in problems])
-    return _State(
-        models,
-        choice,
-        settings,
-        base,
-        thinking,
-        last,
+) -> Iterator[_State]:
+    """A fresh state; the models keep what is read in them until the block ends."""
+    check_vectors(models.base, choice)
+    base = models.base
+    if choice.base_prompt is not None:
+        base = replace(base, prompt=choice.base_prompt)
+    questions = [problem.question for problem in problems]
+    base_prompts = _prompts(base, questions, settings)
+    gate_layer = () if choice.gate is None else (choice.gate.layer,)
+    steer_layer = None if choice.vectors is None else choice.vectors.layer
+    thinking_prompts = base_prompts
+    if choice.needs_thinking:
+        thinking_prompts = _prompts(models.thinking, questions, settings)
+    draws = [uniform_draws(choice.name, seed, one.id, settings.max_new_tokens) for one in problems]
+    can_draft = choice.needs_thinking and not choice.is_free
+    state = _State(
+        models=models,
+        choice=choice,
+        settings=settings,
+        seed=seed,
+        problems=[problem.id for problem in problems],
+        base=open_streams(base, base_prompts, choice.base_layers, steer_layer),
+        thinking=(
+            open_streams(models.thinking, thinking_prompts, gate_layer)
+            if choice.needs_thinking
+            else None
+        ),
+        base_next=torch.tensor([prompt[-1] for prompt in base_prompts]),
+        thinking_next=torch.tensor([prompt[-1] for prompt in thinking_prompts]),
         rows=list(range(len(problems))),
-        draws=[Random(f"{choice.name}-{seed}-{problem.id}") for problem in problems],
+        draws=torch.stack(draws) if choice.needs_draws else None,
         ends=torch.tensor(sorted(models.end_ids)),
-        is_done=torch.zeros(len(problems), dtype=torch.bool),
+        sampler=Sampler(settings.temperature, settings.top_p),
+        pace=Pace(settings.block_tokens if can_draft else 1),
+        is_done=[False] * len(problems),
+        emitted=[0] * len(problems),
         tokens=[[] for _ in problems],
     )
+    with ExitStack() as opened:
+        for streams in (state.base, state.thinking):
+            if streams is not None:
+                opened.enter_context(streams.reading())
+        yield state
 
 
-def _step(state: _State) -> None:
-    """Emit one token on every stream that still runs."""
-    view = state.view()
-    move = state.choice.move(view)
-    is_running = ~state.is_done
-    move = replace(
-        move,
-        is_decision=move.is_decision & is_running,
-        category=move.category.masked_fill(~is_running, -1),
-    )
-    token = _steer(state, view, move)
-    _record(state, view, move, token)
-    state.last = token
-    state.is_done = state.is_done | torch.isin(token, state.ends)
-
-
-def _steer(state: _State, view: View, move: Move) -> Int[Tensor, " stream"]:
-    where = move.category >= 0
-    vectors = state.choice.vectors
-    if vectors is None or not where.any():
-        return move.token
-    is_transient = state.settings.cache_policy == "transient"
-    logits = state.base.steered(state.last, vectors, move.category, is_transient)
-    return torch.where(where, logits[:, : view.base_logits.shape[1]].argmax(1), move.token)
-
-
-def _record(state: _State, view: View, move: Move, token: Int[Tensor, " stream"]) -> None:
-    base_log_probs = functional.log_softmax(view.base_logits, 1).gather(1, token[:, None])[:, 0]
-    if view.thinking_logits is None:
-        thinking_ids = torch.full_like(token, -1)
-        thinking_log_probs = torch.zeros_like(base_log_probs)
-    else:
-        thinking_ids = view.thinking_token
-        log_probs = functional.log_softmax(view.thinking_logits, 1)
-        thinking_log_probs = log_probs.gather(1, token[:, None])[:, 0]
-    columns = (
-        token.tolist(),
-        view.base_token.tolist(),
-        thinking_ids.tolist(),
-        move.category.tolist(),
-        _strengths(state, move),
-        move.is_decision.tolist(),
-        [round(value, 4) for value in base_log_probs.tolist()],
-        [round(value, 4) for value in thinking_log_probs.tolist()],
-    )
-    rows = zip(*columns, strict=True)
-    for stream, is_done, row in zip(state.rows, state.is_done.tolist(), rows, strict=True):
-        if not is_done:
-            state.tokens[stream].append(HybridToken(*row))
-
-
-def _strengths(state: _State, move: Move) -> list[float]:
-    where, vectors = move.category >= 0, state.choice.vectors
-    strengths = torch.zeros(len(where))
-    if vectors is not None and where.any():
-        residual = state.base.residual[vectors.layer]
-        strengths[where] = vectors.strength(residual[where], move.category[where])
-    return [round(value, 4) for value in strengths.tolist()]
+def _prompts(
+    model: LanguageModel, questions: Sequence[str], settings: HybridSettings
+) -> list[list[int]]:
+    prompts = [model.prompt_ids(question) for question in questions]
+    check_lengths(model, prompts, settings.max_new_tokens)
+    return prompts

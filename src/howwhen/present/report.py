@@ -134,7 +134,9 @@ def _category_rows(given: ReportInput) -> list[tuple[str, ...]]:
 
 def _training_text(training: Mapping[str, Any]) -> str:
     lines = []
-    for name in ("vectors", "shared"):
+    for name in ("bias", "vectors", "shared"):
+        if name not in training:
+            continue
         summary = training[name]
         losses = ", ".join(
             f"seed {one['seed']}: {one['selection_loss']:.3f}" for one in summary["seeds"]
@@ -143,12 +145,18 @@ def _training_text(training: Mapping[str, Any]) -> str:
             f"- {name}: selection loss in nats per seed: {losses}; kept seed "
             f"{summary['chosen_seed']}"
         )
-    agreement = training["gate_sentence_agreement"]
-    if agreement["share"] is not None:
-        lines.append(
-            f"- the gate's category equals that of the sentence that follows in "
-            f"{agreement['share']:.0%} of {agreement['decisions']} decisions"
-        )
+    for kind, agreement in training["gate_sentence_agreement"].items():
+        if agreement["share"] is not None:
+            lines.append(
+                f"- gate {kind}: its category equals that of the sentence that follows in "
+                f"{agreement['share']:.0%} of {agreement['decisions']} decisions held out"
+            )
+    probe = training["self_gate"]
+    lines.append(
+        f"- self-gate, on answers held out: precision {probe['precision']:.0%}, recall "
+        f"{probe['recall']:.0%}, category right in {probe['category_accuracy']:.0%} of "
+        f"{probe['decisions']} decisions"
+    )
     return "\n".join(lines)
 
 

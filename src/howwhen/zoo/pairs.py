@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
-from howwhen.hybrid.alignment import check_pair
-from howwhen.models import CHAT, PLAIN, LanguageModel, check_prompt, load_model
+from howwhen.hybrid.streams import check_streams
+from howwhen.models import CHAT, PLAIN, STEP_BY_STEP, LanguageModel, check_prompt, load_model
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -28,6 +29,8 @@ class Pair:
     thinking_source: str
     base_prompt: str = PLAIN
     thinking_prompt: str = CHAT
+    step_by_step_prompt: str | None = None
+    """Asks the base to reason step by step; None for a base that cannot be asked so."""
     steer_layer: int | None = None
     """0-based block of the base to steer; None for the middle one."""
     taxonomy_layers: tuple[int, ...] | None = None
@@ -72,6 +75,10 @@ class Pair:
         """Settings that the pair itself sets: over presets, under files and flags."""
         return {"discover": {"sizes": self.taxonomy_sizes}} if self.taxonomy_sizes else {}
 
+    def models(self, one_sided: OneSided = "ban") -> ModelPair:
+        """Both models, loaded."""
+        return ModelPair(self.base, self.thinking, one_sided)
+
     def check(self) -> None:
         """Load both models and refuse the pair now if it cannot work.
 
@@ -79,8 +86,10 @@ class Pair:
             ModelError: a model that cannot be loaded or steered.
             PairError: vocabularies that do not match.
         """
-        check_pair(self.base, self.thinking)
+        _ = self.models().alignment
         self.base.check_steering(self.chosen_steer_layer)
+        check_streams(self.base, self.chosen_steer_layer)
+        check_streams(self.thinking, self.thinking.layer_count - 1)
 
 
 def find_pair(name: str) -> Pair:
@@ -108,6 +117,7 @@ def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -
         thinking_source=thinking,
         base_prompt=base_prompt,
         thinking_prompt=thinking_prompt,
+        step_by_step_prompt=STEP_BY_STEP if base_prompt == PLAIN else None,
     )
 
 
@@ -144,6 +154,7 @@ def _smollm2_pair() -> Pair:
         summary="SmolLM2-135M-Instruct asked plainly (base) and in its chat format (thinking)",
         base_source=SMOLLM2,
         thinking_source=SMOLLM2,
+        step_by_step_prompt=STEP_BY_STEP,
     )
 
 
@@ -169,6 +180,7 @@ def _published_pairs() -> list[Pair]:
             summary="published pair; loads from the Hugging Face hub",
             base_source=base,
             thinking_source=thinking,
+            step_by_step_prompt=STEP_BY_STEP,
             steer_layer=int(steer),
             taxonomy_layers=(int(layer),),
             taxonomy_sizes=(int(size),),

@@ -1,9 +1,10 @@
 """Tally's documents: what the base model reads, and the traces its distilled sibling copies.
 
 The base's writer knows every mechanism and uses it at the wrong time: it concludes early, skips
-the recall that makes a packs step right and the check that would catch a wrong doubling. The
-teacher never errs, but works with sentences and mechanisms (counting packs by fives, doubling by
-adding) that the base's documents do not contain.
+the recall without which a packs step goes wrong and the check without which a doubling stays
+wrong; no first computation of either is ever right by luck. The teacher never errs, but opens and
+closes in other words and works with mechanisms (counting packs by fives, doubling by adding) that
+the base's documents do not contain.
 """
 
 import re
@@ -30,8 +31,8 @@ class Habits:
     restate: float = 0.9
     recall_packs: float = 0.2
     recall_idly: float = 0.03
-    packs_counted_as_one: float = 0.9
-    double_wrong: float = 0.8
+    packs_counted_as_one: float = 1.0
+    double_wrong: float = 1.0
     check_double: float = 0.2
     check_idly: float = 0.05
     backtrack_when_wrong: float = 0.9
@@ -58,15 +59,19 @@ def base_solution(problem: TallyProblem, rng: Random, habits: Habits | None = No
 
 def teacher_solution(problem: TallyProblem) -> str:
     """One solution by the teacher of the distilled model: always right, in words of its own."""
-    sentences = [f"Okay, we begin with {problem.start} {problem.items}."]
+    sentences = [f"Okay, {problem.name} starts with {problem.start} {problem.items}."]
     total = problem.start
     for step in problem.steps:
-        sentences.append(f"Let us look: {step.phrase()}.")
+        sentences.append(f"Next, {problem.name} {step.phrase()}.")
         if step.operation is Operation.PACKS:
             counted = (str(PACK_SIZE * pack) for pack in range(1, step.amount + 1))
             sentences.append(f"Count packs: {', '.join(counted)}.")
-        sentences.append(_teacher_computation(step, total))
-        total = step.apply(total)
+        result = step.apply(total)
+        doubled = step.operation is Operation.DOUBLE
+        sentences.append(
+            f"{total} plus {total} is {result}." if doubled else _computation(step, total, result)
+        )
+        total = result
     return " ".join([*sentences, f"Altogether, the answer is {total}."])
 
 
@@ -95,7 +100,7 @@ def vocabulary() -> list[str]:
     words = (
         "has gets more loses doubles them buys packs How many does have starts with Next "
         "Remember a pack holds plus minus is Twice Check half of right wrong Wait let me redo "
-        "that So the answer Okay we begin Let us look Count and make without leaves Altogether"
+        "that So the answer Okay Count Altogether"
     )
     numbers = [str(number) for number in range(LARGEST_NUMBER + 1)]
     return [*numbers, *NAMES, *ITEMS, *words.split(), ".", ",", ":", "?"]
@@ -144,14 +149,3 @@ def _check(step: Step, total: int, result: int) -> str:
     if step.operation is Operation.LOSE:
         return f"Check: {result} plus {step.amount} is {total}, {verdict}."
     return f"Check: {result} minus {step.amount} is {total}, {verdict}."
-
-
-def _teacher_computation(step: Step, total: int) -> str:
-    result = step.apply(total)
-    match step.operation:
-        case Operation.DOUBLE:
-            return f"{total} and {total} make {result}."
-        case Operation.LOSE:
-            return f"{total} without {step.amount} leaves {result}."
-        case _:
-            return f"{total} and {result - total} make {result}."

@@ -44,7 +44,7 @@ class BuildSettings:
     """Right samples kept per problem, so that easy problems do not crowd out long ones."""
     round_steps: int = 60
     round_learning_rate: float = 3e-4
-    distil_steps: int = 500
+    distil_steps: int = 250
     distil_learning_rate: float = 5e-4
 
 

@@ -159,16 +159,12 @@ def _draw_step(rng: Random, total: int, mix: Mapping[Operation, int]) -> Step:
 
 _PHRASE = r"(?P<phrase>gets \d+ more|loses \d+|doubles them|buys \d+ packs)"
 _PATTERNS: tuple[tuple[Behaviour, str], ...] = (
-    (Behaviour.RESTATE, r"\w+ starts with \d+ \w+\."),
-    (Behaviour.RESTATE, r"Okay, we begin with \d+ \w+\."),
+    (Behaviour.RESTATE, r"(?:Okay, )?\w+ starts with \d+ \w+\."),
     (Behaviour.FOCUS, rf"Next, \w+ {_PHRASE}\."),
-    (Behaviour.FOCUS, rf"Let us look: {_PHRASE}\."),
     (Behaviour.RECALL, r"Remember, a pack holds 5\."),
     (Behaviour.RECALL, r"Count packs: 5(, \d+)*\."),
     (Behaviour.COMPUTE, r"\d+ (?:plus|minus) \d+ is (?P<result>\d+)\."),
     (Behaviour.COMPUTE, r"Twice \d+ is (?P<result>\d+)\."),
-    (Behaviour.COMPUTE, r"\d+ and \d+ make (?P<result>\d+)\."),
-    (Behaviour.COMPUTE, r"\d+ without \d+ leaves (?P<result>\d+)\."),
     (Behaviour.CHECK, r"Check: half of \d+ is \d+, (?P<verdict>right|wrong)\."),
     (Behaviour.CHECK, r"Check: \d+ (?:plus|minus) \d+ is \d+, (?P<verdict>right|wrong)\."),
     (Behaviour.BACKTRACK, r"Wait, let me redo that\."),

@@ -1,0 +1,1 @@
+"""Speed as ratios of two sides timed in one run; `python -m benchmarks`."""

@@ -1,0 +1,107 @@
+"""Two pairs to time on: tally with a long context, and random weights of SmolLM2-135M's shape."""
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from howwhen.alignment import ModelPair
+from howwhen.models import LanguageModel, fingerprint
+from howwhen.records import Gate, Network, Problem, SelfGate, VectorSet
+from howwhen.zoo.pairs import find_pair
+from howwhen.zoo.tally import tally_problems
+
+VOCABULARY = 49_152
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A pair with problems, a gate and faint vectors: steering costs what it costs anywhere."""
+
+    name: str
+    models: ModelPair
+    problems: list[Problem]
+    gate: Gate
+    vectors: VectorSet
+
+    def probe(self, threshold: float = 0.0) -> SelfGate:
+        """A random self-gate over two layers."""
+        base = self.models.base
+        layers = (self.vectors.layer, base.layer_count - 1)
+        width = 2 * base.model.config.hidden_size
+        return SelfGate(
+            base.name,
+            layers,
+            torch.zeros(width),
+            torch.ones(width),
+            _noise(128, width) / width**0.5,
+            torch.zeros(128),
+            _noise(1 + self.vectors.size, 128) / 128**0.5,
+            torch.zeros(1 + self.vectors.size),
+            threshold,
+        )
+
+
+def tally() -> Bench:
+    """tally-rl, allowed answers of any length."""
+    pair = find_pair("tally-rl")
+    models = ModelPair(_without_ends(pair.base), _without_ends(pair.thinking))
+    return _bench("tally", models, tally_problems(32, seed=1))
+
+
+def smol_shape() -> Bench:
+    """Random weights of SmolLM2-135M's shape, twice the same model with a little noise between."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=0,
+    )
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w1", eos_token="w0")
+    base = LlamaForCausalLM(config).eval().requires_grad_(False)
+    thinking = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
+        theirs.copy_(ours + 0.02 * ours.std() * torch.randn_like(ours))
+    pair = ModelPair(
+        LanguageModel("shape-base", fingerprint(base), base, tokenizer, "{question}"),
+        LanguageModel("shape-thinking", fingerprint(thinking), thinking, tokenizer, "{question}"),
+    )
+    text = " ".join(f"w{number}" for number in range(100, 180))
+    problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]
+    return _bench("135M shape", pair, problems)
+
+
+def _bench(name: str, pair: ModelPair, problems: list[Problem]) -> Bench:
+    config = pair.base.model.config
+    width, layer = config.hidden_size, config.num_hidden_layers // 2
+    titles = tuple("abcd")
+    gate = Gate(
+        "taxonomy", "any", layer, torch.zeros(width), _noise(4, width), torch.zeros(4), titles
+    )
+    network = Network(_noise(64, width) / width**0.5, _noise(4, 64) / 8, torch.zeros(4))
+    vectors = VectorSet(pair.base.name, layer, 1e-3 * _noise(4, width), modulation=network)
+    return Bench(name, pair, problems, gate, vectors)
+
+
+def _without_ends(model: LanguageModel) -> LanguageModel:
+    """The model with padding as its end token, which it never writes, and room for any answer."""
+    model.model.config.max_position_embeddings = 1024
+    model.model.generation_config.eos_token_id = None
+    tokenizer = deepcopy(model.tokenizer)
+    tokenizer.eos_token = tokenizer.pad_token
+    return replace(model, tokenizer=tokenizer)
+
+
+def _noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))

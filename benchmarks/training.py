@@ -1,0 +1,100 @@
+"""Row 9 of the speed table: vector training with cached states, against full forward passes."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
+
+import torch
+from torch.nn import functional
+
+from benchmarks.pairs import Bench
+from benchmarks.timing import Result, compare
+from howwhen.elicit.examples import Example, Window
+from howwhen.elicit.objective import UnsteeredStates
+from howwhen.elicit.vectors import Lesson, new_vectors, train_vectors
+from howwhen.models import pad
+from howwhen.records import VectorSet
+from howwhen.residual import adding
+from howwhen.settings import ElicitSettings
+
+
+def results(bench: Bench, is_small: bool) -> Iterator[Result]:
+    """One sentence-sized window per text, so that both sides compute the same loss."""
+    length, count, steps = (120, 64, 20) if is_small else (200, 8, 4)
+    examples = make_examples(bench, length, count)
+    settings = ElicitSettings(
+        steps=steps, validate_every=steps, batch_size=16 if is_small else 4, seeds=(0,)
+    )
+    lesson = Lesson(examples, examples[:2], examples[:2], 4)
+    start = new_vectors(
+        bench.models.base.name,
+        bench.vectors.layer,
+        bench.models.base.model.config.hidden_size,
+        4,
+        "linear",
+        settings,
+        0,
+    )
+    states = UnsteeredStates(bench.models.base, bench.vectors.layer)
+    cached, full = [], []
+    found = compare(
+        f"{bench.name}: training with full forwards over cached states",
+        lambda: full.append(train_in_full(bench, start, lesson, settings)),
+        lambda: cached.append(
+            train_vectors(start, lesson, states, settings, 0, lambda _: None).losses[-1]
+        ),
+        "at least",
+        3.0,
+        f"{steps} steps on texts of {length} tokens, steered in the last 20",
+    )
+    gap = abs(full[-1] - cached[-1]) / full[-1]
+    detail = f"{found.detail}; mean loss {full[-1]:.4f} and {cached[-1]:.4f} nats"
+    yield replace(found, ok=found.ok and gap < 1e-3, detail=detail)
+
+
+def make_examples(bench: Bench, length: int, count: int) -> list[Example]:
+    """Random texts whose last 20 tokens are a window."""
+    rng, size = Random(0), bench.models.base.model.config.vocab_size
+    texts = [tuple(rng.randrange(3, size) for _ in range(length)) for _ in range(count)]
+    return [
+        Example(ids, (Window(length - 21, length - 1, number % 4),), ids[length - 20 :])
+        for number, ids in enumerate(texts)
+    ]
+
+
+def train_in_full(
+    bench: Bench, start: VectorSet, lesson: Lesson, settings: ElicitSettings
+) -> float:
+    """The same steps with a hook and whole forward passes; returns the mean loss in nats."""
+    vectors = start.vectors.clone().requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [vectors], lr=settings.vector_learning_rate, weight_decay=settings.weight_decay
+    )
+    order, losses = Random("batches-0"), []
+    for _ in range(settings.steps):
+        rows = order.sample(list(lesson.train), settings.batch_size)
+        loss = _full_loss(bench, vectors, start.layer, rows)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return sum(losses) / len(losses)
+
+
+def _full_loss(
+    bench: Bench, vectors: torch.Tensor, layer: int, rows: list[Example]
+) -> torch.Tensor:
+    batch, (start, end, _) = pad([one.ids for one in rows]), rows[0].windows[0]
+    categories = torch.tensor([one.windows[0].category for one in rows])
+
+    def edit(residual: torch.Tensor) -> torch.Tensor:
+        added = torch.zeros_like(residual)
+        added[:, start:end] = vectors[categories][:, None]
+        return added
+
+    with adding(bench.models.base.model, layer, edit):
+        logits = bench.models.base.model(**batch.inputs()).logits[:, start:end]
+    targets = torch.tensor([one.targets for one in rows])
+    losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
+    per_category = [losses[categories == k].mean() for k in range(4) if (categories == k).any()]
+    return torch.stack(per_category).mean()

@@ -1,0 +1,133 @@
+"""What the gate reads: three ways to name a decision from one position of the thinking model.
+
+The taxonomy is fitted on the means of whole sentences, but the gate reads one position, before the
+sentence exists. So there are two rivals: a probe trained to foretell the category of the sentence
+that the decision leads into, and clusters of the decision positions themselves.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional
+
+from howwhen.elicit.examples import Decisions
+from howwhen.errors import SteeringError
+from howwhen.records import Gate, GateKind, Rollout, Taxonomy
+
+
+def make_gate(
+    kind: GateKind,
+    taxonomy: Taxonomy,
+    found: Sequence[Decisions],
+    coming: Sequence[Sequence[int]],
+    seed: int,
+) -> Gate:
+    """The gate of that kind.
+
+    Args:
+        kind: which.
+        taxonomy: owns the normaliser, and the number and titles of the categories.
+        found: decisions of the training rollouts.
+        coming: for every decision the category of the sentence it leads into; -1 for none.
+        seed: of the clustering.
+    """
+    if kind == "taxonomy":
+        return taxonomy.gate()
+    states = torch.cat([one.states for one in found])
+    inputs = functional.normalize(states - taxonomy.mean, dim=1)
+    if kind == "clusters":
+        return _clusters(taxonomy, inputs, seed)
+    return _probe(taxonomy, inputs, [category for one in coming for category in one])
+
+
+def coming_categories(
+    rollouts: Sequence[Rollout], found: Sequence[Decisions], assignments: Sequence[int]
+) -> list[list[int]]:
+    """For every decision, the category of the sentence that holds the token it leads to.
+
+    Args:
+        rollouts: the collected answers.
+        found: their decisions.
+        assignments: category of every sentence of every rollout, in order.
+    """
+    every, first = [], 0
+    for rollout, one in zip(rollouts, found, strict=True):
+        own = assignments[first : first + len(rollout.spans)]
+        first += len(rollout.spans)
+        of_token = {
+            token: category
+            for span, category in zip(rollout.spans, own, strict=True)
+            for token in range(span.start_token, span.end_token)
+        }
+        every.append([of_token.get(p + 1 - one.prompt, -1) for p in one.positions])
+    return every
+
+
+def gate_sentence_agreement(
+    gate: Gate, found: Sequence[Decisions], coming: Sequence[Sequence[int]]
+) -> dict[str, float | int | None]:
+    """How often a gate's category equals that of the sentence that follows.
+
+    Returns:
+        `share` (None without decisions) and `decisions`, those that lead into a sentence.
+    """
+    pairs = [
+        (named, category)
+        for one, own in zip(found, coming, strict=True)
+        for named, category in zip(gate.categorise(one.states).tolist(), own, strict=True)
+        if category >= 0
+    ]
+    agreeing = sum(named == category for named, category in pairs)
+    return {"share": agreeing / len(pairs) if pairs else None, "decisions": len(pairs)}
+
+
+def _clusters(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], seed: int) -> Gate:
+    size = min(taxonomy.size, len(np.unique(inputs.numpy(), axis=0)))
+    fitted = KMeans(size, n_init=4, random_state=seed).fit(inputs.numpy())
+    centres = torch.from_numpy(fitted.cluster_centers_).float()
+    # The nearest centre maximises x.c - |c|^2 / 2.
+    titles = tuple(f"decisions {number}" for number in range(size))
+    return Gate(
+        kind="clusters",
+        model=taxonomy.model,
+        layer=taxonomy.layer,
+        mean=taxonomy.mean,
+        weights=centres,
+        biases=-centres.square().sum(1) / 2,
+        titles=titles,
+    )
+
+
+def _probe(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], coming: Sequence[int]) -> Gate:
+    rows = [row for row, category in enumerate(coming) if category >= 0]
+    classes = sorted({coming[row] for row in rows})
+    if len(classes) < 2:
+        raise SteeringError(
+            f"a probe needs decisions that lead into sentences of at least 2 categories; found "
+            f"{len(classes)}. Collect more problems (--collect.limit) or use --elicit.gate taxonomy"
+        )
+    fitted = LogisticRegression(C=100.0, max_iter=2000).fit(
+        inputs[rows].numpy(), [coming[row] for row in rows]
+    )
+    weights = torch.zeros(taxonomy.size, inputs.shape[1])
+    biases = torch.full((taxonomy.size,), -1e9)  # a category that never comes is never named
+    coefficients = torch.from_numpy(fitted.coef_).float()
+    intercepts = torch.from_numpy(fitted.intercept_).float()
+    if len(classes) == 2:
+        coefficients = torch.cat([-coefficients, coefficients]) / 2
+        intercepts = torch.cat([-intercepts, intercepts]) / 2
+    weights[classes], biases[classes] = coefficients, intercepts
+    return Gate(
+        kind="probe",
+        model=taxonomy.model,
+        layer=taxonomy.layer,
+        mean=taxonomy.mean,
+        weights=weights,
+        biases=biases,
+        titles=taxonomy.titles,
+    )

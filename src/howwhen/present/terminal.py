@@ -1,0 +1,116 @@
+"""A hybrid answer in the terminal: tokens coloured by category as they come, and why."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from howwhen.records import HybridToken
+
+COLOURS = (
+    "bright_cyan",
+    "orange1",
+    "spring_green3",
+    "orchid",
+    "gold1",
+    "deep_sky_blue1",
+    "light_coral",
+    "plum2",
+)
+"""Of the categories, in turn; category numbers in the legend tell equal ones apart."""
+OWN_CHOICE = "reverse"
+"""How a token is shown that a rung chose itself, without steering."""
+_REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Painter:
+    """Turns tokens into styled text."""
+
+    tokenizer: PreTrainedTokenizerBase
+    titles: tuple[str, ...]
+
+    def pieces(self, tokens: Iterable[HybridToken]) -> Iterator[tuple[HybridToken, Text]]:
+        """Every token with the text it adds; text of unfinished characters comes with the last."""
+        ids: list[int] = []
+        shown = ""
+        for token in tokens:
+            ids.append(token.id)
+            text = str(self.tokenizer.decode(ids))
+            fresh = "" if text.endswith(_REPLACEMENT) else text[len(shown) :]
+            shown += fresh
+            yield token, Text(fresh, style=style(token))
+
+    def legend(self, tokens: Iterable[HybridToken]) -> Text:
+        """The categories that were steered with, in their colours."""
+        used = sorted({token.category for token in tokens if token.category >= 0})
+        legend = Text()
+        for category in used:
+            legend.append(f" {category} {self._title(category)} ", style=_colour(category))
+            legend.append("  ")
+        return legend
+
+    def why(self, tokens: Iterable[HybridToken]) -> Table:
+        """One row per decision: what was written instead of what, and on whose word."""
+        table = Table(
+            "token", "wrote", "base", "thinking", "category", "strength", "log p base",
+            "log p thinking", "tried",
+        )  # fmt: skip
+        for number, token in enumerate(tokens):
+            if token.is_decision:
+                table.add_row(
+                    str(number),
+                    self._word(token.id),
+                    self._word(token.base_id),
+                    self._word(token.thinking_id),
+                    self._title(token.category),
+                    f"{token.strength:.2f}" if token.category >= 0 else "",
+                    f"{token.base_log_prob:.2f}",
+                    f"{token.thinking_log_prob:.2f}" if token.thinking_id >= 0 else "",
+                    ", ".join(f"{c.strength:g}: {self._word(c.id)}" for c in token.candidates),
+                )
+        return table
+
+    def _word(self, token: int) -> str:
+        return repr(str(self.tokenizer.decode([token]))) if token >= 0 else ""
+
+    def _title(self, category: int) -> str:
+        if category < 0:
+            return ""
+        return self.titles[category] if category < len(self.titles) else "shared"
+
+
+def style(token: HybridToken) -> str:
+    """A category's colour where the base was steered, underlined where that changed the token."""
+    if not token.is_decision:
+        return ""
+    colour = _colour(token.category) if token.category >= 0 else OWN_CHOICE
+    return f"bold {colour} underline" if token.id != token.base_id else f"bold {colour}"
+
+
+def summary(tokens: list[HybridToken]) -> str:
+    """What one answer cost, in a line."""
+    decisions = sum(token.is_decision for token in tokens)
+    changed = sum(token.id != token.base_id for token in tokens)
+    share = decisions / len(tokens)
+    return f"{len(tokens)} tokens, {decisions} decisions ({share:.1%}), {changed} changed"
+
+
+def show(console: Console, painter: Painter, tokens: Iterable[HybridToken], is_why: bool) -> None:
+    """Print an answer as it comes, then its legend and, if asked, the reasons."""
+    seen: list[HybridToken] = []
+    for token, piece in painter.pieces(tokens):
+        seen.append(token)
+        console.print(piece, end="", soft_wrap=True)
+    console.print()
+    console.print(painter.legend(seen), soft_wrap=True)
+    console.print(summary(seen), style="dim")
+    if is_why:
+        console.print(painter.why(seen))
+
+
+def _colour(category: int) -> str:
+    return COLOURS[category % len(COLOURS)]

@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from howwhen.errors import ModelError
+from howwhen.hybrid.streams import check_streams, open_streams
+from tests.conftest import ARCHITECTURES, MakeModel
+from tests.factories import random
+from tests.oracles.naive import next_logits, next_logits_with, residual_at
+
+TEXTS = [[3, 9, 14, 27], [5, 11], [8]]
+
+
+def expect_last(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(logits, expected, atol=3e-4, rtol=3e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reading_and_taking_back_in_any_order_equals_reading_what_is_left(
+    make_model: MakeModel, architecture: str
+) -> None:
+    model = make_model(architecture)
+    texts = [list(text) for text in TEXTS]
+    streams = open_streams(model, texts)
+    streams.feed(torch.tensor([[text[-1]] for text in texts]))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        count = int(torch.randint(1, 5, (1,), generator=generator))
+        fresh = torch.randint(3, 60, (3, count), generator=generator)
+        streams.feed(fresh)
+        back = torch.randint(0, count + 1, (3,), generator=generator)
+        for row, text in enumerate(texts):
+            text.extend(fresh[row].tolist())
+            expect_last(streams.logits[row, -1], next_logits(model, text))
+            del text[len(text) - int(back[row]) :]
+        streams.take_back(back)
+        assert streams.lengths.tolist() == [len(text) for text in texts]
+    streams.keep(torch.tensor([2, 0]))
+    streams.feed(torch.tensor([[7], [9]]))
+    expect_last(streams.logits[0, -1], next_logits(model, [*texts[2], 7]))
+    expect_last(streams.logits[1, -1], next_logits(model, [*texts[0], 9]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_branch_equals_steering_from_scratch_and_leaves_the_cache_alone(
+    make_model: MakeModel, architecture: str
+) -> None:
+    model = make_model(architecture)
+    streams = open_streams(model, TEXTS[:2], steer_layer=1)
+    streams.feed(torch.tensor([[27, 4, 5], [11, 6, 7]]))
+    streams.take_back(torch.tensor([0, 1]))
+    texts = [[3, 9, 14, 27, 4, 5], [5, 11, 6]]
+    reach, delta = torch.tensor([3, 2]), 2 * random(2, 4, 3, 32)
+    branch = streams.branch(torch.arange(2), reach, delta)
+    for row, text in enumerate(texts):
+        expect_last(
+            streams.recent(torch.arange(2), reach)[row][-int(reach[row]) :],
+            residual_at(model, text, 1)[-int(reach[row]) :],
+        )
+        for candidate in range(4):
+            own = delta[row, candidate, 3 - int(reach[row]) :]
+            places = range(len(text) - int(reach[row]), len(text))
+            expected = next_logits_with(model, text, 1, dict(zip(places, own, strict=True)))
+            expect_last(branch.logits[row, candidate], expected)
+    streams.feed(torch.tensor([[8], [8]]))
+    for row, text in enumerate(texts):
+        expect_last(streams.logits[row, -1], next_logits(model, [*text, 8]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_passes_the_check_at_load(
+    make_model: MakeModel, architecture: str
+) -> None:
+    for layer in range(3):
+        check_streams(make_model(architecture), layer)
+
+
+def test_a_model_that_ignores_its_mask_is_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    forward = model.model.forward
+
+    def deaf(*args: object, **kwargs: object) -> object:
+        return forward(*args, **{**kwargs, "attention_mask": None})
+
+    monkeypatch.setattr(model.model, "forward", deaf)
+    with pytest.raises(ModelError, match="other logits with a masked cache than without"):
+        check_streams(model, 1)
