@@ -23,11 +23,12 @@ def main(run: Path) -> None:
     for name, share in recovered.items():
         print(f"{name}: recovered {share:.0%}, README {shown[name]} %")
         assert abs(share - int(shown[name]) / 100) <= TOLERANCE, name
-    assert recovered["hybrid"] >= 0.8
+    assert recovered["hybrid"] >= 0.9
     assert max(recovered["random-vectors"], recovered["random-positions"]) <= 0.25
     assert recovered["random-category"] <= recovered["hybrid"] - 0.25
     assert recovered["takeover"] >= 0.95
-    assert rungs["hybrid"]["steered_fraction"] <= 0.2
+    assert recovered["self-gate"] >= 0.8
+    assert rungs["hybrid"]["steered_fraction"] <= 0.15
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     yield sweep_against_single_passes(bench, 64 if is_small else 12)
     yield batch_against_one(bench, 96 if is_small else 16)
     yield self_gate_against_base(bench, tokens)
+    yield near_ties(bench, 96 if is_small else 16)
 
 
 @torch.no_grad()
@@ -188,3 +189,29 @@ def _probe_at(bench: Bench, rate: float, tokens: int) -> SelfGate:
     seen = residuals(base.model, probe.layers, input_ids=ids)
     features = torch.cat([seen[layer][0, -tokens:] for layer in probe.layers], dim=1)
     return replace(probe, threshold=float(probe.read(features)[:, 0].quantile(1 - rate)))
+
+
+def near_ties(bench: Bench, tokens: int) -> Result:
+    """In bfloat16 a block sums in another order than a step, and near-ties may fall otherwise."""
+    models = bench.models
+    for model in (models.base, models.thinking):
+        model.model.to(torch.bfloat16)
+    step, block = (
+        decode(models, bench.problems, Takeover(), settings(tokens, length)) for length in (1, 8)
+    )
+    for model in (models.base, models.thinking):
+        model.model.to(torch.float32)
+    compared = differing = 0
+    for one, other in zip(step, block, strict=True):
+        pairs = list(zip((t.id for t in one.tokens), (t.id for t in other.tokens), strict=False))
+        same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        compared += min(same + 1, len(pairs))
+        differing += same < len(pairs)
+    rate = round(differing / compared, 5)
+    return Result(
+        f"{bench.name}: bfloat16 tokens at which block and stepwise part ways",
+        rate,
+        0.01,
+        rate <= 0.01,
+        f"at most 0.01 (ours); {differing} of {compared} tokens, in {len(step)} answers",
+    )

@@ -31,7 +31,9 @@ def draw(axes: Axes, folder: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
-    axes.set_title(f"{folder.name} ({rungs['hybrid']['steered_fraction']:.0%} steered)", fontsize=10)
+    axes.set_title(
+        f"{folder.name} ({rungs['hybrid']['steered_fraction']:.0%} steered)", fontsize=10
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -140,6 +140,10 @@ def test_the_elicit_step_accounts_for_everything(finished: Path) -> None:
     trained = counts["positions_trained_per_category"]
     silent = [category for category, count in enumerate(trained) if not count]
     assert counts["categories_without_training"] == silent
+    hybrid = json.loads((finished / "4-hybrid" / "provenance.json").read_text())["counts"]
+    traces = (finished / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_text().splitlines()
+    tokens = [token for line in traces for token in json.loads(line)["tokens"]]
+    assert hybrid["decisions_without_vector"] == sum(token[3] in silent for token in tokens)
     assert (finished / "3-elicit" / "practice-0.jsonl").read_text().count("\n") > 5
 
 

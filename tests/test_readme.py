@@ -45,7 +45,9 @@ def test_it_names_every_step_and_every_rung() -> None:
 
 def test_its_table_has_every_rung_in_order() -> None:
     table = README.partition("<!-- demo table -->")[2].partition("<!-- end of demo table -->")[0]
-    assert re.findall(r"^│ ([a-z-]+) ", table, re.MULTILINE) == list(LADDER)
+    without = ("base-step-by-step", "bias-only")  # tally cannot be asked so; decision has no bias
+    expected = [rung for rung in LADDER if rung not in without]
+    assert re.findall(r"^│ ([a-z-]+) ", table, re.MULTILINE) == expected
 
 
 def test_the_changelog_is_about_this_version() -> None:

@@ -272,14 +272,15 @@ def zoo_show(name: str) -> None:
         "base_prompt",
         "thinking_source",
         "thinking_prompt",
+        "step_by_step_prompt",
         "steer_layer",
         "taxonomy_layers",
         "taxonomy_sizes",
     ):
         value = getattr(pair, key)
-        print(f"{key:16} {'chosen at run time' if value is None else value!r}")
-    print(f"{'problems':16} {'its own' if pair.draw_problems else 'give --problems FILE.jsonl'}")
-    print(f"{'truth':16} {'known' if pair.truth else 'unknown'}")
+        print(f"{key:20} {'chosen at run time' if value is None else value!r}")
+    print(f"{'problems':20} {'its own' if pair.draw_problems else 'give --problems FILE.jsonl'}")
+    print(f"{'truth':20} {'known' if pair.truth else 'unknown'}")
 
 
 @zoo.command(name="build")

@@ -132,8 +132,16 @@ class Pipeline:
             layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
             return {"layers": list(layers)}
         if name == "elicit":
-            return {"layer": self.steer_layer}
+            return {"layer": self.steer_layer, **self._hybrid_settings_used()}
         return {}
+
+    def _hybrid_settings_used(self) -> Json:
+        """What the elicit step reads of the hybrid's settings."""
+        hybrid = self.settings.hybrid
+        used: Json = {"one_sided_tokens": hybrid.one_sided_tokens}
+        if self.settings.elicit.practice_rounds:
+            used["practice"] = hybrid.model_dump(mode="json")
+        return used
 
     def _problems_digest(self) -> str:
         path = self.settings.collect.problems

@@ -278,6 +278,11 @@ class VectorSet:
         """Whether the same vector is added whatever the residual."""
         return self.modulation is None
 
+    def trained(self) -> Int[Tensor, " trained"]:
+        """Categories whose vector is not zero; all of them where every vector is."""
+        found = self.vectors.norm(dim=1).nonzero()[:, 0]
+        return found if len(found) else torch.arange(self.size)
+
     def coefficient(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:

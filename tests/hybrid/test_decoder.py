@@ -223,6 +223,20 @@ def test_random_rungs_depend_on_their_seed_and_on_nothing_else(make_model: MakeM
         assert first == again != other
 
 
+def test_random_categories_are_drawn_evenly_among_those_with_a_vector(
+    make_model: MakeModel,
+) -> None:
+    models, vectors = make_models(make_model), make_vectors()
+    some = vectors.vectors.clone()
+    some[[0, 2]] = 0
+    choice = RandomCategory(make_gate(), replace(vectors, vectors=some))
+    settings = HybridSettings(max_new_tokens=30)
+    traces = decode(models, tally_problems(12, seed=4), choice, settings)
+    drawn = [token.category for trace in traces for token in trace.tokens if token.is_decision]
+    assert set(drawn) == {1, 3}
+    assert 0.4 < drawn.count(1) / len(drawn) < 0.6
+
+
 def test_random_positions_steer_at_about_their_rate(make_model: MakeModel) -> None:
     models = make_models(make_model)
     choice = RandomPositions(make_gate(), make_vectors(), rate=0.3)

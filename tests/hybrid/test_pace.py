@@ -23,8 +23,17 @@ def test_decisions_where_the_base_was_unsure_do_not_shorten_blocks() -> None:
     assert surprising.length() < foreseen.length()
 
 
+def test_blocks_end_at_unsure_tokens_only_while_decisions_gather_there() -> None:
+    pace = Pace(16)
+    assert pace.ends_at_unsure
+    learn(pace, [2], [1])
+    assert not pace.ends_at_unsure
+    learn(pace, [2], [2])
+    assert pace.ends_at_unsure
+
+
 def test_stepwise_stays_stepwise() -> None:
     pace = Pace(1)
     learn(pace, [], [])
     assert pace.length() == 1
-    assert not pace.is_adaptive
+    assert not pace.ends_at_unsure

@@ -222,7 +222,7 @@ class BiasOnly(SharedVector):
 
 @dataclass(frozen=True)
 class RandomCategory(Steer):
-    """The right moments with a category drawn evenly."""
+    """The right moments with a category drawn evenly among those that have a vector."""
 
     name: ClassVar[Rung] = "random-category"
     needs_draws: ClassVar[bool] = True
@@ -231,7 +231,8 @@ class RandomCategory(Steer):
         """A uniform draw."""
         if self.vectors is None or view.draws is None:
             raise RuntimeError(f"the rung {self.name} needs vectors and draws")
-        drawn = (view.draws[:, 0] * self.vectors.size).long()
+        trained = self.vectors.trained()
+        drawn = trained[(view.draws[:, 0] * len(trained)).long()]
         return drawn.masked_fill(~where, -1)
 
 

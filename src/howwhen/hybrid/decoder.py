@@ -238,7 +238,7 @@ class _State:
             for layer, parts in residual.items():
                 parts.append(self.base.residual[layer][:, -1])
             unsure.append(self._unsure(logits[-1], token[-1]))
-            if self._most_are(unsure[-1]):
+            if self.pace.ends_at_unsure and self._most_are(unsure[-1]):
                 break
         return _Draft(
             _stacked(token[1:]),

@@ -1,19 +1,36 @@
 """How many tokens the base drafts before the thinking model looks.
 
 A longer block saves passes of the thinking model and wastes passes of the base after a decision.
-The best length follows from the rate of decisions seen so far. A block also ends where the base is
-unsure of its own token, since decisions gather there.
+The best length follows from the rate of decisions seen so far. Where decisions turn out to gather
+at tokens of which the base is unsure, a block also ends at such a token.
 """
 
 import math
 from dataclasses import dataclass, field
 
-CHECK_COST = 1.5
+CHECK_COST = 1.3
 """Cost of the thinking model's pass over a block, in single-token passes of the base."""
-PRIOR_TOKENS, PRIOR_RATE = 20.0, 0.05
-"""What the rate of decisions is taken to be before any was seen, and how firmly."""
+WORTH_A_LOOK = 0.25
+"""Rate of decisions among unsure tokens from which on a block ends at one."""
 MEMORY = 0.98
 """How much a token counts for after the next one."""
+
+
+@dataclass
+class Rate:
+    """A running rate of decisions, fading with the tokens that follow."""
+
+    rate: float
+    """What it is taken to be before any token was seen."""
+    tokens: float = 20.0
+    """How firmly."""
+
+    def learn(self, decisions: list[bool], streams: int) -> None:
+        """Take in some more tokens of so many streams."""
+        fade: float = MEMORY ** (len(decisions) / streams)
+        total = self.tokens * fade + len(decisions)
+        self.rate = (self.rate * self.tokens * fade + sum(decisions)) / total
+        self.tokens = total
 
 
 @dataclass
@@ -24,43 +41,44 @@ class Pace:
     """Longest block; 1 is stepwise decoding."""
     unsure_below: float = math.log(0.5)
     """Log-probability of its own token below which the base is unsure."""
-    _tokens: float = field(default=PRIOR_TOKENS, init=False)
-    _decisions: float = field(default=PRIOR_TOKENS * PRIOR_RATE, init=False)
+    sure: Rate = field(default_factory=lambda: Rate(0.05))
+    unsure: Rate = field(default_factory=lambda: Rate(0.5, 4.0))
 
     @property
     def is_adaptive(self) -> bool:
         """Whether there is anything to adapt."""
         return self.longest > 1
 
+    @property
+    def ends_at_unsure(self) -> bool:
+        """Whether a block ends at a token of which the base is unsure."""
+        return self.is_adaptive and self.unsure.rate >= WORTH_A_LOOK
+
     def length(self) -> int:
         """Block length with the most tokens kept per unit of cost."""
-        if self.longest == 1:
-            return 1
-        rate = self._decisions / self._tokens
-        return max(range(1, self.longest + 1), key=lambda length: _worth(length, rate))
+        lengths = range(1, self.longest + 1)
+        return max(lengths, key=lambda length: _worth(length, self.sure.rate))
 
     def learn(
         self, unsure: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
     ) -> None:
-        """Count the decisions among the tokens of which the base was sure.
+        """Count the decisions among tokens of either kind.
 
         Args:
-            unsure: per stream and position of a block.
+            unsure: whether the base was unsure, per stream and position of a block.
             is_decision: the same, whether the rung intervened.
             kept: tokens of the block that each stream emitted.
         """
         if not self.is_adaptive:
             return
-        sure = [
-            decided
+        seen = [
+            pair
             for own, said, count in zip(unsure, is_decision, kept, strict=True)
-            for is_unsure, decided in zip(own[:count], said[:count], strict=True)
-            if not is_unsure
+            for pair in zip(own[:count], said[:count], strict=True)
         ]
-        running = max(1, sum(count > 0 for count in kept))
-        fade: float = MEMORY ** (len(sure) / running)
-        self._tokens = self._tokens * fade + len(sure)
-        self._decisions = self._decisions * fade + sum(sure)
+        streams = max(1, sum(count > 0 for count in kept))
+        for rate, kind in ((self.sure, False), (self.unsure, True)):
+            rate.learn([decided for is_unsure, decided in seen if is_unsure is kind], streams)
 
 
 def _worth(length: int, rate: float) -> float:

@@ -120,9 +120,12 @@ class Streams:
         self, rows: Int[Tensor, " row"], reach: Int[Tensor, " row"]
     ) -> tuple[Int[Tensor, "row window"], Bool[Tensor, "row window"]]:
         """Columns of the last `reach` tokens of some streams, and which of them exist."""
+        wanted = torch.arange(int(reach.max()), 0, -1)
+        if self.is_plain:
+            exists = wanted <= reach[:, None]
+            return (self.seen.shape[1] - wanted).clamp(min=0).expand(len(rows), -1), exists
         seen = self.seen[rows]
         rank = seen.flip(1).cumsum(1).flip(1)  # of each token, counted from the end
-        wanted = torch.arange(int(reach.max()), 0, -1)
         matches = (rank[:, None, :] == wanted[:, None]) & seen[:, None, :]
         return matches.long().argmax(2), matches.any(2) & (wanted <= reach[:, None])
 
