@@ -14,6 +14,8 @@ from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally import tally_problems
 
 VOCABULARY = 49_152
+NOISE = 0.1
+"""Between the two models of random weights, in standard deviations of each weight."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def smol_shape() -> Bench:
     base = LlamaForCausalLM(config).eval().requires_grad_(False)
     thinking = LlamaForCausalLM(config).eval().requires_grad_(False)
     for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
-        theirs.copy_(ours + 0.02 * ours.std() * torch.randn_like(ours))
+        theirs.copy_(ours + NOISE * ours.std() * torch.randn_like(ours))
     pair = ModelPair(
         LanguageModel("shape-base", fingerprint(base), base, tokenizer, "{question}"),
         LanguageModel("shape-thinking", fingerprint(thinking), thinking, tokenizer, "{question}"),

@@ -38,14 +38,13 @@ def draw(axes: Axes, folder: Path) -> None:
 
 
 def main(folders: list[Path]) -> None:
-    """Write `two-methods.svg` and, to look at, a PNG beside it."""
+    """Write `two-methods.svg`."""
     figure, grid = plt.subplots(-(-len(folders) // 2), 2, figsize=(10, 3.4 * -(-len(folders) // 2)))
     for axes, folder in zip(grid.flat, folders, strict=True):
         draw(axes, folder)
     figure.suptitle("Share of the gap recovered, by rung (95 % intervals)", fontsize=11)
     figure.tight_layout(w_pad=3)
     figure.savefig(HERE / "two-methods.svg", metadata={"Date": None})
-    figure.savefig("/tmp/two-methods.png", dpi=110)
 
 
 if __name__ == "__main__":
