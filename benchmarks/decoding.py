@@ -132,8 +132,10 @@ def _decoding_seconds(bench: Bench, problem: Problem, choice: Choice, tokens: in
 
 
 def block_against_stepwise(bench: Bench, tokens: int) -> Iterator[Result]:
-    """Row 3, at ten per cent decisions and at the pair's own."""
-    choices = {"10 % random decisions": rare(bench, 0.1), "its own decisions": Takeover()}
+    """Row 3, at ten per cent decisions and, where the models say something, at the pair's own."""
+    choices: dict[str, Choice] = {"10 % random decisions": rare(bench, 0.1)}
+    if bench.name == "tally":
+        choices["its own decisions"] = Takeover()
     for words, choice in choices.items():
         yield _block_against_stepwise(bench, tokens, words, choice)
 

@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError, StoreError
-from howwhen.records import LADDER, Grade, HybridToken, HybridTrace
+from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.store import STEPS
 from tests.killed_run import MOMENTS, SETTINGS
 
@@ -158,12 +159,8 @@ def test_the_span_method_runs_the_whole_ladder_with_its_bias(
     measurement = json.loads((folder / "5-measure" / "measurement.json").read_text())
     expected = tuple(rung for rung in LADDER if rung != "base-step-by-step")
     assert tuple(measurement["rungs"]) == expected
-    traces = [
-        HybridTrace(**{**row, "tokens": tuple(HybridToken(*one) for one in row["tokens"])})
-        for row in map(
-            json.loads, (folder / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_text().splitlines()
-        )
-    ]
+    lines = (folder / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_bytes().splitlines()
+    traces = [TypeAdapter(HybridTrace).validate_json(line) for line in lines]
     steered = [token for trace in traces for token in trace.tokens if token.is_decision]
     assert steered
     assert all(len(token.candidates) == 4 for token in steered)

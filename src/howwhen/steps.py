@@ -165,9 +165,9 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
     gate = lab.choose_gate()
     train, selection = lab.part(False), lab.part(True)
     if lab.settings.method == "span":
-        trainings, lessons = lab.train_spans(gate)
+        trainings, lesson = lab.train_spans(gate)
     else:
-        trainings, lessons = lab.train_decisions(gate, train, selection)
+        trainings, lesson = lab.train_decisions(gate, train, selection)
     practised = lab.practised
     probe, scores = train_self_gate(
         run.pair.base,
@@ -186,7 +186,7 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
             "self_gate": vars(scores),
         },
     )
-    per_category = _positions_per_category([*lessons.train, *lessons.validation], gate.size)
+    per_category = _positions_per_category(lesson.train, gate.size)
     silent = [category for category, count in enumerate(per_category) if not count]
     if silent:
         run.reporter.say(

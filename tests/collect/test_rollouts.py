@@ -27,7 +27,8 @@ def test_greedy_rollouts_in_a_batch_equal_one_forward_pass_per_token(
 def test_a_rollout_says_why_it_ended_and_loses_no_text(make_model: MakeModel) -> None:
     model = make_model()
     problems = tally_problems(12, seed=9)
-    rollouts = collect_rollouts(model, problems, CollectSettings(max_new_tokens=80))
+    settings = CollectSettings(max_new_tokens=80, temperature=3.0)
+    rollouts = collect_rollouts(model, problems, settings)
     assert {rollout.finish for rollout in rollouts} == {Finish.STOP, Finish.LENGTH}
     for rollout in rollouts:
         assert rollout.text == model.tokenizer.decode(rollout.ids)
