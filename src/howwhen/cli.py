@@ -186,10 +186,11 @@ def chat(
     if strength is not None:
         choice = with_strength(choice, strength)
     settings = HybridSettings(max_new_tokens=_room(what))
-    painter = Painter(what.base.tokenizer, gate.titles)
+    models = what.models()
+    painter = Painter(what.base.tokenizer, gate.titles, models.end_ids)
     for number, text in enumerate([question] if question else _questions(console, what)):
         problem = Problem(f"chat-{number}", text, "unknown")
-        show(console, painter, stream(what.models(), problem, choice, settings), why)
+        show(console, painter, stream(models, problem, choice, settings), why)
 
 
 def _questions(console: Console, pair: Pair) -> Iterator[str]:

@@ -32,13 +32,15 @@ class Painter:
 
     tokenizer: PreTrainedTokenizerBase
     titles: tuple[str, ...]
+    ends: frozenset[int] = frozenset()
+    """End tokens, which have no text of their own."""
 
     def pieces(self, tokens: Iterable[HybridToken]) -> Iterator[tuple[HybridToken, Text]]:
         """Every token with the text it adds; text of unfinished characters comes with the last."""
         ids: list[int] = []
         shown = ""
         for token in tokens:
-            ids.append(token.id)
+            ids += [] if token.id in self.ends else [token.id]
             text = str(self.tokenizer.decode(ids))
             fresh = "" if text.endswith(_REPLACEMENT) else text[len(shown) :]
             shown += fresh
