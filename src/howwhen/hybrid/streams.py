@@ -68,15 +68,19 @@ class Streams:
     def feed(self, tokens: Int[Tensor, "stream new"]) -> None:
         """Read `new` more tokens of every stream."""
         fresh = torch.ones_like(tokens, dtype=torch.bool)
-        self._forward(tokens, torch.cat([self.seen, fresh], dim=1))
+        self._forward(tokens, torch.cat([self.seen, fresh], dim=1), tokens.shape[1])
 
-    def _forward(self, tokens: Tensor, seen: Tensor) -> None:
+    def _forward(self, tokens: Tensor, seen: Tensor, logits_kept: int) -> None:
         count = tokens.shape[1]
         self.seen = seen
         once = reading(self.model.model, self._wanted())
         with nullcontext(self.read) if self.is_open else once as read:
             output = self.model.model(
-                tokens, past_key_values=self.cache, use_cache=True, **self._places(count)
+                tokens,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=logits_kept,
+                **self._places(count),
             )
         self.logits = output.logits.float()
         self.residual = {layer: read[layer] for layer in self.layers}
@@ -225,7 +229,7 @@ def open_streams(
     if batch.ids.shape[1]:
         seen = batch.mask.bool()
         streams.is_plain = bool(seen.all())
-        streams._forward(batch.ids, seen)
+        streams._forward(batch.ids, seen, 1)  # nobody asks what a prompt might have been
     return streams
 
 
