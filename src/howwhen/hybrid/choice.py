@@ -6,6 +6,7 @@ one thing each; none is a flag. What happens at one position never depends on an
 rung serves stepwise and block decoding.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,7 +85,7 @@ class Move:
     """Category to steer the base with; -1 where it is not steered."""
 
 
-class Choice:
+class Choice(ABC):
     """One rung of the ladder."""
 
     name: ClassVar[Rung]
@@ -105,9 +106,9 @@ class Choice:
         """Blocks of the base whose residuals the view must show."""
         return ()
 
+    @abstractmethod
     def move(self, view: View) -> Move:
         """Decide at every position of a view."""
-        raise NotImplementedError
 
 
 def _emit(token: Tensor, is_decision: Tensor) -> Move:

@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -58,11 +58,6 @@ def uniform_draws(name: str, seed: int, problem: str, count: int) -> Float[Tenso
     """Two uniform numbers for every position of an answer, for the random rungs."""
     generator = torch.Generator().manual_seed(_number(f"{name}-{seed}-{problem}"))
     return torch.rand(count, 2, generator=generator)
-
-
-def picked(scores: Float[Tensor, "n vocabulary"]) -> Int[Tensor, " n"]:
-    """The token with the highest score."""
-    return scores.argmax(1)
 
 
 def _number(text: str) -> int:

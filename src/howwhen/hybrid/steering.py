@@ -119,7 +119,7 @@ def steer_last(
     coefficient = vectors.coefficient(_last_residual(base, rows), category)
     token, hows = unsteered.clone(), {}
     for index, row in enumerate(rows.tolist()):
-        tried, place = _try(branches, base, index, thinking, pick)
+        tried, place = _try(branches, index, thinking, pick)
         best = max(range(len(tried)), key=lambda one: tried[one].thinking_log_prob)
         token[row] = tried[best].id
         used = round(tried[best].strength * float(coefficient[index]), 4)
@@ -132,7 +132,6 @@ def steer_last(
 
 def _try(
     branches: list[tuple[Window, list[float], Branch]],
-    base: Streams,
     index: int,
     thinking: Tensor | None,
     pick: Pick,

@@ -53,8 +53,10 @@ class Streams:
         """Read with one set of hooks all along, rather than one for every token."""
         with reading(self.model.model, self._wanted()) as self.read:
             self.is_open = True
-            yield
-        self.is_open = False
+            try:
+                yield
+            finally:
+                self.is_open = False
 
     def _wanted(self) -> list[int]:
         steer = () if self.steer_layer is None else (self.steer_layer,)
@@ -85,9 +87,8 @@ class Streams:
         self.logits = output.logits.float()
         self.residual = {layer: read[layer] for layer in self.layers}
         if self.steer_layer is not None:
-            parts = [read[self.steer_layer]] if self.history is None else [self.history]
-            parts += [] if self.history is None else [read[self.steer_layer]]
-            self.history = torch.cat(parts, dim=1)
+            fresh, before = read[self.steer_layer], self.history
+            self.history = fresh if before is None else torch.cat([before, fresh], dim=1)
 
     def _places(self, count: int) -> dict[str, Tensor]:
         """Mask and positions of the last `count` columns, where a model cannot tell them itself."""
@@ -102,7 +103,7 @@ class Streams:
         }
 
     def take_back(self, counts: Int[Tensor, " stream"]) -> None:
-        """Forget the last `counts` tokens of every stream."""
+        """Forget the last `counts` tokens of every stream, at most those fed last."""
         width, common = self.seen.shape[1], int(counts.min())
         if common:
             self.cache.crop(-common)

@@ -60,9 +60,3 @@ LEARNED = fixed(1.0)
 def sweep(strengths: Sequence[float], windows: Sequence[Window] = (1,)) -> Strength:
     """Every strength with every window."""
     return Strength(tuple((strength, window) for window in windows for strength in strengths))
-
-
-REFERENCE_SWEEP = sweep(
-    [round(0.1 * tenth, 1) for tenth in range(1, 11)], ["everything", 1, 15, 50, 100]
-)
-"""The fifty candidates of the published runs of the first version."""
