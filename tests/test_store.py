@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -95,22 +96,22 @@ def test_an_unfinished_step_names_the_command(step: StepFolder) -> None:
         step.check()
 
 
-def _grow(step: StepFolder, batches: list[list[int]], made: list[list[int]]) -> list[Problem]:
-    def make(batch: list[int]) -> list[Problem]:
-        made.append(batch)
+def _grow(step: StepFolder, made: list[list[int]]) -> list[Problem]:
+    def make(batch: Sequence[int]) -> list[Problem]:
+        made.append(list(batch))
         return [Problem(str(one), "Q?", "1") for one in batch]
 
-    return step.grow_records("p.jsonl", Problem, batches, make, lambda _: None)
+    return step.grow_records("p.jsonl", Problem, [1, 2, 3, 4, 5], 2, make, lambda _: None)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 60, 150, 230, 10_000])
 def test_growing_resumes_with_whole_batches_after_any_cut(step: StepFolder, cut: int) -> None:
     batches = [[1, 2], [3, 4], [5]]
-    whole = _grow(step, batches, [])
+    whole = _grow(step, [])
     content = (step.path / "p.jsonl").read_bytes()
     (step.path / "p.jsonl").write_bytes(content[:cut])
     made: list[list[int]] = []
-    assert _grow(step, batches, made) == whole
+    assert _grow(step, made) == whole
     assert (step.path / "p.jsonl").read_bytes() == content
     assert made == batches[len(batches) - len(made) :]
 

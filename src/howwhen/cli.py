@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
+from howwhen.answering import ready_rung, with_strength
 from howwhen.convert import read_published_vectors
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.hybrid.decoder import stream
@@ -37,7 +38,6 @@ from howwhen.settings import (
     merge,
     read_config,
 )
-from howwhen.steps import ready_rung, with_strength
 from howwhen.store import STEPS, Step, export_gguf, load_vectors, open_run, save_vectors
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder

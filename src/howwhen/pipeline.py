@@ -6,6 +6,7 @@ again. What each step does stands in `steps`.
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
@@ -16,9 +17,24 @@ from howwhen.progress import Reporter
 from howwhen.records import Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
-from howwhen.steps import BODIES, draw_problems
-from howwhen.store import STEPS, Json, Key, RunFolder, Step
+from howwhen.steps.collect import collect, draw_problems
+from howwhen.steps.discover import discover
+from howwhen.steps.elicit import elicit
+from howwhen.steps.hybrid import hybrid
+from howwhen.steps.measure import measure
+from howwhen.steps.present import present
+from howwhen.store import STEPS, Json, Key, RunFolder, Step, StepFolder
 from howwhen.zoo.pairs import Pair
+
+BODIES: dict[Step, Callable[["Pipeline", StepFolder], Json]] = {
+    "collect": collect,
+    "discover": discover,
+    "elicit": elicit,
+    "hybrid": hybrid,
+    "measure": measure,
+    "present": present,
+}
+"""What each step does."""
 
 
 def check_inputs(pair: Pair, settings: RunSettings) -> None:

@@ -32,6 +32,7 @@ Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
 Json = dict[str, Any]
 Record = TypeVar("Record")
+Item = TypeVar("Item")
 
 
 class RunFolder:
@@ -263,8 +264,9 @@ class StepFolder:
         self,
         name: str,
         kind: type[Record],
-        batches: Sequence[Sequence[Any]],
-        make: Callable[[Any], list[Record]],
+        items: Sequence[Item],
+        size: int,
+        make: Callable[[Sequence[Item]], list[Record]],
         report: Callable[[int], None],
     ) -> list[Record]:
         """Make one record per item, batch by batch; a killed run goes on after its last batch.
@@ -272,10 +274,12 @@ class StepFolder:
         Args:
             name: JSONL file that grows by one batch at a time.
             kind: type of the records.
-            batches: items in fixed batches, so that a resumed run computes the same batches.
+            items: what records are made of, in an order that a resumed run repeats.
+            size: items in a batch.
             make: records of one batch, as many as it has items.
             report: told the number of records after each batch.
         """
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         whole = _whole_lines(path)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from howwhen.errors import StoreError
-from howwhen.measure.ladder import GradedTrace, measure
+from howwhen.measure.ladder import GradedTrace, measure_ladder
 from howwhen.measure.recovery import Bootstrap
 from howwhen.records import Grade
 from howwhen.settings import MeasureSettings
@@ -56,7 +56,7 @@ def test_the_measurement_adds_up() -> None:
         "hybrid": traces(30),
         "thinking": traces(40),
     }
-    measurement = measure(ladder, SETTINGS)  # type: ignore[arg-type]
+    measurement = measure_ladder(ladder, SETTINGS)  # type: ignore[arg-type]
     assert measurement.n == 50
     assert measurement.gap == pytest.approx(0.6)
     assert measurement.rungs["hybrid"].gap_recovered == pytest.approx(2 / 3)
@@ -73,8 +73,8 @@ def test_the_measurement_adds_up() -> None:
 def test_a_rung_with_other_problems_is_refused() -> None:
     ladder = {"base": traces(10), "thinking": traces(40, n=51)}
     with pytest.raises(StoreError, match="answered problem 50, which base did not"):
-        measure(ladder, SETTINGS)  # type: ignore[arg-type]
+        measure_ladder(ladder, SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="did not answer every problem equally often"):
-        measure({"base": traces(10), "thinking": traces(40)[:-1]}, SETTINGS)
+        measure_ladder({"base": traces(10), "thinking": traces(40)[:-1]}, SETTINGS)
     with pytest.raises(StoreError, match="needs the rungs base and thinking"):
-        measure({"base": traces(10)}, SETTINGS)
+        measure_ladder({"base": traces(10)}, SETTINGS)

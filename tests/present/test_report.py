@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from howwhen.measure.ladder import measure
+from howwhen.measure.ladder import measure_ladder
 from howwhen.present.report import ReportInput, header, ladder_rows, make_report, verdict
 from howwhen.records import Finish, HybridToken, HybridTrace, Measurement
 from howwhen.settings import MeasureSettings
@@ -16,7 +16,7 @@ def measurement(thinking: int = 40) -> Measurement:
         "hybrid": traces(30),
         "thinking": traces(thinking),
     }
-    return measure(ladder, SETTINGS)  # type: ignore[arg-type]
+    return measure_ladder(ladder, SETTINGS)  # type: ignore[arg-type]
 
 
 def test_the_verdict_names_the_controls() -> None:

@@ -31,7 +31,9 @@ def grade_trace(trace: HybridTrace, grade: Grade) -> GradedTrace:
     )
 
 
-def measure(ladder: Mapping[Rung, Sequence[GradedTrace]], settings: MeasureSettings) -> Measurement:
+def measure_ladder(
+    ladder: Mapping[Rung, Sequence[GradedTrace]], settings: MeasureSettings
+) -> Measurement:
     """Put all rungs on one scale.
 
     Raises:
