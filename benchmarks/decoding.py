@@ -22,7 +22,7 @@ from tests.oracles.naive import NaiveHybrid
 
 def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     """Every ratio on one pair; `is_small` allows more tokens."""
-    tokens = 256 if is_small else 32
+    tokens = 256 if is_small else 48
     yield from stepwise_against_floor(bench, tokens)
     yield against_reference(bench, tokens if is_small else 4)
     yield from block_against_stepwise(bench, tokens)

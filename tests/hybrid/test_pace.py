@@ -32,6 +32,16 @@ def test_blocks_end_at_unsure_tokens_only_while_decisions_gather_there() -> None
     assert pace.ends_at_unsure
 
 
+def test_a_base_that_is_always_unsure_still_learns_its_rate() -> None:
+    everywhere = [0, 1, 2, 3, 4]
+    calm, busy = Pace(16), Pace(16)
+    learn(calm, [], everywhere)
+    learn(busy, [4], everywhere)
+    assert not calm.ends_at_unsure
+    assert not busy.ends_at_unsure
+    assert busy.length() < calm.length() == 16
+
+
 def test_stepwise_stays_stepwise() -> None:
     pace = Pace(1)
     learn(pace, [], [])

@@ -41,8 +41,12 @@ class Pace:
     """Longest block; 1 is stepwise decoding."""
     unsure_below: float = math.log(0.5)
     """Log-probability of its own token below which the base is unsure."""
+    every: Rate = field(default_factory=lambda: Rate(0.1))
+    """Among all tokens."""
     sure: Rate = field(default_factory=lambda: Rate(0.05))
-    unsure: Rate = field(default_factory=lambda: Rate(0.5, 4.0))
+    """Among tokens of which the base is sure."""
+    unsure: Rate = field(default_factory=lambda: Rate(0.5, 1.0))
+    """Among the others."""
 
     @property
     def is_adaptive(self) -> bool:
@@ -56,13 +60,13 @@ class Pace:
 
     def length(self) -> int:
         """Block length with the most tokens kept per unit of cost."""
-        lengths = range(1, self.longest + 1)
-        return max(lengths, key=lambda length: _worth(length, self.sure.rate))
+        rate = self.sure.rate if self.ends_at_unsure else self.every.rate
+        return max(range(1, self.longest + 1), key=lambda length: _worth(length, rate))
 
     def learn(
         self, unsure: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
     ) -> None:
-        """Count the decisions among tokens of either kind.
+        """Count the decisions among tokens of either kind, and among all.
 
         Args:
             unsure: whether the base was unsure, per stream and position of a block.
@@ -77,6 +81,7 @@ class Pace:
             for pair in zip(own[:count], said[:count], strict=True)
         ]
         streams = max(1, sum(count > 0 for count in kept))
+        self.every.learn([decided for _, decided in seen], streams)
         for rate, kind in ((self.sure, False), (self.unsure, True)):
             rate.learn([decided for is_unsure, decided in seen if is_unsure is kind], streams)
 
