@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, steps, store
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, store
+from howwhen.steps import collect, discover, elicit, hybrid, measure, present
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
@@ -26,16 +27,16 @@ SETTINGS = {
     "measure": {"bootstrap_samples": 100},
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "collect": (steps, "collect_rollouts", 3),
+    "collect": (collect, "collect_rollouts", 3),
     "inside a line": (store, "_lines", 4),
-    "discover": (steps, "choose", 1),
-    "elicit": (steps, "train_vectors", 2),
-    "practice": (steps, "decode", 2),
-    "self-gate": (steps, "train_self_gate", 1),
-    "hybrid": (steps, "decode", 5),
+    "discover": (discover, "choose", 1),
+    "elicit": (elicit, "train_vectors", 2),
+    "practice": (elicit, "decode", 2),
+    "self-gate": (elicit, "train_self_gate", 1),
+    "hybrid": (hybrid, "decode", 3),
     "before a rename": (store, "_hash", 4),
-    "measure": (steps, "measure", 1),
-    "present": (steps, "make_report", 1),
+    "measure": (measure, "measure_ladder", 1),
+    "present": (present, "make_report", 1),
 }
 
 
