@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import decoding, training
+from benchmarks import decoding, grading, training
 from benchmarks.pairs import smol_shape, tally
 from benchmarks.timing import Result, compare
 from howwhen.discover.sae import Shape, train_grid
@@ -42,6 +42,7 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "training-tally": lambda: training.results(tally(), True),
     "training-135m": lambda: training.results(smol_shape(), False),
     "sae-grid": sae_grid,
+    "grading": grading.results,
 }
 
 

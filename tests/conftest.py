@@ -1,5 +1,7 @@
 """Tiny models and pairs that every test may use; nothing is downloaded."""
 
+import gzip
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,15 @@ torch.set_num_threads(1)  # two only get in each other's way on models of this s
 DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Real problems and answers, kept beside the checkout; not part of the project."""
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data at {DATA}")
+
+
+def read_traces(path: Path) -> list[dict[str, str]]:
+    """Rows of a JSONL file, gzipped or not."""
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 VOCABULARY = len(build_tokenizer())
 _SIZES = {
     "vocab_size": VOCABULARY,

@@ -1,33 +1,107 @@
-"""A rung made ready for questions of one's own: in a chat, a server or a harness."""
+"""A rung made ready for questions of one's own: in a chat, a harness or a server."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from howwhen.alignment import ModelPair
 from howwhen.errors import SettingsError
 from howwhen.hybrid.choice import Choice, SelfGated, Steer
+from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
 from howwhen.pipeline import Pipeline
 from howwhen.progress import Reporter
-from howwhen.records import Gate, Rung
-from howwhen.settings import PRESETS, Preset, make_settings
+from howwhen.records import Gate, HybridToken, HybridTrace, Problem, Rung
+from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.steps.rungs import Rungs
-from howwhen.store import RunFolder
-from howwhen.zoo.pairs import Pair
+from howwhen.store import RunFolder, open_run
+from howwhen.zoo.pairs import Pair, find_pair
 
 USUAL_RATE = 0.05
 """Share of tokens steered by the rung `random-positions` where no hybrid has been run."""
+LONGEST_ANSWER = 512
+"""Tokens of an answer where nothing else is asked for."""
 
 
-def ready_rung(
-    pair: Pair, folder: RunFolder, preset: Preset, rung: Rung, reporter: Reporter
-) -> tuple[Choice, Gate]:
-    """A rung of a run folder, for answering questions of one's own.
+@dataclass(frozen=True)
+class ReadyRung:
+    """Both models and a rung of a finished run. Made by `open_rung`."""
 
-    Where the folder has no vectors, its first three steps are run.
+    pair: Pair
+    models: ModelPair
+    choice: Choice
+    gate: Gate
+    settings: HybridSettings
+
+    def answer(
+        self, questions: Sequence[str], settings: HybridSettings | None = None
+    ) -> list[HybridTrace]:
+        """Answer questions in batches of `settings.batch_size`, in order.
+
+        Raises:
+            InputError: an empty question, or one too long for a model's context.
+        """
+        how = settings or self.settings
+        problems = [Problem(str(n), question, "unknown") for n, question in enumerate(questions)]
+        starts = range(0, len(problems), how.batch_size)
+        return [
+            trace
+            for start in starts
+            for trace in decode(
+                self.models, problems[start : start + how.batch_size], self.choice, how
+            )
+        ]
+
+    def stream(
+        self, question: str, settings: HybridSettings | None = None
+    ) -> Iterator[HybridToken]:
+        """Answer one question token by token."""
+        problem = Problem("0", question, "unknown")
+        return stream(self.models, problem, self.choice, settings or self.settings)
+
+    def at_strength(self, strength: float) -> "ReadyRung":
+        """The same rung at another strength.
+
+        Raises:
+            SettingsError: a rung that does not steer.
+        """
+        if not isinstance(self.choice, Steer | SelfGated):
+            name = self.choice.name
+            raise SettingsError(f"the rung {name} does not steer, so it has no strength")
+        return replace(self, choice=replace(self.choice, strength=fixed(strength)))
+
+
+def open_rung(
+    pair_name: str,
+    out: Path | None = None,
+    rung: Rung = "hybrid",
+    preset: Preset = "small",
+    reporter: Reporter | None = None,
+) -> ReadyRung:
+    """A rung of a run folder; its first three steps are run where it has no vectors.
+
+    Args:
+        pair_name: a pair of `howwhen zoo list`.
+        out: run folder, `runs/PAIR` where absent.
+        rung: which rung answers.
+        preset: sizes of the first three steps, where they are run.
+        reporter: told of them.
 
     Raises:
+        PairError: no such pair.
         SettingsError: this run has no such rung.
-        SteeringError: the run is another pair's.
+        StoreError: a damaged run, or one in use.
     """
+    pair = find_pair(pair_name)
+    with open_run(out or Path("runs") / pair.name) as folder:
+        choice, gate = _find_rung(pair, folder, preset, rung, reporter or Reporter())
+    settings = HybridSettings(max_new_tokens=_room(pair))
+    return ReadyRung(pair, pair.models(), choice, gate, settings)
+
+
+def _find_rung(
+    pair: Pair, folder: RunFolder, preset: Preset, rung: Rung, reporter: Reporter
+) -> tuple[Choice, Gate]:
     elicited = folder.step("elicit")
     settings = make_settings(PRESETS[preset], pair.overrides)
     if elicited.digest is None:
@@ -37,7 +111,7 @@ def ready_rung(
     method = elicited.read_json("settings.json")["method"]
     settings = make_settings(settings.model_dump(), {"elicit": {"method": method}})
     rungs = Rungs.read(pair, elicited, settings)
-    every = [rungs.full, *(choice for choice, _ in rungs.controls(USUAL_RATE))]
+    every = [rungs.full, *(run.choice for run in rungs.controls(USUAL_RATE))]
     for choice in every:
         if choice.name == rung:
             return choice, rungs.gate
@@ -45,12 +119,7 @@ def ready_rung(
     raise SettingsError(f"the run {folder.root} has no rung {rung!r}; expected one of {names}")
 
 
-def with_strength(choice: Choice, strength: float) -> Choice:
-    """The same rung at another strength.
-
-    Raises:
-        SettingsError: a rung that does not steer.
-    """
-    if not isinstance(choice, Steer | SelfGated):
-        raise SettingsError(f"the rung {choice.name} does not steer, so it has no strength")
-    return replace(choice, strength=fixed(strength))
+def _room(pair: Pair) -> int:
+    """Longest answer: what most contexts hold beside the question."""
+    contexts = [model.context or LONGEST_ANSWER for model in (pair.base, pair.thinking)]
+    return min(LONGEST_ANSWER, *(context * 5 // 8 for context in contexts))

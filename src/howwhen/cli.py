@@ -17,19 +17,17 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from howwhen.answering import ready_rung, with_strength
+from howwhen.answering import open_rung
 from howwhen.convert import read_published_vectors
 from howwhen.errors import HowwhenError, SettingsError
-from howwhen.hybrid.decoder import stream
 from howwhen.models import CHAT, PLAIN
 from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
-from howwhen.records import Measurement, Problem, Rung
+from howwhen.records import Measurement, Rung
 from howwhen.settings import (
     PRESETS,
-    HybridSettings,
     Overrides,
     Preset,
     RunSettings,
@@ -38,14 +36,13 @@ from howwhen.settings import (
     merge,
     read_config,
 )
+from howwhen.steps.comparing import compare as compare_rungs
 from howwhen.store import STEPS, Step, export_gguf, load_vectors, open_run, save_vectors
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
 MALLOC_BYTES = str(4 * 2**30)
 """glibc gives freed tensors back to the kernel and faults them in again unless told not to."""
-
-MOST_CHAT_TOKENS = 512
 
 app = App(
     name="howwhen",
@@ -93,46 +90,99 @@ class Shortcuts:
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
     """Short for --collect.max-new-tokens and --hybrid.max-new-tokens."""
+    rungs: tuple[Rung, ...] | None = None
+    """Short for --hybrid.rungs."""
+    knock_outs: bool | None = None
+    """Short for --hybrid.knock-outs."""
 
     def overrides(self) -> Overrides:
         """The settings they stand for."""
         tokens: Overrides = {"max_new_tokens": self.max_new_tokens}
         collect: Overrides = {"problems": self.problems, "limit": self.limit, **tokens}
-        sections: dict[str, Overrides] = {"collect": collect, "hybrid": tokens}
+        hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
+        sections: dict[str, Overrides] = {"collect": collect, "hybrid": hybrid}
         return {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
         }
 
 
-def _make_command(step: Step | Literal["run"]) -> Callable[..., None]:
-    def command(
-        pair: str | None = None,
-        /,
-        *,
-        out: Path | None = None,
-        preset: Preset = "small",
-        config: Path | None = None,
-        source: Source = Source(),
-        shortcuts: Shortcuts = Shortcuts(),
-        settings: Annotated[RunSettings, Parameter(name="*")] = RunSettings(),  # noqa: B008
-    ) -> None:
-        flags: Overrides = merge(shortcuts.overrides(), settings.model_dump(exclude_unset=True))
-        file = read_config(config) if config else {}
-        what = source.pair(pair)
-        chosen = make_settings(PRESETS[preset], what.overrides, file, flags)
-        is_first = step in ("run", "collect")
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Run:
+    """Where a run is, and its settings."""
+
+    out: Path | None = None
+    """Run folder; runs/PAIR by default."""
+    preset: Preset = "small"
+    """Sizes of everything that is not set otherwise."""
+    config: Path | None = None
+    """YAML file of settings."""
+    source: Source = Source()
+    shortcuts: Shortcuts = Shortcuts()
+    settings: Annotated[RunSettings, Parameter(name="*")] = RunSettings()  # noqa: RUF009
+
+    def do(self, name: str | None, *steps: Step) -> None:
+        """Do some steps of a pair's run, and print the ladder after all six."""
+        what, chosen = self.source.pair(name), self.choose(name)
+        is_first = steps[0] == "collect"
         if is_first:
             check_inputs(what, chosen)
-        with open_run(out or Path("runs") / what.name, is_new=is_first) as folder:
+        with open_run(self.folder(what), is_new=is_first) as folder:
             pipeline = Pipeline(what, chosen, folder, Reporter())
-            for name in STEPS if step == "run" else (step,):
-                pipeline.do(name)
-            if step == "run":
+            for step in steps:
+                pipeline.do(step)
+            if steps == STEPS:
                 print_measurement(pipeline.measurement(), chosen.measure.confidence)
                 print(f"Report: {folder.step('present').path / 'report.md'}")
 
+    def choose(self, name: str | None) -> RunSettings:
+        """The settings in force."""
+        flags: Overrides = merge(
+            self.shortcuts.overrides(), self.settings.model_dump(exclude_unset=True)
+        )
+        file = read_config(self.config) if self.config else {}
+        return make_settings(PRESETS[self.preset], self.source.pair(name).overrides, file, flags)
+
+    def folder(self, what: Pair) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / what.name
+
+
+def _make_command(*steps: Step) -> Callable[..., None]:
+    def command(pair: str | None = None, /, *, run: Run = Run()) -> None:
+        run.do(pair, *steps)
+
     return command
+
+
+@app.command
+def measure(
+    pair: str | None = None,
+    /,
+    *,
+    compare: tuple[str, str] | None = None,
+    published: bool = False,
+    run: Run = Run(),
+) -> None:
+    """Step 5: grade and compare the rungs.
+
+    Parameters
+    ----------
+    pair:
+        A pair of `howwhen zoo list`.
+    compare:
+        Two rungs of the run (or FOLDER:RUNG of others): difference, interval and McNemar's test.
+    published:
+        Print the paper's own figures beside this run's.
+    run:
+        Where the run is, and its settings.
+    """
+    if compare is not None:
+        out = run.folder(run.source.pair(pair))
+        print(compare_rungs(*compare, out, run.choose(pair).measure))
+        return
+    run.do(pair, "measure")
 
 
 def print_measurement(measurement: Measurement, confidence: float) -> None:
@@ -179,18 +229,13 @@ def chat(
     preset:
         Sizes of the first three steps, where they are run.
     """
-    what = find_pair(pair)
-    console = Console(highlight=False)
-    with open_run(out or Path("runs") / what.name) as folder:
-        choice, gate = ready_rung(what, folder, preset, rung, Reporter())
+    ready = open_rung(pair, out, rung, preset)
     if strength is not None:
-        choice = with_strength(choice, strength)
-    settings = HybridSettings(max_new_tokens=_room(what))
-    models = what.models()
-    painter = Painter(what.base.tokenizer, gate.titles, models.end_ids)
-    for number, text in enumerate([question] if question else _questions(console, what)):
-        problem = Problem(f"chat-{number}", text, "unknown")
-        show(console, painter, stream(models, problem, choice, settings), why)
+        ready = ready.at_strength(strength)
+    console = Console(highlight=False)
+    painter = Painter(ready.pair.base.tokenizer, ready.gate.titles, ready.models.end_ids)
+    for text in [question] if question else _questions(console, ready.pair):
+        show(console, painter, ready.stream(text), why)
 
 
 def _questions(console: Console, pair: Pair) -> Iterator[str]:
@@ -201,12 +246,6 @@ def _questions(console: Console, pair: Pair) -> Iterator[str]:
     for line in sys.stdin:
         if line.strip():
             yield line.strip()
-
-
-def _room(pair: Pair) -> int:
-    """Longest answer in a chat: what most contexts hold beside the question."""
-    contexts = [model.context or MOST_CHAT_TOKENS for model in (pair.base, pair.thinking)]
-    return min(MOST_CHAT_TOKENS, *(context * 5 // 8 for context in contexts))
 
 
 @app.command
@@ -309,17 +348,16 @@ def zoo_build(name: str, *, out: Path | None = None, seed: int = 0) -> None:
         raise SettingsError(f"there is nothing to build for {name!r}; expected tally or {SMOLLM2}")
 
 
-_COMMANDS: dict[Step | Literal["run"], str] = {
-    "run": "Do all six steps and print the table.",
-    "collect": "Step 1: let the thinking model answer problems, and cut sentences.",
-    "discover": "Step 2: find categories of sentences without supervision.",
-    "elicit": "Step 3: train steering vectors in the base model.",
-    "hybrid": "Step 4: decode the test problems on every rung of the ladder.",
-    "measure": "Step 5: grade and compare the rungs.",
-    "present": "Step 6: write the report.",
+_COMMANDS: dict[str, tuple[tuple[Step, ...], str]] = {
+    "run": (STEPS, "Do all six steps and print the table."),
+    "collect": (("collect",), "Step 1: let the thinking model answer problems, cut sentences."),
+    "discover": (("discover",), "Step 2: find categories of sentences without supervision."),
+    "elicit": (("elicit",), "Step 3: train steering vectors in the base model."),
+    "hybrid": (("hybrid",), "Step 4: decode the test problems on every rung of the ladder."),
+    "present": (("present",), "Step 6: write the report."),
 }
-for _step, _help in _COMMANDS.items():
-    app.command(_make_command(_step), name=_step, help=_help)
+for _name, (_steps, _help) in _COMMANDS.items():
+    app.command(_make_command(*_steps), name=_name, help=_help)
 
 
 def main() -> None:

@@ -36,6 +36,11 @@ BODIES: dict[Step, Callable[["Pipeline", StepFolder], Json]] = {
 }
 """What each step does."""
 
+EXTENT: dict[Step, tuple[str, ...]] = {
+    "hybrid": ("rungs", "random_seeds", "samples", "knock_outs"),
+}
+"""Settings that say how much a step does: more of it is done beside what is there."""
+
 
 def check_inputs(pair: Pair, settings: RunSettings) -> None:
     """Load the pair and the problems, and refuse now what would fail later; writes nothing.
@@ -132,10 +137,12 @@ class Pipeline:
         if name == "collect":
             upstream["problems"] = self._problems_digest()
         own: Json = getattr(self.settings, name).model_dump(mode="json")
+        extent = {key: own.pop(key) for key in EXTENT.get(name, ())}
         return Key(
             settings={**own, "pair": self.pair.name, **self._layers(name)},
             models={role: self._describe(role) for role in models},
             upstream=upstream,
+            extent=extent,
         )
 
     def _describe(self, role: str) -> Json:

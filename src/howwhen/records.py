@@ -42,6 +42,8 @@ class Problem:
     answer: str
     """The final answer only, as text (a number or LaTeX)."""
     split: Split = Split.TEST
+    dataset: str = ""
+    """Name of the problem set; graders need it for options as answers (`mmlu_pro`)."""
 
 
 class SentenceSpan(NamedTuple):
@@ -364,8 +366,12 @@ Rung = Literal[
     "self-gate",
     "takeover",
     "thinking",
+    "without-category",
+    "one-category",
 ]
-LADDER: tuple[Rung, ...] = get_args(Rung)
+KNOCK_OUTS: tuple[Rung, ...] = ("without-category", "one-category")
+"""The hybrid without one category, and with one alone; not on the ladder."""
+LADDER: tuple[Rung, ...] = tuple(rung for rung in get_args(Rung) if rung not in KNOCK_OUTS)
 """The rungs of the ladder of controls, in the order they are shown."""
 
 
@@ -417,6 +423,10 @@ class HybridTrace:
     text: str
     finish: Finish
     tokens: tuple[HybridToken, ...]
+    sample: int = 0
+    """Number of the sampled answer; 0 where each problem is answered once."""
+    category: int = -1
+    """The category of a knock-out; -1 elsewhere."""
 
     @property
     def decisions(self) -> int:
@@ -443,20 +453,41 @@ class Grade(StrEnum):
 
 
 class Interval(NamedTuple):
-    """A bootstrap interval."""
+    """An interval of confidence."""
 
     low: float
     high: float
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One rung held against another on the same problems."""
+
+    only_first: int
+    """Problems that only the first rung gets right (in more than half of its answers)."""
+    only_second: int
+    p_value: float
+    """McNemar's exact test, two-sided."""
+    difference: float
+    """Accuracy of the first minus that of the second."""
+    difference_ci: Interval
+    """Paired bootstrap."""
+
+
+@dataclass(frozen=True)
 class RungMeasurement:
-    """What one rung of the ladder achieved, over all its seeds."""
+    """What one rung of the ladder achieved, over all its seeds and samples."""
 
     accuracy: float
     accuracy_ci: Interval
+    """Wilson's where every problem was answered once, else a bootstrap."""
+    flexible_accuracy: float
+    """By the flexible grading mode; `accuracy` is one of the two."""
+    strict_accuracy: float
     counts: Mapping[str, int]
-    """Answers per grade; they add up to n times the number of seeds."""
+    """Answers per grade; they add up to n times the number of seeds and samples."""
+    truncated_fraction: float
+    """Answers that reached the token limit, whatever their grade."""
     steered_fraction: float
     """Decisions per token, pooled."""
     changed_fraction: float
@@ -468,7 +499,32 @@ class RungMeasurement:
     """The same limited to 0..1, as the reference code prints it."""
     seeds: tuple[int, ...]
     """Seeds pooled here; more than one only for random rungs."""
+    samples: int
+    """Answers per problem and seed."""
     tokens_per_answer: float
+    pass_at_k: Mapping[int, float]
+    """Chance that one of k samples is right, k = 1, 2, 4, ... up to `samples`; empty for one."""
+    against_hybrid: Comparison | None
+    """This rung against the hybrid; None for the hybrid itself."""
+
+
+@dataclass(frozen=True)
+class KnockOut:
+    """What one category of the hybrid carries: steering without it, and with it alone."""
+
+    category: int
+    title: str
+    decisions: int
+    """Decisions of the hybrid with this category."""
+    without: float | None
+    """Gap recovered when every other category is steered; None where the gap may be zero."""
+    without_ci: Interval | None
+    drop: float | None
+    """Gap recovered by the hybrid minus `without`."""
+    drop_ci: Interval | None
+    alone: float | None
+    """Gap recovered when this category alone is steered."""
+    alone_ci: Interval | None
 
 
 @dataclass(frozen=True)
@@ -477,10 +533,13 @@ class Measurement:
 
     n: int
     """Problems measured."""
+    mode: Literal["flexible", "strict"]
+    """Grading mode of `accuracy` and of everything computed from it."""
     gap: float
     """Accuracy of the thinking model minus the base's."""
     gap_ci: Interval
     rungs: Mapping[Rung, RungMeasurement]
+    knock_outs: tuple[KnockOut, ...] = ()
 
 
 def stack_rows(rows: list[Tensor]) -> Tensor:

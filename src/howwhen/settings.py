@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from howwhen.errors import SettingsError
+from howwhen.records import Rung
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -183,13 +184,32 @@ class HybridSettings(_Settings):
     answer, or written where the base can read them."""
     random_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every random rung."""
+    samples: Count = 1
+    """Answers drawn per problem; more than one needs a temperature."""
+    rungs: tuple[Rung, ...] | None = None
+    """Rungs to decode beside `base`, `hybrid` and `thinking`; all where absent."""
+    knock_outs: bool = False
+    """Whether the hybrid is decoded once more without each of its categories, and with each
+    alone."""
     guardrail_top_k: Count = 5
     """Tokens of the base that the guardrail lets the thinking model choose from."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "HybridSettings":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"samples {self.samples} with temperature 0 would all be equal; expected a "
+                "temperature above 0 with more than one sample"
+            )
+        return self
 
 
 class MeasureSettings(_Settings):
     """Measure: grading and intervals."""
 
+    mode: Literal["flexible", "strict"] = "flexible"
+    """Grading mode of the headline numbers; both are reported. `strict` takes only an answer that
+    is marked as one, `flexible` also reads the sentence that concludes."""
     bootstrap_samples: Count = 10_000
     """Resamplings of the problems behind every interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

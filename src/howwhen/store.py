@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -83,12 +83,18 @@ class Key:
     """Fingerprints and prompts of the models the step uses."""
     upstream: Json
     """Digests of the keys of the steps before it."""
+    extent: Json = field(default_factory=dict)
+    """Settings that say how much there is of the output: a change adds to it, and spoils none."""
 
     @property
     def digest(self) -> str:
         """A short hash of all of it."""
-        text = json.dumps(asdict(self), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(asdict(self))
+
+    @property
+    def content_digest(self) -> str:
+        """A short hash of all but the extent."""
+        return _digest({**asdict(self), "extent": {}})
 
 
 @dataclass(frozen=True)
@@ -105,20 +111,21 @@ class StepFolder:
         return self.read_json("provenance.json")["key"] if provenance.exists() else None
 
     def begin(self, key: Key) -> bool:
-        """Prepare to run under `key`; partial output of the same key is kept.
+        """Prepare to run under `key`; output of the same key, or of another extent, is kept.
 
         Returns:
             Whether output of another key was removed.
         """
         started = self.path / "started.json"
         is_stale = self.path.exists() and not (
-            started.exists() and self.read_json("started.json")["key"] == key.digest
+            started.exists() and self.read_json("started.json")["key"] == key.content_digest
         )
         if is_stale:
             shutil.rmtree(self.path)
         self.path.mkdir(exist_ok=True)
-        self.write_json("started.json", {"key": key.digest})
-        self.write_json("settings.json", key.settings)
+        (self.path / "provenance.json").unlink(missing_ok=True)
+        self.write_json("started.json", {"key": key.content_digest})
+        self.write_json("settings.json", {**key.settings, **key.extent})
         return is_stale
 
     def finish(self, key: Key, counts: Json) -> None:
@@ -432,6 +439,11 @@ def _write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _hash(path: Path) -> str:

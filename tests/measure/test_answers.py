@@ -1,100 +1,175 @@
-import gzip
-import json
+"""Grading in a table of real kinds of answers (`grades.txt`), and the rules one by one."""
+
+from pathlib import Path
 
 import pytest
 
-from howwhen.measure.answers import stated_answer
-from howwhen.measure.grade import as_number, open_grader
+from howwhen.measure.answers import Kind, Rule, flexible_answer, looks_cut, strict_answer
+from howwhen.measure.grade import Item, grade_answers, kind_of
+from howwhen.measure.numbers import as_number
 from howwhen.records import Finish, Grade
-from tests.conftest import DATA, needs_data
+from tests.conftest import DATA, needs_data, read_traces
 
-STATED = [
-    ("So the answer is 12.", "12"),
-    ("Altogether, the answer is 1,250.", "1,250"),
-    ("The final answer is: $\\frac{3}{4}$.", "\\frac{3}{4}"),
-    ("Therefore \\boxed{\\frac{1}{2}} holds.", "\\frac{1}{2}"),
-    ("\\boxed{3} no, \\boxed{5}", "5"),
-    ("\\boxed{unclosed", None),
-    ("#### 42", "42"),
-    ("**Answer:** 7 apples", "7"),
-    ("The answer is 3.5 miles. I think", "3.5"),
-    ("The answer is -4", "-4"),
-    ("the answer is <b>", "<b>"),
-    ("I added 3 and 4.", None),
-    ("the answer is 5 </think> it is \\boxed{6}", "6"),
-    ("the answer is 5 </think> done", "5"),
-    ("", None),
+
+def read_cases() -> list[tuple[Grade, Grade, Item]]:
+    """Flexible grade, strict grade and item of every line of the table."""
+    cases = []
+    for line in Path(__file__).with_name("grades.txt").read_text().split("\n"):
+        if not line.strip() or line.startswith("#"):
+            continue
+        grades, gold, text = line.split(" | ", 2)
+        flexible, _, strict = grades.partition("/")
+        item = Item(text.replace("\\n", "\n") if r"\neq" not in text else text, gold, "math")
+        cases.append(
+            (Grade(flexible), Grade(strict or flexible), item._replace(finish=Finish.STOP))
+        )
+    return cases
+
+
+def test_the_table_of_real_kinds_of_answers() -> None:
+    cases = read_cases()
+    items = [item for *_, item in cases]
+    assert len(cases) >= 300
+    for mode, column in (("flexible", 0), ("strict", 1)):
+        found = grade_answers(items, mode=mode, deadline_seconds=20.0)  # type: ignore[arg-type]
+        wrong = [
+            f"{mode}: {grade} rather than {case[column]}: {case[2].gold} | {case[2].text!r}"
+            for case, grade in zip(cases, found, strict=True)
+            if grade is not case[column]
+        ]
+        assert not wrong, "\n".join(wrong)
+
+
+READ = [
+    ("\\boxed{3} no, \\boxed{5}", Kind.NUMBER, "5", Rule.BOXED),
+    ("\\boxed{1} and \\boxed{2}", Kind.EXPRESSION, "1, 2", Rule.BOXED),
+    ("#### 42", Kind.NUMBER, "42", Rule.MARKED),
+    ("the answer is 12 apples", Kind.NUMBER, "12", Rule.STATED),
+    ("the answer is x = 5.", Kind.EXPRESSION, "x = 5", Rule.STATED),
+    ("Thus she has 12 left.", Kind.NUMBER, "12", Rule.CONCLUDED),
+    ("Thus the point is (1, 2).", Kind.EXPRESSION, "(1, 2)", Rule.CONCLUDED),
+    ("I pick B in the end.", Kind.LETTER, "B", Rule.CONCLUDED),
+    ("the answer is (D), not (A)", Kind.LETTER, "D", Rule.STATED),
+    ("4 5 6", Kind.NUMBER, "4", Rule.CONCLUDED),
 ]
 
 
-@pytest.mark.parametrize(("text", "answer"), STATED)
-def test_stated_answers(text: str, answer: str | None) -> None:
-    assert stated_answer(text) == answer
+@pytest.mark.parametrize(("text", "kind", "answer", "rule"), READ)
+def test_rules(text: str, kind: Kind, answer: str, rule: Rule) -> None:
+    found = flexible_answer(text, kind, is_whole=True)
+    assert found is not None
+    assert (found.text, found.rule) == (answer, rule)
+
+
+CUT = [
+    ("So she has 7 pens. She buys 5 more, so", "7", Rule.REPEATED),
+    ("The answer is 12. The answer is 1", "12", Rule.STATED),
+    ("Wait, 5 is odd. Hmm, so 6 then. Then", None, None),
+    (
+        "Wait. Hmm. The total is 9. Wait, no: the answer is about that total: 9. Yes, 9 is",
+        "9",
+        None,
+    ),
+    ("hmm wait \\boxed{50} </think> Lucy sells apples at", "50", Rule.BOXED),
+    ("no sentence here", None, None),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "rule"), CUT)
+def test_a_text_that_was_cut_off_counts_only_by_what_it_says_is_its_answer(
+    text: str, answer: str | None, rule: Rule | None
+) -> None:
+    found = flexible_answer(text, Kind.NUMBER, is_whole=False)
+    assert (found.text if found else None) == answer
+    if rule is not None and found is not None:
+        assert found.rule is rule
+    if found is None:
+        graded = grade_answers([Item(text, "12", "", Finish.LENGTH)])
+        assert graded == [Grade.TRUNCATED]
+
+
+def test_strict_leaves_prose_alone() -> None:
+    assert strict_answer("So John lost to 4 people.", Kind.NUMBER, True) is None
+    assert strict_answer("Answer: Joey is winning by 5 points.", Kind.NUMBER, True) is None
+
+
+def test_how_a_text_ends_tells_whether_it_was_cut() -> None:
+    assert not looks_cut("It is 5.")
+    assert not looks_cut("5")
+    assert looks_cut("word " * 500 + "and then the")
+    assert looks_cut("Wait, is it? Hmm, wait. Yes.")
+    assert not looks_cut("Wait, is it? Hmm, wait. Yes.</think>It is 5.")
+    assert looks_cut("Hmm, wait. Yes.</think>")
+
+
+GOLD = [
+    ("12", "", Kind.NUMBER),
+    ("90^\\circ", "", Kind.NUMBER),
+    ("\\frac{1}{2}", "", Kind.EXPRESSION),
+    ("(3,4]", "", Kind.EXPRESSION),
+    ("p - q", "", Kind.EXPRESSION),
+    ("\\text{Evelyn}", "", Kind.WORDS),
+    ("\\text{(C)}", "", Kind.LETTER),
+    ("C", "mmlu_pro", Kind.LETTER),
+    ("C", "", Kind.EXPRESSION),
+]
+
+
+@pytest.mark.parametrize(("gold", "dataset", "kind"), GOLD)
+def test_the_kind_of_a_gold_answer(gold: str, dataset: str, kind: Kind) -> None:
+    assert kind_of(gold, dataset) is kind
 
 
 NUMBERS = [
     ("1,234", 1234),
     ("$7", 7),
+    ("\\$7.50", 7.5),
     ("025", 25),
     ("-3.50", -3.5),
     ("3/4", 0.75),
+    ("\\frac{3}{4}", 0.75),
+    ("-\\frac34", -0.75),
+    ("1\\frac{1}{2}", 1.5),
+    ("1 1/2", 1.5),
     ("50%", 0.5),
+    ("50\\%", 0.5),
     ("12.", 12),
+    ("3 apples", 3),
+    ("5\\text{ cm}^2", 5),
+    ("90^\\circ", 90),
+    ("10{,}080", 10080),
     ("x", None),
     ("1/0", None),
-    ("3 apples", None),
+    ("\\frac{1}{0}", None),
+    ("2x", None),
+    ("9" * 5000, None),
 ]
 
 
 @pytest.mark.parametrize(("text", "value"), NUMBERS)
-def test_plain_numbers(text: str, value: float | None) -> None:
+def test_exact_numbers(text: str, value: float | None) -> None:
     assert as_number(text) == value
 
 
-GRADES = [
-    ("So the answer is 12.", Finish.STOP, "12", Grade.CORRECT),
-    ("So the answer is 13.", Finish.STOP, "12", Grade.WRONG),
-    ("So the answer is 12. And on and on", Finish.LENGTH, "12", Grade.CORRECT),
-    ("7 plus 5 is 12. Next,", Finish.LENGTH, "12", Grade.TRUNCATED),
-    ("She has 12 left.", Finish.STOP, "12", Grade.CORRECT),
-    ("Nobody knows.", Finish.STOP, "12", Grade.NO_ANSWER),
-    ("", Finish.STOP, "12", Grade.NO_ANSWER),
-    ("She has x left.", Finish.STOP, "\\frac{x}{2}", Grade.NO_ANSWER),
-    ("\\boxed{0.5}", Finish.STOP, "\\frac{1}{2}", Grade.CORRECT),
-    ("\\boxed{\\dfrac{1}{2}}", Finish.STOP, "\\frac{1}{2}", Grade.CORRECT),
-    ("\\boxed{(3, \\pi/2)}", Finish.STOP, "\\left( 3, \\frac{\\pi}{2} \\right)", Grade.CORRECT),
-    ("\\boxed{(3, \\pi/3)}", Finish.STOP, "\\left( 3, \\frac{\\pi}{2} \\right)", Grade.WRONG),
-    ("\\boxed{2\\sqrt{2}}", Finish.STOP, "\\sqrt{8}", Grade.CORRECT),
-    ("\\boxed{25}", Finish.STOP, "025", Grade.CORRECT),
-]
-
-
-def test_grades() -> None:
-    with open_grader(20.0) as grader:
-        found = [grader.grade(text, finish, gold) for text, finish, gold, _ in GRADES]
-    assert found == [grade for *_, grade in GRADES]
-
-
-def test_a_grader_past_its_deadline_says_so_and_goes_on() -> None:
-    hard = "\\boxed{" + "^{".join(["9"] * 12) + "}" * 11 + "}"
-    with open_grader(0.001) as grader:
-        assert grader.grade(hard, Finish.STOP, "\\sqrt{8}") is Grade.TIMED_OUT
-        grader.deadline_seconds = 20.0
-        assert grader.grade("\\boxed{2\\sqrt{2}}", Finish.STOP, "\\sqrt{8}") is Grade.CORRECT
+@needs_data
+def test_every_gold_answer_of_the_real_sets_is_right() -> None:
+    """Boxed and stated, every gold answer of GSM8K, MATH-500, AIME and MMLU-Pro grades itself."""
+    for name in ("gsm8k_test", "math500", "aime24", "aime25", "mmlu_pro_test"):
+        rows = read_traces(next(DATA.glob(f"{name}.jsonl*")))[:600]
+        for wrap in ("So \\boxed{{{}}}.", "The answer is ${}$."):
+            items = [(wrap.format(row["answer"]), row["answer"], name) for row in rows]
+            grades = grade_answers(items, deadline_seconds=20.0)
+            odd = [item for item, grade in zip(items, grades, strict=True) if grade != "correct"]
+            assert not odd
 
 
 @needs_data
-def test_real_boxed_answers_grade_like_the_numbers_in_them() -> None:
-    """Real answers of a thinking model on GSM8K: what the last box says is what is graded."""
-    path = DATA / "traces" / "qwen2.5-math-1.5b_gsm8k.jsonl.gz"
-    rows = [json.loads(row) for row in gzip.decompress(path.read_bytes()).splitlines()]
-    boxed = [r for r in rows if r["role"] == "thinking" and "\\boxed{" in r["text"]][:150]
-    with open_grader(20.0) as grader:
-        grades = [grader.grade(row["text"], Finish.STOP, row["gold"]) for row in boxed]
-        inside = [row["text"].rsplit("\\boxed{", 1)[1].split("}")[0] for row in boxed]
-    assert len(boxed) == 150
-    assert set(grades) <= {Grade.CORRECT, Grade.WRONG}
-    for row, grade, found in zip(boxed, grades, inside, strict=True):
-        number = as_number(found)
-        if number is not None and "%" not in found:
-            assert (grade is Grade.CORRECT) == (number == as_number(row["gold"]))
+def test_real_answers_in_boxes_grade_as_the_numbers_in_them() -> None:
+    rows = read_traces(DATA / "traces" / "qwen2.5-math-1.5b_gsm8k.jsonl.gz")
+    boxed = [row for row in rows if row["role"] == "thinking" and "\\boxed{" in row["text"]]
+    grades = grade_answers([(row["text"], row["gold"], row["dataset"]) for row in boxed])
+    assert len(boxed) > 400
+    for row, grade in zip(boxed, grades, strict=True):
+        inside = row["text"].rsplit("\\boxed{", 1)[1].split("}")[0]
+        if "%" not in inside and as_number(inside) is not None:
+            assert (grade is Grade.CORRECT) == (as_number(inside) == as_number(row["gold"]))

@@ -1,22 +1,42 @@
 from dataclasses import replace
 
-from howwhen.measure.ladder import measure_ladder
-from howwhen.present.report import ReportInput, header, ladder_rows, make_report, verdict
-from howwhen.records import Finish, HybridToken, HybridTrace, Measurement
+import pytest
+
+from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
+from howwhen.present.charts import draw_knock_outs
+from howwhen.present.report import (
+    ReportInput,
+    _knock_out_parts,
+    _sample_parts,
+    header,
+    ladder_rows,
+    make_report,
+    verdict,
+)
+from howwhen.records import (
+    KNOCK_OUTS,
+    Finish,
+    HybridToken,
+    HybridTrace,
+    Measurement,
+    Rung,
+)
 from howwhen.settings import MeasureSettings
 from tests.measure.test_recovery import traces
 
 SETTINGS = MeasureSettings(bootstrap_samples=200)
 
 
-def measurement(thinking: int = 40) -> Measurement:
-    ladder = {
+def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement:
+    ladder: dict[Rung, list[GradedTrace]] = {
         "base": traces(10, decisions=0),
         "guardrail-only": traces(35),
         "hybrid": traces(30),
         "thinking": traces(thinking),
     }
-    return measure_ladder(ladder, SETTINGS)  # type: ignore[arg-type]
+    knock_outs = {name: traces(20, category=1) for name in KNOCK_OUTS} if has_knock_outs else {}
+    categories = [Category(1, "check | it", 7)] if has_knock_outs else []
+    return measure_ladder(ladder, SETTINGS, knock_outs, categories)
 
 
 def test_the_verdict_names_the_controls() -> None:
@@ -67,6 +87,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
         },
         decisions_per_category=[4],
         examples=[("Q?", trace)],
+        prompts={"base": "{question}", "base, step by step": None, "thinking": "chat"},
     )
     report = make_report(given)
     assert "| 0 | a \\| b | 3 (100%) | 4 | x y |" in report
@@ -74,4 +95,38 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
     assert "gate probe" not in report
     assert "precision 50%, recall 100%" in report
+    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 |  |  |  |" in report
+    assert "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 5 | 0 | 0.062 |" in report
+    assert "| base | {question} |" in report
+    assert "carries" not in report
     assert "## Examples" not in make_report(replace(given, examples=[]))
+
+
+def test_knock_outs_become_a_table_and_a_chart() -> None:
+    found = measurement(has_knock_outs=True)
+    given = ReportInput(
+        title="T", base="b", thinking="t", measurement=found, confidence=0.9, cells=[],
+        categories=[], training={}, decisions_per_category=[], examples=[], prompts={},
+        chart="knock-outs.svg",
+    )  # fmt: skip
+    text = "\n".join(_knock_out_parts(given))
+    assert "| category | decisions | without it | 90 % interval | lost |" in text
+    assert "| 1: check \\| it | 7 | 33% |" in text
+    assert "![What each category carries](knock-outs.svg)" in text
+    chart = draw_knock_outs(found.knock_outs)
+    assert chart == draw_knock_outs(found.knock_outs)
+    assert "1: check | it" in chart
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        draw_knock_outs(measurement(thinking=10, has_knock_outs=True).knock_outs)
+
+
+def test_samples_become_pass_at_k() -> None:
+    ladder: dict[Rung, list[GradedTrace]] = {
+        "base": traces(10) + traces(20, sample=1),
+        "hybrid": traces(30) + traces(40, sample=1),
+        "thinking": traces(40) + traces(50, sample=1),
+    }
+    text = "\n".join(_sample_parts(measure_ladder(ladder, SETTINGS)))
+    assert "accuracy is mean@2" in text
+    assert "| hybrid | 70.0% | 80.0% |" in text
+    assert _sample_parts(measurement()) == []

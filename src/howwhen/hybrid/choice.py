@@ -7,7 +7,7 @@ rung serves stepwise and block decoding.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -258,6 +258,35 @@ class RandomVectors(Steer):
     """The right moments and categories with random directions of the right norms."""
 
     name: ClassVar[Rung] = "random-vectors"
+
+
+@dataclass(frozen=True)
+class WithoutCategory(Steer):
+    """The full hybrid but for one category: at its decisions the base goes on unsteered."""
+
+    category: int = 0
+    name: ClassVar[Rung] = "without-category"
+
+    def move(self, view: View) -> Move:
+        """Steer at the decisions of every other category."""
+        return _only_where(super().move(view), lambda found: found != self.category)
+
+
+@dataclass(frozen=True)
+class OneCategory(Steer):
+    """The full hybrid with one category alone."""
+
+    category: int = 0
+    name: ClassVar[Rung] = "one-category"
+
+    def move(self, view: View) -> Move:
+        """Steer at the decisions of this category."""
+        return _only_where(super().move(view), lambda found: found == self.category)
+
+
+def _only_where(move: Move, wanted: Callable[[Tensor], Tensor]) -> Move:
+    kept = move.is_decision & wanted(move.category)
+    return Move(move.token, kept, move.category.masked_fill(~kept, -1))
 
 
 @dataclass(frozen=True)

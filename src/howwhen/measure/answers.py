@@ -1,58 +1,477 @@
-r"""Reading the final answer out of a text, by rule.
+r"""Reading the final answer out of a text, by named rules.
 
-In order: the last `\\boxed{...}`, the last `answer is ...`, the last `#### ...`. Only a text that
-ended by itself and states its answer in none of these ways is read by its last number.
+Strict mode takes only an answer that is marked as one: in a box, after `####`, or in a short
+statement such as `the answer is 12`. Flexible mode goes on: it reads the number (or the expression)
+out of the sentence that concludes, and at last takes the last number. All rules take time linear in
+the text; none looks at the gold answer's value, only at its kind.
 """
 
 import re
+from collections.abc import Iterator
+from enum import StrEnum
+from fractions import Fraction
+from typing import NamedTuple
 
-_STATED = re.compile(r"answer(?: is|:)\s*:?\s*(?P<answer>[^\n]*)", re.IGNORECASE)
-_MARKED = re.compile(r"####\s*(?P<answer>[^\n]+)")
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?")
+from howwhen.measure.numbers import NUMBER, as_number, trim_unit
+
+
+class Rule(StrEnum):
+    """How an answer was found, strict rules first."""
+
+    BOXED = "boxed"
+    r"""In the last `\boxed{...}`, or in several side by side."""
+    MARKED = "marked"
+    """After `####` on the same line."""
+    STATED = "stated"
+    """After `the answer is` or `Answer:`, short enough to be nothing but an answer."""
+    CONCLUDED = "concluded"
+    """In the sentence that concludes the text."""
+    REPEATED = "repeated"
+    """What a text without end concludes most often."""
+    LAST_NUMBER = "last-number"
+    """The last number of the text."""
+
+
+class Answer(NamedTuple):
+    """An answer as text, and the rule that found it."""
+
+    text: str
+    rule: Rule
+
+
+class Kind(StrEnum):
+    """What kind of answer the gold answer is."""
+
+    NUMBER = "number"
+    LETTER = "letter"
+    """An option, `A` to `J`."""
+    WORDS = "words"
+    EXPRESSION = "expression"
+
+
+LONGEST_ANSWER = 500
+"""Characters of the longest text that can be an answer."""
+LONGEST_READ = 20_000
+"""Characters of a text without end that are searched for what it repeats."""
+TAIL = 2000
+"""Characters at the end of a text among which its conclusion is sought."""
+
 _CLOSE = "</think>"
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = re.compile(r"[\s$\\,;()\[\].*]{0,20}(?:and|or)?[\s$\\,;()\[\].*]{0,20}")
+_MARKED = re.compile(r"####[ \t]*(?P<answer>[^\n]+)")
+_STATED = re.compile(
+    r"(?<!by step )(?<!by-step )\banswer\b"
+    r"(?:\s+(?:to|for|of)\s+[^.:\n]{1,80}?)?"
+    r"[*_\s]{0,4}(?:\bis\b|\bare\b|\bshould be\b|\bwould be\b|\bwill be\b|\bmust be\b|=|:)"
+    r"[*_ \t]{0,4}:?",
+    re.IGNORECASE,
+)
+_ANOTHER_PROBLEM = re.compile(
+    r"\n\s{0,4}(?:\*\*|#{1,4} )?(?:Question|Problem|Exercise|Instruction|Human|User|Q)\s?\d{0,3}:"
+    r"|\n\s{0,4}You are an AI assistant"
+    r"|\n\s{0,4}(?:\*\*|#{1,4} )?Step 1\b"
+)
+_ABBREVIATION = "".join(rf"(?<!\b{name}\.)" for name in ("Mr", "Mrs", "Ms", "Dr", "St", "vs"))
+_SENTENCE_END = re.compile(
+    rf"(?<=[.!?]){_ABBREVIATION}[\"'*)\]]{{0,3}}\s+|(?<=[.!?])$|\n+|(?<=[.!?])(?=\*\*)"
+)
+_LABEL = re.compile(
+    r"^[\s*_#>-]*(?:Step\s*\d+\s*[:.)]|\d{1,3}[.)](?=\s)|(?:Final )?Answer\s*:)?[\s*_#>-]*(?=\S)",
+    re.IGNORECASE,
+)
+_CUE = re.compile(
+    r"^\W*(?:therefore|thus|hence|so|in conclusion|conclusion|consequently|altogether|in total|"
+    r"finally|final|answer|as a result|overall|in summary)\b",
+    re.IGNORECASE,
+)
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?|becomes?|costs?|total of|to be|gives|makes)\b|=|≈|:)"
+    r"(?:\s+(?:therefore|thus|also|exactly|about|approximately|only|just|a total of|equal to|"
+    r"simply|then|now|indeed|still|currently))*\s*[:*]*\s*",
+    re.IGNORECASE,
+)
+_MATH = re.compile(
+    r"\$\$(?P<a>.+?)\$\$|(?<![\\\d])\$(?!\d[\d,.]*(?:\s|[.,;]\s|$))(?P<b>(?:\\\$|[^$\n])+?)(?<!\\)\$"
+    r"|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]",
+    re.DOTALL,
+)
+_WORD = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3,}")
+_CHECKING = re.compile(
+    r"\b(?:verif|check|correct|consistent|includes?\b)|\bconfirm(?!\w* that)", re.IGNORECASE
+)
+_COMPUTED = re.compile(r"[=≈]\s*(?:\\text\{[^}]{0,9}\})?(?=[-\u2212$€£\\]{0,3}\s?\d)")
+_LEADING_CLAUSE = re.compile(
+    r"^\W*(?:(?:therefore|thus|hence|so|then|finally)\b[\s,]*)?(?:that\s+)?"
+    r"(?:in|after|at|for|with|when|if|since|by|on|out of|given|from|during|because)\b[^,]*,\s",
+    re.IGNORECASE,
+)
+_TRAILING_CLAUSE = re.compile(
+    r"[\s,]+(?:if|when|after|before|because|since|given|while|which|so that|in order|"
+    r"that (?:costs?|has|have|can|will|is|are|was|were)|"
+    r"to (?:ensure|make|reach|get|have|cover|meet|buy|finish|complete|be))\b",
+    re.IGNORECASE,
+)
+_TRAILING_PHRASE = re.compile(
+    r"\s(?:with|by|out of|for|in|than|from|over|during|at|on|per|of (?:the|his|her|their|its))\b",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(
+    r"^\W*(?:(?:this|these)\s(?!gives|makes|is\s\W*\d)|note|let's|let us|remember|please|thank|"
+    r"is|yes|you|i|we can see|if|it's|for example|"
+    r"the (?:problem|calculation|reasoning|solution|step|answer)s?\b)",
+    re.IGNORECASE,
+)
+_ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
+_SO = re.compile(r"[,;] so\b")
+_WEIGHTY = re.compile(
+    r"\b(?:total|altogether|in all|correct|therefore|thus|overall)\b", re.IGNORECASE
+)
+_DOUBT = re.compile(r"\b(?:wait|hmm|alternatively)\b", re.IGNORECASE)
+_LIST = re.compile(r"[ \t*_:]*\n\s*\d{1,2}[.)]\s")
+_MATH_WORDS = {
+    "and", "sqrt", "infinity", "inf", "sin", "cos", "tan", "cot", "sec", "csc", "log", "degrees",
+    "arcsin", "arccos", "arctan", "mod", "exp", "units",
+}  # fmt: skip
+_UNIT_WORDS = re.compile(r"(?<=[\dπ})])\s+[A-Za-z][A-Za-z /]*$")
+_DIGIT = re.compile(r"\d")
+_GOES_ON = re.compile(
+    r"[π√]|[A-Za-z](?![A-Za-z])|\s*(?:[\\^_/*+=({]|-\s*[\d\\(]|:\s*\d|(?:,|and|or)\s*-?\\?[\d(])"
+)
+"""After a number: an expression or a list, not a number alone."""
+_OPTION = re.compile(r"\(?\b(?P<letter>[A-J])\b\)?(?![\w'])")
 
 
-def stated_answer(text: str) -> str | None:
-    """The answer a text states, as text; None where it states none.
+def strict_answer(text: str, kind: Kind, is_whole: bool) -> Answer | None:
+    """The answer that a text marks as its own; None where it marks none.
 
-    After `</think>` only what follows counts, unless nothing is stated there.
+    After `</think>` only what follows counts, and of a text that was cut off not its last sentence.
     """
-    final = text.rpartition(_CLOSE)[2]
-    return _stated(final) or (_stated(text) if _CLOSE in text else None)
+    final = final_part(text)
+    first = _first_problem(final, kind)
+    if not is_whole and len(first) == len(final):
+        first = _without_last_sentence(first)
+    return _marked_answer(first, kind)
 
 
-def last_number(text: str) -> str | None:
-    """The last number written in a text."""
-    numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+def flexible_answer(text: str, kind: Kind, is_whole: bool) -> Answer | None:
+    """The answer that a reader would take a text to give; None where there is none.
+
+    Args:
+        text: everything the model wrote.
+        kind: of the gold answer.
+        is_whole: whether the text ended by itself. Of one that was cut off, its last sentence is
+            left out; only what it marks, calls its answer or says over and over counts.
+    """
+    thoughts, _, rest = text.rpartition(_CLOSE)
+    final = _first_problem(rest, kind)
+    if not is_whole and len(final) == len(rest):
+        final = _without_last_sentence(final)
+    if found := _marked_answer(final, kind) or _marked_answer(thoughts, kind):
+        return found
+    if is_whole and final.strip():
+        return _concluded(final, kind)
+    if not _thinks_aloud(final) and (found := _called_answer(final, kind)):
+        return found
+    return _repeated(f"{thoughts}\n{final}", kind)
 
 
-def _stated(text: str) -> str | None:
+def final_part(text: str) -> str:
+    """What follows the thinking, or everything where no thinking was closed."""
+    return text.rpartition(_CLOSE)[2]
+
+
+def looks_cut(text: str) -> bool:
+    """Whether a text stops in the middle: for texts whose finish is not known.
+
+    One that thinks aloud and never says that it has thought enough is unfinished however it ends.
+    """
+    end = final_part(text).rstrip()
+    if not end:
+        return _CLOSE in text
+    if _CLOSE not in text and _thinks_aloud(text):
+        return True
+    return end[-1] not in ".!?}])$*|\"'`…。>%" and len(text) > TAIL
+
+
+def _first_problem(text: str, kind: Kind) -> str:
+    """Cut where a text that has given its answer goes on to another problem, or starts again."""
+    for index, found in enumerate(_ANOTHER_PROBLEM.finditer(text)):
+        head = text[: found.start()]
+        if index == 8:
+            break
+        if "Step 1" in found[0] and "Step 1" not in head:
+            continue
+        if "assistant" in found[0] and head.strip():
+            return head
+        if _marked_answer(head, kind) or _called_answer(head, kind) or _ends_in_cue(head):
+            return head
+    return text
+
+
+def _ends_in_cue(text: str) -> bool:
+    sentences = _sentences(text[-TAIL:])
+    return bool(sentences) and bool(_CUE.search(sentences[-1]))
+
+
+def _without_last_sentence(text: str) -> str:
+    """A cut text up to its last whole sentence; as it is where it has none."""
+    ends = [found.start() for found in _SENTENCE_END.finditer(text, max(0, len(text) - TAIL))]
+    ends = [end for end in ends if text[:end].strip() and end < len(text.rstrip())]
+    return text[: ends[-1]] if ends else text
+
+
+def _repeated(text: str, kind: Kind) -> Answer | None:
+    """What a cut text concludes most often.
+
+    In a text that thinks aloud, sentences about an answer weigh double and those that merely go on
+    with `so` half; per cents are steps rather than answers there, and the winner needs a weight of
+    4 and half as much again as the next.
+    """
+    text = text[-LONGEST_READ:]
+    thinks_aloud = _thinks_aloud(text)
+    weights: dict[Fraction | str, float] = {}
+    said: dict[Fraction | str, str] = {}
+    for sentence in _sentences(text):
+        weight = _weight(sentence) if thinks_aloud else float(bool(_CUE.search(sentence)))
+        value = _of_sentence(sentence, "", kind) if weight else None
+        if value is not None and not (thinks_aloud and "%" in value):
+            key = as_number(value) or value
+            weights[key] = weights.pop(key, 0.0) + weight  # equal ones: the last said wins
+            said[key] = value
+    best = max(reversed(weights), key=lambda key: weights[key], default=None)
+    if best is None:
+        return None
+    rest = max((weight for key, weight in weights.items() if key != best), default=0.0)
+    if thinks_aloud and (weights[best] < 4 or weights[best] < 1.5 * rest):
+        return None
+    return Answer(said[best], Rule.REPEATED)
+
+
+def _thinks_aloud(text: str) -> bool:
+    return len(_DOUBT.findall(text[-LONGEST_READ:])) > 1
+
+
+def _weight(sentence: str) -> float:
+    if _ANSWER.search(sentence):
+        return 2.0
+    return 1.0 if _WEIGHTY.search(sentence) else 0.5 * bool(_CUE.search(sentence))
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences without labels such as `Step 4:`, in order."""
+    parts = (_LABEL.sub("", part) for part in _SENTENCE_END.split(text) if part)
+    return [part.strip() for part in parts if part.strip(" *_#-")]
+
+
+def _marked_answer(text: str, kind: Kind) -> Answer | None:
     if boxed := _last_boxed(text):
-        return boxed
-    for pattern in (_STATED, _MARKED):
-        if found := list(pattern.finditer(text)):
-            return _tidy(found[-1]["answer"]) or None
+        return Answer(boxed, Rule.BOXED)
+    for found in _from_the_end(_MARKED, text):
+        if value := _value("\n" + found["answer"], kind):
+            return Answer(value, Rule.MARKED)
+    for found in _from_the_end(_STATED, text):
+        if value := _value(text[found.end() : found.end() + LONGEST_ANSWER], kind):
+            return Answer(value, Rule.STATED)
     return None
 
 
-def _tidy(answer: str) -> str:
-    """Cut at the end of the sentence; where it starts with a number, keep just that number."""
-    answer = answer.strip().strip("*$ ")
-    if number := _NUMBER.match(answer):
-        rest = answer[number.end() :]
-        if not re.match(r"\s*[\\^_/*+=(-]", rest):
-            return number[0]
-    return re.split(r"(?<!\d)\.(?:\s|$)|\.$", answer)[0].strip("*$ ")
+def _from_the_end(pattern: re.Pattern[str], text: str, most: int = 8) -> Iterator[re.Match[str]]:
+    """The last matches, the very last first."""
+    return iter(list(pattern.finditer(text))[: -most - 1 : -1])
 
 
 def _last_boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for index in range(start + len("\\boxed"), len(text)):
+    """What the last box holds; boxes side by side are one answer of several parts."""
+    boxes: list[str] = []
+    right = None
+    for found in _from_the_end(_BOX, text, 16):
+        end = _closing_brace(text, found.end())
+        if right is not None and not _BETWEEN_BOXES.fullmatch(text, end or right, right):
+            break
+        if end is None:
+            continue
+        inside = text[found.end() : end - 1].strip()
+        if inside and (not boxes or inside != boxes[0]):
+            boxes.insert(0, inside)
+        right = found.start()
+    return ", ".join(boxes) or None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Just after the brace that closes the one before `start`."""
+    depth = 1
+    for index in range(start, min(len(text), start + LONGEST_ANSWER)):
         depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : index].strip() or None
+            return index + 1
     return None
+
+
+def _value(rest: str, kind: Kind) -> str | None:
+    """The answer at the start of `rest`, where nothing but an answer stands there."""
+    if _LIST.match(rest):
+        return None
+    rest = re.sub(r"^[\s*_:>]+", "", rest)
+    if kind is Kind.LETTER:
+        option = _OPTION.match(rest.lstrip("$\\({*"))
+        return option["letter"] if option else None
+    value = _short_value(rest, kind)
+    if value is None or (kind is Kind.NUMBER and not _DIGIT.search(value)):
+        return None
+    return None if kind is Kind.NUMBER and _WORD.search(value) and not as_number(value) else value
+
+
+def _short_value(rest: str, kind: Kind) -> str | None:
+    if boxed := _BOX.search(rest[:40]):
+        end = _closing_brace(rest, boxed.end())
+        return rest[boxed.end() : end - 1].strip() or None if end else None
+    if math := _MATH.match(rest):
+        return _joined_math(rest, math)
+    number = NUMBER.match(rest)
+    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip().rstrip(".*_ ")
+    if number and not _GOES_ON.match(rest, number.end()):
+        unit = sentence[number.end() :]
+        is_unit = len(_WORD.findall(unit)) <= 5 and not _DIGIT.search(unit)
+        return number[0].strip() if is_unit else None
+    if kind is Kind.WORDS:
+        return sentence if sentence and len(_WORD.findall(sentence)) <= 4 else None
+    sentence = _UNIT_WORDS.sub("", sentence)
+    prose = [word for word in _WORD.findall(sentence) if word.lower() not in _MATH_WORDS]
+    return sentence if sentence and not prose else None
+
+
+def _joined_math(text: str, math: re.Match[str]) -> str:
+    """One piece of LaTeX, or several with only commas or `and` between."""
+    parts = [_inside(math)]
+    while True:
+        joint = re.compile(r"\s*(?:,|and|or|, and|, or)\s*").match(text, math.end())
+        following = _MATH.match(text, joint.end()) if joint else None
+        if following is None:
+            return ", ".join(parts)
+        math = following
+        parts.append(_inside(math))
+
+
+def _inside(math: re.Match[str]) -> str:
+    inside = next(part for part in math.groups() if part is not None)
+    if boxed := _last_boxed(inside):
+        return boxed
+    return inside.strip().rstrip(".,")
+
+
+def _called_answer(text: str, kind: Kind) -> Answer | None:
+    """What a text calls its answer in a sentence of its own, somewhere."""
+    for found in _from_the_end(_STATED, text):
+        rest = text[found.end() : found.end() + LONGEST_ANSWER].lstrip(" *_:\n")
+        sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
+        if _LABEL.sub("", sentence) != sentence:
+            continue
+        if value := _of_sentence(sentence, text[: found.start()][-TAIL:], kind):
+            return Answer(value, Rule.CONCLUDED)
+    return None
+
+
+def _concluded(text: str, kind: Kind) -> Answer | None:
+    """The answer in the sentence that concludes a whole text."""
+    if called := _called_answer(text, kind):
+        return called
+    tail = text[-TAIL:]
+    sentences = _sentences(tail)
+    for sentence in _by_weight(sentences):
+        before = tail[: tail.rfind(sentence)]
+        if value := _of_sentence(sentence, before, kind):
+            return Answer(value, Rule.CONCLUDED)
+    numbers = list(NUMBER.finditer(tail))
+    if kind is Kind.NUMBER and numbers:
+        return Answer(numbers[-1][0].strip(), Rule.LAST_NUMBER)
+    return None
+
+
+def _by_weight(sentences: list[str]) -> list[str]:
+    """The last sentences in the order in which they may give the answer.
+
+    First the last that starts with `therefore` or the like, unless something is computed after it;
+    then the others, latest first; those that only check or remark come after all others.
+    """
+    last = sentences[:-7:-1]
+    cues = [n for n, one in enumerate(last) if _CUE.search(one)]
+    if cues and not any(_COMPUTED.search(one) or _SO.search(one) for one in last[: cues[0]]):
+        last.insert(0, last.pop(cues[0]))
+        return last[:1] + sorted(last[1:], key=_is_aside)
+    return sorted(last, key=_is_aside)
+
+
+def _is_aside(sentence: str) -> bool:
+    return bool(_CHECKING.search(sentence) or _ASIDE.match(sentence))
+
+
+def _of_sentence(sentence: str, before: str, kind: Kind) -> str | None:
+    """The answer within a sentence of prose."""
+    if kind is Kind.LETTER:
+        options = _OPTION.findall(sentence)
+        return options[-1] if options else None
+    if kind is Kind.WORDS:
+        return sentence.strip(" .*_")[:LONGEST_ANSWER] or None
+    if kind is Kind.NUMBER:
+        return _number_of(sentence, before)
+    return _expression_of(sentence)
+
+
+def _number_of(sentence: str, before: str) -> str | None:
+    """The number that a sentence is about.
+
+    What is computed in it, else what it says something *is*, else the result computed before it,
+    else the first number of its main clause.
+    """
+    sentence = re.sub(r"\\[()\[\]]|[$*]", "", sentence)
+    if len(_numbers(sentence)) <= 1:
+        return next(iter(_numbers(sentence)), None)
+    if computed := _last_computed(sentence):
+        return computed
+    consequence = _SO.split(sentence)[-1]
+    sentence = consequence if NUMBER.search(consequence) else sentence
+    main = _trimmed(_LEADING_CLAUSE.sub("", sentence), _TRAILING_CLAUSE) or sentence
+    said = [
+        number[0].strip()
+        for copula in _COPULA.finditer(main)
+        if (number := NUMBER.match(main, copula.end()))
+    ]
+    if said:
+        return said[-1]
+    earlier = _last_computed(before)
+    if earlier is not None and as_number(earlier) in [as_number(one) for one in _numbers(main)]:
+        return earlier
+    return _numbers(_trimmed(main, _TRAILING_PHRASE) or main)[0]
+
+
+def _numbers(text: str) -> list[str]:
+    return [found[0].strip() for found in NUMBER.finditer(text)]
+
+
+def _trimmed(text: str, clause: re.Pattern[str]) -> str | None:
+    """A text up to the first such clause that has a number before it; None without numbers."""
+    if not NUMBER.search(text):
+        return None
+    for found in clause.finditer(text):
+        if NUMBER.search(text[: found.start()]):
+            return text[: found.start()]
+    return text
+
+
+def _last_computed(text: str) -> str | None:
+    """The number after the last equals sign that has one."""
+    for found in _from_the_end(_COMPUTED, text, 1):
+        if number := NUMBER.match(text, found.end()):
+            return number[0].strip()
+    return None
+
+
+def _expression_of(sentence: str) -> str | None:
+    """The last piece of LaTeX of a sentence, or what stands after its last verb."""
+    pieces = [_inside(found) for found in _MATH.finditer(sentence)]
+    copulas = list(_COPULA.finditer(sentence))
+    for copula in reversed(copulas):
+        if value := _value(sentence[copula.end() :], Kind.EXPRESSION):
+            return trim_unit(value)
+    return pieces[-1] if pieces else _number_of(sentence, "")

@@ -1,119 +1,202 @@
-"""Five-way grading: exact arithmetic for plain numbers, Math-Verify in a worker for the rest.
+r"""Five-way grading: exact arithmetic for numbers, Math-Verify in killable workers for the rest.
 
 Math-Verify can hang and, off the main thread or past its own time limit, says "wrong" when it means
-"do not know". Here it runs in a process of its own, with its time limits off, and is killed at our
-deadline.
+"do not know". Here it runs in processes of its own, with its time limits off, and a process is
+killed at our deadline. Nothing that fails becomes "wrong": what cannot be read as an answer is
+`no_answer`, what takes too long `timed_out`.
 """
 
-import logging
-import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from typing import Literal, NamedTuple
 
-from howwhen.errors import HowwhenError
-from howwhen.measure.answers import last_number, stated_answer
+from howwhen.measure.answers import (
+    Answer,
+    Kind,
+    flexible_answer,
+    looks_cut,
+    strict_answer,
+)
+from howwhen.measure.numbers import as_number
+from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
 
-START_SECONDS = 60.0
-"""Longest time the worker may take to import Math-Verify."""
-_SPAWN = multiprocessing.get_context("spawn")
+Mode = Literal["flexible", "strict"]
+"""Which rules of `answers` may find the answer: all of them, or only those that read marks."""
+
+LONG_DECIMAL = 10
+"""Decimals from which on a gold answer is a rounded fraction rather than an exact number."""
 
 
-def as_number(text: str) -> Fraction | None:
-    """The exact value of a plain number such as `1,234`, `-3.50`, `$7`, `3/4` or `50%`."""
-    plain = re.sub(r"[\s,$]|\\[$!,]", "", text).rstrip(".")
-    is_percent = plain.endswith("%")
-    if not re.fullmatch(r"-?\d+(?:\.\d+)?(?:/\d+)?", plain.rstrip("\\%")):
-        return None
-    numerator, _, denominator = plain.rstrip("\\%").partition("/")
-    if denominator and int(denominator) == 0:
-        return None
-    value = Fraction(numerator) / int(denominator or 1)
-    return value / 100 if is_percent else value
+class Item(NamedTuple):
+    """An answer to be graded."""
+
+    text: str
+    """Everything the model wrote."""
+    gold: str
+    """The final answer only: a number, LaTeX, a word or an option."""
+    dataset: str = ""
+    """Name of the problem set; `mmlu_pro` has options as answers, the others need no name."""
+    finish: Finish | None = None
+    """Why the text ended; None where nobody knows."""
+
+
+class Graded(NamedTuple):
+    """A grade, and the answer it is about."""
+
+    grade: Grade
+    answer: Answer | None
+
+
+def grade_answers(
+    items: Sequence[Item | tuple[str, str, str]],
+    *,
+    mode: Mode = "flexible",
+    deadline_seconds: float = 5.0,
+) -> list[Grade]:
+    """Grade answers, one five-way grade each, in order.
+
+    Works from any thread. Each call starts its own workers where it needs any; `open_grader` keeps
+    them for several calls.
+
+    Args:
+        items: answer text, gold answer and name of the data set; a fourth part may say why the
+            text ended (`Finish`), else it is guessed from how it ends.
+        mode: `flexible` reads what a reader would take for the answer; `strict` only an answer
+            that is marked as one.
+        deadline_seconds: longest time for one answer.
+    """
+    with open_grader(deadline_seconds) as grader:
+        return [graded.grade for graded in grader.grade(items, mode)]
 
 
 @dataclass
 class Grader:
-    """Grades answers; holds a worker process once one is needed. Made by `open_grader`."""
+    """Grades answers; holds worker processes once they are needed. Made by `open_grader`."""
 
-    deadline_seconds: float
-    _worker: SpawnProcess | None = field(default=None, init=False)
-    _pipe: Connection | None = field(default=None, init=False)
+    workers: Workers
+    _known: dict[tuple[str, str], Grade] = field(default_factory=dict)
 
-    def grade(self, text: str, finish: Finish, gold: str) -> Grade:
-        """Grade one answer text.
+    def grade(
+        self, items: Sequence[Item | tuple[str, str, str]], mode: Mode = "flexible"
+    ) -> list[Graded]:
+        """Grade answers in order."""
+        everything = [one if isinstance(one, Item) else Item(*one) for one in items]
+        answers = [find_answer(item, mode) for item in everything]
+        pairs = [
+            (answer.text, item.gold) if isinstance(answer, Answer) else None
+            for item, answer in zip(everything, answers, strict=True)
+        ]
+        verdicts = self.compare([pair for pair in pairs if pair is not None])
+        rest = iter(verdicts)
+        return [
+            Graded(next(rest), answer) if isinstance(answer, Answer) else Graded(answer, None)
+            for answer in answers
+        ]
 
-        An answer that is stated counts even in a truncated text. A text that ended without
-        stating one is read by its last number where the gold answer is a number.
-        """
-        answer = stated_answer(text)
-        if answer is None and finish is Finish.LENGTH:
-            return Grade.TRUNCATED
-        if answer is None and as_number(gold) is not None:
-            answer = last_number(text)
-        return Grade.NO_ANSWER if answer is None else self.compare(answer, gold)
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
+        """Whether answers and gold answers mean the same, pair by pair."""
+        hard = []
+        for pair in dict.fromkeys(pairs):
+            if pair not in self._known:
+                easy = compare_exactly(*pair)
+                if easy is None:
+                    hard.append(pair)
+                else:
+                    self._known[pair] = easy
+        sent = [(readable(answer), readable(gold)) for answer, gold in hard]
+        for pair, verdict in zip(hard, self.workers.ask(sent), strict=True):
+            self._known[pair] = _GRADE_OF[verdict]
+        found = [self._known[pair] for pair in pairs]
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        return found
 
-    def compare(self, answer: str, gold: str) -> Grade:
-        """Whether two answers mean the same: correct, wrong or timed out."""
-        if _squeeze(answer) == _squeeze(gold):
-            return Grade.CORRECT
-        ours, theirs = as_number(answer), as_number(gold)
-        if ours is not None and theirs is not None:
-            is_percent_of = ("%" in answer) != ("%" in gold) and ours in (
-                theirs / 100,
-                theirs * 100,
-            )
-            return Grade.CORRECT if ours == theirs or is_percent_of else Grade.WRONG
-        return self._ask(answer, gold)
 
-    def close(self) -> None:
-        """End the worker."""
-        if self._worker is not None:
-            self._worker.kill()
-            self._worker.join()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._worker = self._pipe = None
-
-    def _ask(self, answer: str, gold: str) -> Grade:
-        pipe = self._pipe or self._start()
-        pipe.send((answer, gold))
-        if not pipe.poll(self.deadline_seconds):
-            self.close()
-            return Grade.TIMED_OUT
-        verdict = pipe.recv()
-        if isinstance(verdict, bool):
-            return Grade.CORRECT if verdict else Grade.WRONG
-        raise HowwhenError(
-            f"Math-Verify failed on answer {answer!r} and gold answer {gold!r}: {verdict}"
-        )
-
-    def _start(self) -> Connection:
-        ours, theirs = _SPAWN.Pipe()
-        self._worker = _SPAWN.Process(target=_serve, args=(theirs,), daemon=True)
-        self._worker.start()
-        theirs.close()
-        if not ours.poll(START_SECONDS):
-            self.close()
-            raise HowwhenError(f"the grading process did not start within {START_SECONDS:.0f} s")
-        ours.recv()
-        self._pipe = ours
-        return ours
+MOST_KNOWN = 100_000
+"""Comparisons kept in memory, so that equal answers are compared once."""
+_GRADE_OF: dict[Verdict, Grade] = {
+    "same": Grade.CORRECT,
+    "different": Grade.WRONG,
+    "unreadable": Grade.NO_ANSWER,
+    "too long": Grade.TIMED_OUT,
+}
 
 
 @contextmanager
-def open_grader(deadline_seconds: float) -> Iterator[Grader]:
-    """A grader whose worker ends with the block."""
-    grader = Grader(deadline_seconds)
-    try:
-        yield grader
-    finally:
-        grader.close()
+def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Grader]:
+    """A grader whose workers end with the block."""
+    with Workers(deadline_seconds, workers) as pool:
+        yield Grader(pool)
+
+
+def find_answer(item: Item, mode: Mode) -> Answer | Grade:
+    """The answer a text gives, or the grade of a text that gives none."""
+    is_cut = looks_cut(item.text) if item.finish is None else item.finish is Finish.LENGTH
+    kind = kind_of(item.gold, item.dataset)
+    read = strict_answer if mode == "strict" else flexible_answer
+    found = read(item.text, kind, not is_cut)
+    if found is not None:
+        return found
+    return Grade.TRUNCATED if is_cut else Grade.NO_ANSWER
+
+
+def kind_of(gold: str, dataset: str = "") -> Kind:
+    """What kind of answer a gold answer is."""
+    plain = _without_text(gold).strip("() .")
+    if re.fullmatch(r"[A-J]", plain) and ("mmlu" in dataset or "\\text" in gold or "(" in gold):
+        return Kind.LETTER
+    if as_number(gold) is not None and "frac" not in gold and "/" not in gold:
+        return Kind.NUMBER
+    if re.fullmatch(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*", plain) and "\\" not in plain:
+        return Kind.WORDS
+    return Kind.EXPRESSION
+
+
+def compare_exactly(answer: str, gold: str) -> Grade | None:
+    """Compare by exact arithmetic or letter by letter; None where that does not decide."""
+    if _squeeze(answer) == _squeeze(gold):
+        return Grade.CORRECT
+    kind = kind_of(gold)
+    if kind is Kind.LETTER:
+        same = _without_text(answer).strip("() .") == _without_text(gold).strip("() .")
+        return Grade.CORRECT if same else Grade.WRONG
+    if kind is Kind.WORDS:
+        return Grade.CORRECT if _says(answer, _without_text(gold)) else Grade.WRONG
+    ours, theirs = as_number(answer), as_number(gold)
+    if ours is None or theirs is None:
+        return None
+    is_same = _same_number(ours, theirs, answer, gold)
+    return Grade.CORRECT if is_same else Grade.WRONG
+
+
+def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bool:
+    if ours == theirs:
+        return True
+    if ("%" in answer) != ("%" in gold) and ours in (theirs / 100, theirs * 100):
+        return True
+    if len(gold.partition(".")[2]) < LONG_DECIMAL:
+        return False
+    off, decimals = abs(ours - theirs), len(re.sub(r"\D", "", answer.partition(".")[2]))
+    is_rounded = decimals >= 2 and off <= Fraction(1, 2 * 10**decimals) and off <= theirs / 100
+    return is_rounded or off <= theirs / 10**9
+
+
+def _says(answer: str, gold: str) -> bool:
+    """Whether an answer in words has the gold words in it, and does not deny them."""
+    ours, theirs = (
+        re.findall(r"[a-z0-9]+", _without_text(text).lower()) for text in (answer, gold)
+    )
+    if {"not", "neither", "nor"} & set(ours):
+        return ours == theirs
+    return any(ours[n : n + len(theirs)] == theirs for n in range(len(ours)))
+
+
+def _without_text(answer: str) -> str:
+    return re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", answer)
 
 
 def _squeeze(answer: str) -> str:
@@ -122,20 +205,23 @@ def _squeeze(answer: str) -> str:
     return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")
 
 
-def _serve(pipe: Connection) -> None:
-    """The worker: import once, then answer pairs until killed."""
-    from math_verify import parse, verify
+_UNICODE = str.maketrans(
+    {
+        "π": r"\pi ", "\u00d7": r"\times ", "·": r"\cdot ", "\u2212": "-", "\u2013": "-",
+        "∞": r"\infty ", "\u222a": r"\cup ", "∩": r"\cap ", "≤": r"\leq ", "≥": r"\geq ",
+        "θ": r"\theta ", "±": r"\pm ", "²": "^2", "³": "^3", "°": r"^\circ", "÷": "/",
+        "∈": r"\in ", "½": r"\frac12",
+    }
+)  # fmt: skip
 
-    logging.disable(logging.WARNING)  # it warns that its time limits are off; ours is the parent's
-    pipe.send("ready")
-    while True:
-        answer, gold = pipe.recv()
-        try:
-            ours, theirs = (
-                parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
-                for text in (answer, gold)
-            )
-            verdict = verify(theirs, ours, timeout_seconds=None, raise_on_error=True)
-            pipe.send(bool(verdict))
-        except Exception as error:  # noqa: BLE001 - any failure is sent to the parent, which raises
-            pipe.send(f"{type(error).__name__}: {error}")
+
+def readable(answer: str) -> str:
+    """LaTeX for Math-Verify, of what was written in plain text."""
+    text = answer.translate(_UNICODE)
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z])sqrt\s*(\d+|\([^()]*\))", r"\\sqrt{\1}", text)
+    text = re.sub(r"(?<![\\A-Za-z])(pi|infinity|inf)\b", lambda m: _NAMED[m[1]], text)
+    return re.sub(r"(?<=\d)\s*\*\*\s*(?=[\d{(])", "^", text)
+
+
+_NAMED = {"pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty "}

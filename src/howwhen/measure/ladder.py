@@ -7,8 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from howwhen.errors import StoreError
-from howwhen.measure.recovery import Bootstrap, Outcomes
-from howwhen.records import Grade, HybridTrace, Measurement, Rung, RungMeasurement
+from howwhen.measure.answers import Rule
+from howwhen.measure.grade import Graded, Mode
+from howwhen.measure.recovery import Bootstrap, Outcomes, pass_at_k
+from howwhen.records import (
+    Comparison,
+    Finish,
+    Grade,
+    HybridTrace,
+    KnockOut,
+    Measurement,
+    Rung,
+    RungMeasurement,
+)
 from howwhen.settings import MeasureSettings
 
 
@@ -18,82 +29,197 @@ class GradedTrace:
 
     problem_id: str
     seed: int
-    grade: Grade
+    sample: int
+    category: int
+    """The category of a knock-out; -1 elsewhere."""
+    flexible: Grade
+    strict: Grade
+    answer: str | None
+    """What the flexible mode read as the answer."""
+    rule: Rule | None
+    """How it was found."""
+    finish: Finish
     tokens: int
     decisions: int
     changed: int
 
+    def grade(self, mode: Mode) -> Grade:
+        """The grade by one of the modes."""
+        return self.flexible if mode == "flexible" else self.strict
 
-def grade_trace(trace: HybridTrace, grade: Grade) -> GradedTrace:
-    """Reduce a trace, with its grade, to its counts."""
+
+@dataclass(frozen=True)
+class Category:
+    """A category of the taxonomy, and how often the hybrid decided for it."""
+
+    number: int
+    title: str
+    decisions: int
+
+
+def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> GradedTrace:
+    """Reduce a trace, with its grades, to its counts."""
     return GradedTrace(
-        trace.problem_id, trace.seed, grade, len(trace.tokens), trace.decisions, trace.changed
+        problem_id=trace.problem_id,
+        seed=trace.seed,
+        sample=trace.sample,
+        category=trace.category,
+        flexible=flexible.grade,
+        strict=strict.grade,
+        answer=flexible.answer.text if flexible.answer else None,
+        rule=flexible.answer.rule if flexible.answer else None,
+        finish=trace.finish,
+        tokens=len(trace.tokens),
+        decisions=trace.decisions,
+        changed=trace.changed,
     )
 
 
 def measure_ladder(
-    ladder: Mapping[Rung, Sequence[GradedTrace]], settings: MeasureSettings
+    ladder: Mapping[Rung, Sequence[GradedTrace]],
+    settings: MeasureSettings,
+    knock_outs: Mapping[Rung, Sequence[GradedTrace]] | None = None,
+    categories: Sequence[Category] = (),
 ) -> Measurement:
     """Put all rungs on one scale.
+
+    Args:
+        ladder: traces of every rung.
+        settings: grading mode and bootstrap.
+        knock_outs: traces of the hybrid without each category, and with each alone.
+        categories: those that were knocked out.
 
     Raises:
         StoreError: rungs that answered different problems, or a ladder without its two ends.
     """
     problems = sorted({trace.problem_id for trace in ladder.get("base", ())})
-    outcomes = {rung: _outcomes(rung, traces, problems) for rung, traces in ladder.items()}
+    outcomes = {
+        rung: find_outcomes(rung, traces, problems, settings.mode)
+        for rung, traces in ladder.items()
+    }
     if not problems or "thinking" not in outcomes:
         raise StoreError("the ladder needs the rungs base and thinking; run `howwhen hybrid` again")
     bootstrap = Bootstrap.draw(len(problems), settings)
     base, thinking = outcomes["base"], outcomes["thinking"]
     gaps = bootstrap.means(thinking) - bootstrap.means(base)
+    scale = _Scale(bootstrap, base, thinking, outcomes.get("hybrid"), settings.mode)
     return Measurement(
         n=len(problems),
+        mode=settings.mode,
         gap=float(thinking.mean() - base.mean()),
         gap_ci=bootstrap.interval(gaps),
-        rungs={
-            rung: _measure_rung(traces, outcomes[rung], base, thinking, bootstrap)
-            for rung, traces in ladder.items()
-        },
+        rungs={rung: scale.rung(rung, ladder[rung], outcomes[rung]) for rung in ladder},
+        knock_outs=tuple(
+            scale.knock_out(category, knock_outs or {}, problems) for category in categories
+        ),
     )
 
 
-def _measure_rung(
-    traces: Sequence[GradedTrace],
-    outcomes: Outcomes,
-    base: Outcomes,
-    thinking: Outcomes,
-    bootstrap: Bootstrap,
-) -> RungMeasurement:
-    tokens = sum(trace.tokens for trace in traces)
-    recovery = bootstrap.recovery(outcomes, base, thinking)
-    found = Counter(trace.grade for trace in traces)
-    return RungMeasurement(
-        accuracy=float(outcomes.mean()),
-        accuracy_ci=bootstrap.interval(bootstrap.means(outcomes)),
-        counts={grade.value: found[grade] for grade in Grade},
-        steered_fraction=sum(trace.decisions for trace in traces) / tokens,
-        changed_fraction=sum(trace.changed for trace in traces) / tokens,
-        gap_recovered=recovery.value if recovery else None,
-        gap_recovered_ci=recovery.interval if recovery else None,
-        gap_recovered_clamped=recovery.clamped if recovery else None,
-        seeds=tuple(sorted({trace.seed for trace in traces})),
-        tokens_per_answer=tokens / len(traces),
-    )
+@dataclass(frozen=True)
+class _Scale:
+    """The two ends of the ladder, between which everything is measured."""
+
+    bootstrap: Bootstrap
+    base: Outcomes
+    thinking: Outcomes
+    hybrid: Outcomes | None
+    mode: Mode
+
+    def rung(
+        self, name: Rung, traces: Sequence[GradedTrace], outcomes: Outcomes
+    ) -> RungMeasurement:
+        """One rung's numbers."""
+        tokens = sum(trace.tokens for trace in traces)
+        recovery = self.bootstrap.recovery(outcomes, self.base, self.thinking)
+        found = Counter(trace.grade(self.mode) for trace in traces)
+        seeds = tuple(sorted({trace.seed for trace in traces}))
+        samples = outcomes.shape[1] // len(seeds)
+        ks = [2**power for power in range(samples.bit_length())] if samples > 1 else []
+        return RungMeasurement(
+            accuracy=float(outcomes.mean()),
+            accuracy_ci=self.bootstrap.accuracy_interval(outcomes),
+            flexible_accuracy=_share_right(traces, "flexible"),
+            strict_accuracy=_share_right(traces, "strict"),
+            counts={grade.value: found[grade] for grade in Grade},
+            truncated_fraction=sum(t.finish is Finish.LENGTH for t in traces) / len(traces),
+            steered_fraction=sum(trace.decisions for trace in traces) / tokens,
+            changed_fraction=sum(trace.changed for trace in traces) / tokens,
+            gap_recovered=recovery.value if recovery else None,
+            gap_recovered_ci=recovery.interval if recovery else None,
+            gap_recovered_clamped=recovery.clamped if recovery else None,
+            seeds=seeds,
+            samples=samples,
+            tokens_per_answer=tokens / len(traces),
+            pass_at_k={k: pass_at_k(outcomes, k) for k in ks} if len(seeds) == 1 else {},
+            against_hybrid=self._against_hybrid(name, outcomes),
+        )
+
+    def _against_hybrid(self, name: Rung, outcomes: Outcomes) -> Comparison | None:
+        if name == "hybrid" or self.hybrid is None:
+            return None
+        return self.bootstrap.compare(outcomes, self.hybrid)
+
+    def knock_out(
+        self,
+        category: Category,
+        traces: Mapping[Rung, Sequence[GradedTrace]],
+        problems: Sequence[str],
+    ) -> KnockOut:
+        """What the hybrid recovers without one category, and with it alone."""
+        if self.hybrid is None:
+            raise StoreError("knock-outs need the rung hybrid; run `howwhen hybrid` again")
+        without, alone = (
+            find_outcomes(
+                rung,
+                [trace for trace in traces.get(rung, ()) if trace.category == category.number],
+                problems,
+                self.mode,
+            )
+            for rung in ("without-category", "one-category")
+        )
+        full = self.bootstrap.recovery(self.hybrid, self.base, self.thinking)
+        less = self.bootstrap.recovery(without, self.base, self.thinking)
+        only = self.bootstrap.recovery(alone, self.base, self.thinking)
+        return KnockOut(
+            category=category.number,
+            title=category.title,
+            decisions=category.decisions,
+            without=less.value if less else None,
+            without_ci=less.interval if less else None,
+            drop=full.value - less.value if full and less else None,
+            drop_ci=self.bootstrap.drop(self.hybrid, without, self.base, self.thinking),
+            alone=only.value if only else None,
+            alone_ci=only.interval if only else None,
+        )
 
 
-def _outcomes(rung: Rung, traces: Sequence[GradedTrace], problems: Sequence[str]) -> Outcomes:
-    """Share of right answers per problem, over the rung's seeds."""
-    right: dict[str, list[bool]] = {problem: [] for problem in problems}
+def find_outcomes(
+    rung: str, traces: Sequence[GradedTrace], problems: Sequence[str], mode: Mode
+) -> Outcomes:
+    """Right and wrong, a row per problem and a column per seed and sample.
+
+    Raises:
+        StoreError: a problem that is not among `problems`, or not answered as often as the others.
+    """
+    runs = sorted({(trace.seed, trace.sample) for trace in traces})
+    row = {problem: number for number, problem in enumerate(problems)}
+    column = {run: number for number, run in enumerate(runs)}
+    right = np.full((len(problems), len(runs)), np.nan)
     for trace in traces:
-        if trace.problem_id not in right:
+        if trace.problem_id not in row:
             raise StoreError(
                 f"rung {rung} answered problem {trace.problem_id}, which base did not; delete the "
                 "hybrid step's folder and run `howwhen hybrid` again"
             )
-        right[trace.problem_id].append(trace.grade is Grade.CORRECT)
-    if len({len(answers) for answers in right.values()}) != 1:
+        place = row[trace.problem_id], column[trace.seed, trace.sample]
+        right[place] = trace.grade(mode) is Grade.CORRECT
+    if np.isnan(right).any() or not runs or len(traces) != right.size:
         raise StoreError(
             f"rung {rung} did not answer every problem equally often; delete the hybrid step's "
             "folder and run `howwhen hybrid` again"
         )
-    return np.array([np.mean(answers) for answers in right.values()])
+    return right
+
+
+def _share_right(traces: Sequence[GradedTrace], mode: Mode) -> float:
+    return sum(trace.grade(mode) is Grade.CORRECT for trace in traces) / len(traces)

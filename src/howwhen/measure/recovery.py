@@ -1,19 +1,26 @@
-"""The share of the accuracy gap a rung recovers, with paired bootstrap intervals.
+"""Accuracies with intervals, the share of the gap a rung recovers, and tests between rungs.
 
 `gap recovered = (rung - base) / (thinking - base)`, signed. All rungs are resampled with the same
-problems. Where the gap's own interval contains 0 there is no gap to speak of: undefined.
+problems; where a rung answered several times (seeds, samples), its answers are resampled too, the
+same ones for every rung that answered as often. Where the gap's own interval contains 0 there is no
+gap to speak of: undefined.
 """
 
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from scipy.stats import binomtest
 
-from howwhen.records import Interval
+from howwhen.records import Comparison, Interval
 from howwhen.settings import MeasureSettings
 
-Outcomes = Float[np.ndarray, " problem"]
-"""Share of right answers per problem (over seeds), from 0 to 1."""
+Outcomes = Float[np.ndarray, "problem _"]
+"""1 for a right answer, 0 for any other; one column per seed and sample."""
+Resampled = Float[np.ndarray, " sample"]
+CHUNK = 500
+"""Resamplings handled at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,41 +34,128 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resampled problem indices, the same for every rung."""
+    """Resamplings of the problems, the same for every rung."""
 
-    rows: np.ndarray
-    """(sample, problem)."""
+    counts: UInt8[np.ndarray, "sample problem"]
+    """How often each problem was drawn."""
+    seed: int
     confidence: float
 
     @classmethod
     def draw(cls, problems: int, settings: MeasureSettings) -> "Bootstrap":
         """Draw the resamplings."""
         rng = np.random.default_rng(settings.seed)
-        shape = (settings.bootstrap_samples, problems)
-        return cls(rng.integers(problems, size=shape), settings.confidence)
+        counts = _draw_counts(rng, settings.bootstrap_samples, problems)
+        return cls(counts, settings.seed, settings.confidence)
 
-    def means(self, outcomes: Outcomes) -> Float[np.ndarray, " sample"]:
+    def means(self, outcomes: Outcomes) -> Resampled:
         """Accuracy in every resampling."""
-        means: np.ndarray = outcomes[self.rows].mean(1)
+        samples, problems = self.counts.shape
+        runs = outcomes.shape[1]
+        by_run = np.concatenate(
+            [
+                self.counts[start : start + CHUNK].astype(float) @ outcomes
+                for start in range(0, samples, CHUNK)
+            ]
+        )
+        if runs == 1:
+            once: Resampled = by_run[:, 0] / problems
+            return once
+        rng = np.random.default_rng([self.seed, runs])
+        means: Resampled = (by_run * _draw_counts(rng, samples, runs)).sum(1) / (problems * runs)
         return means
 
-    def interval(self, values: Float[np.ndarray, " sample"]) -> Interval:
+    def interval(self, values: Resampled) -> Interval:
         """Central interval of resampled values."""
         tail = (1 - self.confidence) / 2
         low, high = np.quantile(values, [tail, 1 - tail])
         return Interval(float(low), float(high))
+
+    def accuracy_interval(self, outcomes: Outcomes) -> Interval:
+        """Wilson's interval where every problem was answered once, else a bootstrap."""
+        if outcomes.shape[1] == 1:
+            return wilson(int(outcomes.sum()), len(outcomes), self.confidence)
+        return self.interval(self.means(outcomes))
+
+    def has_gap(self, base: Outcomes, thinking: Outcomes) -> bool:
+        """Whether the interval of the gap leaves out 0."""
+        low, high = self.interval(self.means(thinking) - self.means(base))
+        return not low <= 0 <= high
 
     def recovery(self, rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Recovery | None:
         """Share of the gap between `base` and `thinking` that `rung` recovers.
 
         None where the interval of the gap contains 0.
         """
-        gaps = self.means(thinking) - self.means(base)
-        low, high = self.interval(gaps)
-        if low <= 0 <= high:
+        if not self.has_gap(base, thinking):
             return None
-        gains = self.means(rung) - self.means(base)
-        usable = gaps != 0
+        shares, usable = self._shares(rung, base, thinking)
         value = float((rung.mean() - base.mean()) / (thinking.mean() - base.mean()))
-        interval = self.interval(gains[usable] / gaps[usable])
-        return Recovery(value, interval, min(1.0, max(0.0, value)))
+        return Recovery(value, self.interval(shares[usable]), min(1.0, max(0.0, value)))
+
+    def drop(
+        self, full: Outcomes, rung: Outcomes, base: Outcomes, thinking: Outcomes
+    ) -> Interval | None:
+        """Interval of what `full` recovers more of the gap than `rung`; None without a gap."""
+        if not self.has_gap(base, thinking):
+            return None
+        ours, usable = self._shares(full, base, thinking)
+        theirs, _ = self._shares(rung, base, thinking)
+        return self.interval((ours - theirs)[usable])
+
+    def _shares(
+        self, rung: Outcomes, base: Outcomes, thinking: Outcomes
+    ) -> tuple[Resampled, np.ndarray]:
+        """Share recovered in every resampling, and in which there is a gap at all."""
+        ends = self.means(base)
+        gaps = self.means(thinking) - ends
+        usable = gaps != 0
+        return (self.means(rung) - ends) / np.where(usable, gaps, 1.0), usable
+
+    def compare(self, first: Outcomes, second: Outcomes) -> Comparison:
+        """One rung against another on the same problems."""
+        ours, theirs = (outcomes.mean(1) > 0.5 for outcomes in (first, second))
+        only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        return Comparison(
+            only_first,
+            only_second,
+            mcnemar(only_first, only_second),
+            float(first.mean() - second.mean()),
+            self.interval(self.means(first) - self.means(second)),
+        )
+
+
+def wilson(right: int, n: int, confidence: float) -> Interval:
+    """Wilson's score interval of a share."""
+    found = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(found.low), float(found.high))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: the discordant problems as coin throws."""
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def pass_at_k(outcomes: Outcomes, k: int) -> float:
+    """Chance that at least one of k samples is right, unbiased (Chen et al. 2021, section 2.1).
+
+    Raises:
+        ValueError: more samples asked for than there are.
+    """
+    n = outcomes.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs at least {k} samples, found {n}")
+    missed = [comb(n - int(right), k) / comb(n, k) for right in outcomes.sum(1)]
+    return 1 - float(np.mean(missed))
+
+
+def _draw_counts(rng: np.random.Generator, samples: int, items: int) -> np.ndarray:
+    """How often each of `items` is drawn in `samples` resamplings with replacement."""
+    chunks = []
+    for start in range(0, samples, CHUNK):
+        size = min(CHUNK, samples - start)
+        rows = rng.integers(items, size=(size, items)) + items * np.arange(size)[:, None]
+        drawn = np.bincount(rows.ravel(), minlength=size * items).reshape(size, items)
+        chunks.append(drawn.clip(max=255).astype(np.uint8))
+    return np.concatenate(chunks)

@@ -22,6 +22,10 @@ class ReportInput:
     decisions_per_category: Sequence[int]
     examples: Sequence[tuple[str, HybridTrace]]
     """Questions with the hybrid's answers."""
+    prompts: Mapping[str, str | None]
+    """How each model was asked, by role."""
+    chart: str | None = None
+    """File with the chart of the knock-outs."""
 
 
 def header(confidence: float) -> tuple[str, ...]:
@@ -67,7 +71,13 @@ def make_report(given: ReportInput) -> str:
         "bootstraps over problems. Steered: tokens at which the rung intervened. Changed: tokens "
         "that differ from what the unsteered base would have emitted there.",
         "## Grades",
+        _grading_text(given.measurement),
         _table(("rung", *_grades(given.measurement), "seeds"), _grade_rows(given.measurement)),
+        _table(MODE_COLUMNS, _mode_rows(given.measurement)),
+        *_sample_parts(given.measurement),
+        *_knock_out_parts(given),
+        "## Prompts",
+        _table(("model", "asked with"), [(role, how or "") for role, how in given.prompts.items()]),
         "## Taxonomy",
         _taxonomy_text(given),
         _table(("category", "title", "sentences", "decisions", "example"), _category_rows(given)),
@@ -104,6 +114,92 @@ def _grade_rows(measurement: Measurement) -> list[tuple[str, ...]]:
         (name, *(str(count) for count in rung.counts.values()), ", ".join(map(str, rung.seeds)))
         for name, rung in measurement.rungs.items()
     ]
+
+
+MODE_COLUMNS = (
+    "rung",
+    "flexible",
+    "strict",
+    "cut off",
+    "tokens per answer",
+    "only it right",
+    "only the hybrid right",
+    "McNemar p",
+)
+
+
+def _grading_text(measurement: Measurement) -> str:
+    return (
+        f"Accuracies above are by the {measurement.mode} mode. `strict` takes only an answer that "
+        "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
+        "the sentence that concludes. Neither counts as wrong what could not be read. Each rung is "
+        "held against the hybrid on the same problems (McNemar's exact test)."
+    )
+
+
+def _mode_rows(measurement: Measurement) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name, rung in measurement.rungs.items():
+        against = rung.against_hybrid
+        tests = ("", "", "")
+        if against is not None:
+            tests = (str(against.only_first), str(against.only_second), f"{against.p_value:.2g}")
+        rows.append(
+            (
+                name,
+                f"{rung.flexible_accuracy:.1%}",
+                f"{rung.strict_accuracy:.1%}",
+                f"{rung.truncated_fraction:.1%}",
+                f"{rung.tokens_per_answer:.1f}",
+                *tests,
+            )
+        )
+    return rows
+
+
+def _sample_parts(measurement: Measurement) -> list[str]:
+    """pass@k of sampled runs."""
+    sampled = {name: rung for name, rung in measurement.rungs.items() if rung.pass_at_k}
+    if not sampled:
+        return []
+    ks = sorted({k for rung in sampled.values() for k in rung.pass_at_k})
+    rows = [(name, *(f"{rung.pass_at_k[k]:.1%}" for k in ks)) for name, rung in sampled.items()]
+    samples = next(iter(sampled.values())).samples
+    return [
+        f"{samples} samples per problem; accuracy is mean@{samples}, and pass@k the chance that "
+        "one of k is right:",
+        _table(("rung", *(f"pass@{k}" for k in ks)), rows),
+    ]
+
+
+def _knock_out_parts(given: ReportInput) -> list[str]:
+    knock_outs = given.measurement.knock_outs
+    if not knock_outs:
+        return []
+    rows = [
+        (
+            f"{one.category}: {one.title}",
+            str(one.decisions),
+            *_share(one.without, one.without_ci),
+            *_share(one.drop, one.drop_ci),
+            *_share(one.alone, one.alone_ci),
+        )
+        for one in knock_outs
+    ]
+    interval = f"{given.confidence * 100:g} % interval"
+    columns = ("category", "decisions", "without it", interval, "lost", interval, "alone", interval)
+    picture = [f"![What each category carries]({given.chart})"] if given.chart else []
+    return [
+        "## What each category carries",
+        "Gap recovered by the hybrid steered with every category but one, what is lost by that, "
+        "and the gap recovered with one category alone.",
+        _table(columns, rows),
+        *picture,
+    ]
+
+
+def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
+    return "undefined" if value is None else f"{value:.0%}", _interval(interval)
 
 
 def _taxonomy_text(given: ReportInput) -> str:

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from howwhen.alignment import ModelPair
-from howwhen.hybrid.choice import Choice, RandomCategory, RandomPositions, RandomVectors
 from howwhen.hybrid.decoder import decode
 from howwhen.records import HybridTrace, Problem, Rung, Split, VectorSet
-from howwhen.steps.rungs import Rungs, trace_file
+from howwhen.steps.rungs import Run, Rungs
 from howwhen.store import Json, StepFolder
 
 if TYPE_CHECKING:
@@ -19,50 +19,59 @@ def hybrid(run: "Pipeline", step: StepFolder) -> Json:
     """Decode the test problems on every rung of the ladder."""
     problems, models = run.problems(Split.TEST), run.models()
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
-    traces = _decode(run, step, models, problems, rungs.full, 0)
+    rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
+    traces = [t for one in rungs.hybrids() for t in _decode(run, step, models, problems, one)]
     rate = _steered_fraction(traces)
+    found = _decisions_per_category(traces, rungs.gate.size)
+    others = rungs.controls(rate)
+    if run.settings.hybrid.knock_outs:
+        others += rungs.knock_outs(n for n, count in enumerate(found) if count)
     answers: Counter[Rung] = Counter({"hybrid": len(traces)})
-    for choice, seed in rungs.controls(rate):
-        answers[choice.name] += len(_decode(run, step, models, problems, choice, seed))
-    if rate == 0:
-        run.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
-    idle = _idle_decisions(traces, rungs.vectors)
-    if idle:
-        run.reporter.say(
-            f"  WARNING: {idle} decisions of the hybrid met a category whose vector is zero"
-        )
+    for one in others:
+        answers[one.choice.name] += len(_decode(run, step, models, problems, one))
+    step.write_json("passes.json", [one.file for one in (*rungs.hybrids(), *others)])
+    _warn(run, rate, idle := _idle_decisions(traces, rungs.vectors))
     return {
         "problems": len(problems),
         "steered_fraction": rate,
         "decisions_without_vector": idle,
+        "decisions_per_category": found,
         "answers": answers,
     }
 
 
+def _warn(run: "Pipeline", rate: float, idle: int) -> None:
+    if rate == 0:
+        run.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
+    if idle:
+        run.reporter.say(
+            f"  WARNING: {idle} decisions of the hybrid met a category whose vector is zero"
+        )
+
+
 def _decode(
-    run: "Pipeline",
-    step: StepFolder,
-    models: ModelPair,
-    problems: Sequence[Problem],
-    choice: Choice,
-    seed: int,
+    run: "Pipeline", step: StepFolder, models: ModelPair, problems: Sequence[Problem], one: Run
 ) -> list[HybridTrace]:
     settings = run.settings.hybrid
-    is_random = isinstance(choice, RandomCategory | RandomPositions | RandomVectors)
-    label = f"{choice.name}, seed {seed}" if is_random else choice.name
-    with run.reporter.task(label, len(problems)) as advance:
+    drawn = settings.model_copy(update={"seed": settings.seed + one.sample})
+
+    def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
+        traces = decode(models, batch, one.choice, drawn, one.seed)
+        return [replace(trace, sample=one.sample, category=one.category) for trace in traces]
+
+    with run.reporter.task(one.label, len(problems)) as advance:
         return step.grow_records(
-            trace_file(choice.name, seed),
-            HybridTrace,
-            problems,
-            settings.batch_size,
-            lambda batch: decode(models, batch, choice, settings, seed),
-            advance,
+            one.file, HybridTrace, problems, settings.batch_size, answer, advance
         )
 
 
 def _steered_fraction(traces: Sequence[HybridTrace]) -> float:
     return sum(trace.decisions for trace in traces) / sum(len(trace.tokens) for trace in traces)
+
+
+def _decisions_per_category(traces: Sequence[HybridTrace], size: int) -> list[int]:
+    found = Counter(token.category for trace in traces for token in trace.tokens)
+    return [found[category] for category in range(size)]
 
 
 def _idle_decisions(traces: Sequence[HybridTrace], vectors: VectorSet) -> int:

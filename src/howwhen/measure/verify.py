@@ -1,0 +1,69 @@
+"""Run as a script: compares answers with Math-Verify, a line of JSON in, a line of JSON out.
+
+It imports nothing of howwhen, so that it starts fast. The process that has imported Math-Verify
+answers nothing itself: it forks a child that does, and another when that one was killed or has
+answered enough, so that a deadline costs milliseconds and memory does not grow.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from typing import Any
+
+MEMORY_BYTES = 2 * 2**30
+DONE = 0
+"""Exit code of a child whose input ended."""
+TIRED = 3
+"""Exit code of a child that has answered enough."""
+
+
+def main(questions_per_child: int) -> None:
+    """Keep one child answering until the input ends."""
+    import math_verify
+
+    logging.disable(logging.WARNING)  # it warns that its time limits are off; ours is the parent's
+    while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(_answer(math_verify, questions_per_child))
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) == DONE:
+            return
+
+
+def _answer(library: Any, most: int) -> int:
+    """Say who answers (`[pid]`), then answer `[number, answer, gold]` with `[number, verdict]`."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    print(json.dumps([os.getpid()]), flush=True)
+    for _ in range(most):
+        line = sys.stdin.readline()
+        if not line:
+            return DONE
+        number, *pair = json.loads(line)
+        try:
+            verdict = _compare(pair, library)
+        except MemoryError:
+            verdict = "too long"
+        except Exception:  # noqa: BLE001 - whatever it is, the answer could not be read
+            verdict = "unreadable"
+        print(json.dumps([number, verdict]), flush=True)
+    return TIRED
+
+
+def _compare(pair: list[str], library: Any) -> str:
+    ours, theirs = (
+        library.parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True)
+        for text in pair
+    )
+    if not ours or not theirs:
+        return "unreadable"
+    same = library.verify(
+        theirs, ours, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True
+    )
+    return "same" if same else "different"
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,202 @@
+"""Math-Verify in processes of its own, each killed when it passes the deadline.
+
+A process is started by running `verify.py` as a script, so that neither the caller's main module
+nor anything of howwhen is imported in it; questions and verdicts are lines of JSON.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any, Literal
+
+from howwhen.errors import HowwhenError
+
+Verdict = Literal["same", "different", "unreadable", "too long"]
+Pair = tuple[str, str]
+"""An answer and a gold answer, both in LaTeX."""
+
+QUESTIONS_PER_CHILD = 1000
+"""After so many a fresh child takes over: what SymPy keeps of old questions grows."""
+START_SECONDS = 120.0
+"""Longest time a process may take to import Math-Verify."""
+
+
+class Workers:
+    """A few processes, started when first needed, that compare answers."""
+
+    def __init__(
+        self,
+        deadline_seconds: float,
+        count: int,
+        questions_per_child: int = QUESTIONS_PER_CHILD,
+    ) -> None:
+        self.deadline_seconds = deadline_seconds
+        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        self._processes = [_Process(questions_per_child) for _ in range(count)]
+        for one in self._processes:
+            self._idle.put(one)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for one in self._processes:
+            one.end()
+
+    def ask(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Compare pairs, as many at a time as there are processes.
+
+        Raises:
+            HowwhenError: a process that does not start.
+        """
+        waiting: SimpleQueue[tuple[int, Pair]] = SimpleQueue()
+        for item in enumerate(pairs):
+            waiting.put(item)
+        verdicts: list[Verdict | None] = [None] * len(pairs)
+        failures: list[BaseException] = []
+        threads = [
+            threading.Thread(target=self._work, args=(waiting, verdicts, failures))
+            for _ in self._processes[: len(pairs)]
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failures:
+            raise failures[0]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _work(
+        self,
+        waiting: SimpleQueue[tuple[int, Pair]],
+        verdicts: list[Verdict | None],
+        failures: list[BaseException],
+    ) -> None:
+        process = self._idle.get()
+        try:
+            while not failures:
+                index, pair = waiting.get_nowait()
+                verdicts[index] = process.ask(pair, self.deadline_seconds)
+        except Empty:
+            return
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            failures.append(error)
+        finally:
+            self._idle.put(process)
+
+
+class _Process:
+    """One process: `verify.py`, which keeps a child that answers."""
+
+    def __init__(self, questions_per_child: int) -> None:
+        self._questions_per_child = questions_per_child
+        self._running: subprocess.Popen[str] | None = None
+        self._child: int | None = None
+        self._asked = 0
+
+    def ask(self, pair: Pair, deadline_seconds: float) -> Verdict:
+        """Compare a pair; the child is killed at the deadline, and another takes over."""
+        running = self._running or self._start()
+        self._asked += 1
+        with self._alarm(deadline_seconds) as alarm:
+            self._write(running, [self._asked, *pair])
+            while True:
+                reply = self._read(running)
+                if len(reply) == 1:  # a fresh child, after a killed one or a tired one
+                    self._child = reply[0]
+                    if alarm.has_rung:
+                        return "too long"
+                elif reply[0] == self._asked:
+                    verdict: Verdict = reply[1]
+                    return verdict
+
+    def _start(self) -> "subprocess.Popen[str]":
+        script = str(Path(__file__).with_name("verify.py"))
+        self._running = running = subprocess.Popen(
+            [sys.executable, "-P", script, str(self._questions_per_child)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        alarm = threading.Timer(START_SECONDS, running.kill)
+        alarm.start()
+        (self._child,) = self._read(running)
+        alarm.cancel()
+        return running
+
+    @contextmanager
+    def _alarm(self, seconds: float) -> "Iterator[_Alarm]":
+        """Kill the child after so many seconds, unless the block has ended."""
+        alarm = _Alarm(seconds, self._kill_child)
+        alarm.timer.start()
+        try:
+            yield alarm
+        finally:
+            alarm.stop()
+
+    def _write(self, running: "subprocess.Popen[str]", question: list[int | str]) -> None:
+        if running.stdin is None:
+            raise RuntimeError("the process has no input")
+        running.stdin.write(json.dumps(question) + "\n")
+        running.stdin.flush()
+
+    def _read(self, running: "subprocess.Popen[str]") -> list[Any]:
+        line = running.stdout.readline() if running.stdout else ""
+        if not line:
+            self.end()
+            raise HowwhenError(
+                "the grading process ended, or did not start within "
+                f"{START_SECONDS:.0f} s; try `{sys.executable} -c 'import math_verify'`"
+            )
+        reply: list[Any] = json.loads(line)
+        return reply
+
+    def end(self) -> None:
+        """End the process and its child."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        running.kill()
+        self._kill_child()
+        running.communicate()
+
+    def _kill_child(self) -> None:
+        if self._child is not None:
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(self._child, signal.SIGKILL)
+
+
+class _Alarm:
+    """Does something after some seconds, once, unless it is stopped before."""
+
+    def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+        self.has_rung = False
+        self._is_over = False
+        self._lock = threading.Lock()
+        self._act = act
+        self.timer = threading.Timer(seconds, self._ring)
+
+    def _ring(self) -> None:
+        with self._lock:
+            if not self._is_over:
+                self.has_rung = True
+                self._act()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._is_over = True
+        self.timer.cancel()
