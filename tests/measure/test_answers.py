@@ -66,7 +66,7 @@ CUT = [
     ("The answer is 12. The answer is 1", "12", Rule.STATED),
     ("Wait, 5 is odd. Hmm, so 6 then. Then", None, None),
     (
-        "Wait. Hmm. The total is 9. Wait, no: the answer is about that total: 9. Yes, 9 is",
+        "Wait. Hmm. The total is 9. Wait: so the total is 9. The answer might be 9. Is",
         "9",
         None,
     ),
