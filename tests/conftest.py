@@ -18,7 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from howwhen.models import CHAT, LanguageModel, fingerprint
+from howwhen.models import LanguageModel, fingerprint
+from howwhen.prompts import CHAT
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -10,7 +10,8 @@ from howwhen.store import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {
-    "alignment", "convert", "errors", "judging", "models", "progress", "records", "residual",
+    "alignment", "convert", "errors", "judging", "models", "progress", "prompts", "records",
+    "residual",
     "settings", "store", "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {

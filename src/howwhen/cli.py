@@ -20,11 +20,11 @@ from transformers.utils.logging import disable_progress_bar
 from howwhen.answering import open_rung
 from howwhen.convert import read_published_vectors
 from howwhen.errors import HowwhenError, SettingsError
-from howwhen.models import CHAT, PLAIN
 from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
+from howwhen.prompts import CHAT, PLAIN
 from howwhen.records import Measurement, Rung
 from howwhen.settings import (
     PRESETS,
@@ -84,7 +84,7 @@ class Source:
 class Shortcuts:
     """Short flags for what is set most often."""
 
-    problems: Path | None = None
+    problems: str | None = None
     """Short for --collect.problems."""
     limit: int | None = None
     """Short for --collect.limit."""
@@ -368,7 +368,7 @@ def main() -> None:
     try:
         app(exit_on_error=False, print_error=False)
     except (HowwhenError, CycloptsError) as error:
-        cause = error.__cause__
+        cause = error.__cause__ if isinstance(error, CycloptsError) else None
         message = explain(cause) if isinstance(cause, ValidationError) else str(error)
         console.print(f"howwhen: {' '.join(message.split())}", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -24,14 +24,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from howwhen.errors import InputError, ModelError
+from howwhen.prompts import CHAT
 from howwhen.residual import check_layer, check_steerable, find_blocks
-
-CHAT = "chat"
-"""The prompt that uses the tokenizer's chat template."""
-PLAIN = "Question: {question}\nAnswer:"
-"""The minimal prompt for a base model."""
-STEP_BY_STEP = f"{PLAIN} Let's think step by step."
-"""The same, asking for reasoning (Kojima et al. 2022)."""
 
 
 @dataclass(frozen=True)

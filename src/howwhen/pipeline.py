@@ -8,16 +8,16 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
-from howwhen.collect.problems import split_problems
 from howwhen.progress import Reporter
 from howwhen.records import Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
-from howwhen.steps.collect import collect, draw_problems
+from howwhen.steps.collect import collect, draw_split
 from howwhen.steps.discover import discover
 from howwhen.steps.elicit import elicit
 from howwhen.steps.hybrid import hybrid
@@ -48,7 +48,7 @@ def check_inputs(pair: Pair, settings: RunSettings) -> None:
     Raises:
         InputError: models, layers or problems that cannot be used.
     """
-    split_problems(draw_problems(pair, settings), settings.collect)
+    draw_split(pair, settings)
     pair.check()
     for layer in settings.discover.layers or ():
         check_layer(pair.thinking.model, layer)
@@ -167,7 +167,8 @@ class Pipeline:
         return used
 
     def _problems_digest(self) -> str:
-        path = self.settings.collect.problems
-        if path is None:
-            return self.pair.name
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        """Of the content of all problem files; a set that is no file stands for itself."""
+        chosen = self.settings.collect
+        sources = [one for one in (chosen.problems, chosen.test_problems) if one is not None]
+        parts = [Path(one).read_bytes() if Path(one).exists() else one.encode() for one in sources]
+        return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else self.pair.name

@@ -30,9 +30,11 @@ class _Settings(BaseModel):
 class CollectSettings(_Settings):
     """Collect: which problems, and how the thinking model answers them."""
 
-    problems: Path | None = None
-    """JSONL file (gzip or not) with `question` and `answer` per line; the pair's own problems
-    where absent."""
+    problems: str | None = None
+    """JSONL file (gzip or not) with `question` and `answer` per line, a published set (`gsm8k`,
+    `math500`, ...) or `hub:ID/CONFIG@SPLIT`; the pair's own problems where absent."""
+    test_problems: str | None = None
+    """The same, for the final measurement; a share of `problems` where absent."""
     limit: Count = 1000
     """Problems taken in all, before they are split."""
     test_fraction: Fraction = 0.4
@@ -218,6 +220,25 @@ class MeasureSettings(_Settings):
     """Seed of the resampling."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Longest time the grader may take for one answer."""
+    judge_url: str | None = None
+    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; its agreement with
+    the rules is reported, and the rules stay the measure. No judge where absent."""
+    judge_model: str | None = None
+    """The endpoint's name of the judging model."""
+    judge_key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    judge_repeats: Count = 3
+    """How often each answer is judged; the majority counts, so it must be odd."""
+
+    @model_validator(mode="after")
+    def _names_its_judge(self) -> "MeasureSettings":
+        if self.judge_url is not None and self.judge_model is None:
+            raise ValueError("judge_url without judge_model; expected the name of a model with it")
+        if self.judge_repeats % 2 == 0:
+            raise ValueError(
+                f"judge_repeats {self.judge_repeats} may end in a tie; expected an odd number"
+            )
+        return self
 
 
 class PresentSettings(_Settings):

@@ -262,10 +262,12 @@ class StepFolder:
         try:
             lines = (self.path / name).read_bytes().splitlines()
             return [adapter.validate_json(line) for line in lines]
-        except (OSError, ValidationError) as error:
-            raise StoreError(
-                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
-            ) from error
+        except OSError as error:
+            why = str(error)
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        raise StoreError(f"cannot read {self.path / name}: {why}. Delete {self.path} and run again")
 
     def grow_records(
         self,

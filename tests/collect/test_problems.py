@@ -1,10 +1,13 @@
 import gzip
+import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from howwhen.collect.problems import read_problems, split_problems
-from howwhen.errors import ProblemError
+from howwhen.errors import MissingExtraError, ProblemError
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
 from tests.conftest import DATA, needs_data
@@ -46,13 +49,92 @@ def test_a_broken_gzip_is_refused(tmp_path: Path) -> None:
 def test_numbers_and_missing_ids_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     path.write_text('{"question": "Q?", "answer": 3}\n\n{"question": "R?", "answer": 0.5}\n')
-    assert read_problems(path) == [Problem("own-1", "Q?", "3"), Problem("own-3", "R?", "0.5")]
+    assert read_problems(path) == [
+        Problem("own-1", "Q?", "3", dataset="own"),
+        Problem("own-3", "R?", "0.5", dataset="own"),
+    ]
+
+
+def write_rows(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_published_layouts_are_understood(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "p.jsonl",
+        {"question": "Q?", "answer": "6 * 7 = 42\n#### 42"},
+        {"problem": "P?", "solution": "So $\\boxed{\\frac{1}{2}}$."},
+        {"Body": "Ann has 3.", "Question": "How many?", "Answer": "3"},
+        {"question": "Which?", "options": ["x", "y"], "answer": "B"},
+    )
+    gsm8k, math, svamp, mmlu = read_problems(path)
+    assert gsm8k.answer == "42"
+    assert (math.question, math.answer) == ("P?", "\\frac{1}{2}")
+    assert svamp.question == "Ann has 3. How many?"
+    assert mmlu.question.startswith("Which?\nA. x\nB. y\n")
+    assert mmlu.answer == "B"
+
+
+def test_options_that_are_no_options_are_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "p.jsonl", {"question": "Q?", "answer": "A", "options": [1]})
+    with pytest.raises(ProblemError, match="line 1 has options"):
+        read_problems(path)
+
+
+def test_a_set_on_the_hub_needs_its_library_or_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ProblemError, match="no set on the hub"):
+        read_problems("hub:gsm8k")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match="pip install 'howwhen"):
+        read_problems("gsm8k")
+
+
+def test_a_set_on_the_hub_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def load_dataset(*names: object, split: str) -> list[dict[str, str]]:
+        asked.append((*names, split))
+        return [{"question": f"Q{n}?", "answer": f"#### {n}"} for n in range(3)]
+
+    library = ModuleType("datasets")
+    library.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    found = read_problems("gsm8k", limit=2)
+    assert asked == [("openai/gsm8k", "main", "test")]
+    assert found[1] == Problem("gsm8k-2", "Q1?", "1", dataset="gsm8k")
+    assert read_problems("hub:me/mine")[0].id == "hub:me/mine-1"
+    assert asked[1] == ("me/mine", None, "test")
+
+
+def test_another_set_may_be_the_test_set_if_it_is_another() -> None:
+    train, test = _problems(20), [Problem(f"t{n}", f"T{n}?", "1") for n in range(7)]
+    split = split_problems(train, CollectSettings(), test)
+    assert [one.id for one in split if one.split is Split.TEST] == [one.id for one in test]
+    assert sum(one.split is Split.SELECTION for one in split) == 2
+    assert sum(one.split is Split.TRAIN for one in split) == 18
+    with pytest.raises(ProblemError, match="asks the same as training problem 3"):
+        split_problems(train, CollectSettings(), [Problem("x", "q3", "1")])
+    with pytest.raises(ProblemError, match="ids must differ"):
+        split_problems(train, CollectSettings(), [Problem("3", "T?", "1")])
+
+
+@needs_data
+def test_gsm8k_is_trained_on_and_tested_on_apart() -> None:
+    train = read_problems(DATA / "gsm8k_train.jsonl.gz")
+    split = split_problems(train, CollectSettings(), read_problems(DATA / "gsm8k_test.jsonl"))
+    assert sum(one.split is Split.TEST for one in split) == 1319
 
 
 @needs_data
 @pytest.mark.parametrize(
     ("file", "rows"),
-    [("gsm8k_test.jsonl", 1319), ("gsm8k_train.jsonl.gz", 7473), ("math500.jsonl", 500)],
+    [
+        ("gsm8k_test.jsonl", 1319),
+        ("gsm8k_train.jsonl.gz", 7473),
+        ("math500.jsonl", 500),
+        ("mmlu_pro_test.jsonl.gz", 12032),
+    ],
 )
 def test_published_files_are_read_whole(file: str, rows: int) -> None:
     assert len(read_problems(DATA / file)) == rows

@@ -1,52 +1,90 @@
-"""Problems from JSONL files, and their split into disjoint sets."""
+"""Problems from files and published sets, and their split into disjoint sets.
+
+A source is a JSONL file, the name of a published set (`gsm8k`, `math500`, `aime24`, `aime25`,
+`mmlu_pro`, `svamp`, `multiarith`), or `hub:ID` with an optional `/CONFIG` and `@SPLIT`. Published
+sets come from the Hugging Face hub; a file of your own needs no network.
+"""
 
 import gzip
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from howwhen.errors import ProblemError
+from howwhen.errors import MissingExtraError, ProblemError
+from howwhen.prompts import LETTERS, with_options
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
 
+PUBLISHED = {
+    "gsm8k": "hub:openai/gsm8k/main@test",
+    "gsm8k_train": "hub:openai/gsm8k/main@train",
+    "math500": "hub:HuggingFaceH4/MATH-500@test",
+    "aime24": "hub:math-ai/aime24@test",
+    "aime25": "hub:math-ai/aime25@test",
+    "mmlu_pro": "hub:TIGER-Lab/MMLU-Pro@test",
+    "svamp": "hub:ChilleD/SVAMP@test",
+    "multiarith": "hub:ChilleD/MultiArith@test",
+}
+"""Published problem sets by name, and where they are."""
+_HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+_QUESTIONS = ("question", "problem", "Question")
+_ANSWERS = ("answer", "final_ans", "Answer")
+_MARK = "####"
 
-def read_problems(path: Path, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a JSONL file, plain or gzipped.
 
-    Each line is an object with `question` and `answer` (text or number), and optionally `id`.
-    Other fields are ignored.
+def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]:
+    """The first `limit` problems of a file, a published set or a set on the hub.
+
+    A row is an object with a question (`question` or `problem`; `Body` before it is kept) and a
+    gold answer (`answer`, text or number), and optionally `id` and `options`. A gold answer after
+    `####`, as GSM8K has it, is cut out; of an answer missing but boxed in `solution` the box is
+    taken. Other fields are ignored.
 
     Raises:
-        ProblemError: the file is missing, empty or not JSONL, a line lacks a question or an
-            answer, or an id occurs twice; the message names the line.
+        ProblemError: nothing there, empty or not JSONL, a row without a question or an answer, or
+            an id that occurs twice; the message names the line.
+        MissingExtraError: a set on the hub, without the library that reads it.
     """
+    name = str(source)
+    rows: Iterable[tuple[int, Any]]
+    is_file = Path(source).exists() or not (name in PUBLISHED or name.startswith("hub:"))
+    rows = _file_rows(Path(source)) if is_file else _hub_rows(PUBLISHED.get(name, name))
+    dataset = Path(source).name.split(".")[0] if is_file else name
     problems: list[Problem] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, row in rows:
         if limit is not None and len(problems) == limit:
             break
-        if line.strip():
-            problems.append(_parse(path, number, line))
+        problems.append(_make_problem(name, dataset, number, row))
     if not problems:
         raise ProblemError(
-            f"{path} holds no problems; expected one JSON object per line, such as "
+            f"{source} holds no problems; expected one JSON object per line, such as "
             '{"id": "1", "question": "What is 2 + 2?", "answer": "4"}'
         )
-    _refuse_repeated_ids(path, problems)
+    _refuse_repeated_ids(name, problems)
     return problems
 
 
-def split_problems(problems: Sequence[Problem], settings: CollectSettings) -> list[Problem]:
+def split_problems(
+    problems: Sequence[Problem], settings: CollectSettings, tested: Sequence[Problem] = ()
+) -> list[Problem]:
     """Shuffle by `settings.seed` and mark each problem train, selection or test.
 
+    Args:
+        problems: what is split.
+        settings: fractions and seed.
+        tested: the test set, where it is another; `problems` then only train and select.
+
     Raises:
-        ProblemError: too few problems for all three sets to have at least one.
+        ProblemError: too few problems for all three sets to have at least one, or a question that
+            is in `problems` and in `tested`.
     """
     shuffled = list(problems)
     Random(f"split-{settings.seed}").shuffle(shuffled)
-    test = max(1, round(len(shuffled) * settings.test_fraction))
+    test = 0 if tested else max(1, round(len(shuffled) * settings.test_fraction))
     selection = max(1, round(len(shuffled) * settings.selection_fraction))
     if len(shuffled) - test - selection < 2:
         raise ProblemError(
@@ -54,10 +92,33 @@ def split_problems(problems: Sequence[Problem], settings: CollectSettings) -> li
             f"({test} for test, {selection} for selection, at least 2 to train on); "
             "raise --collect.limit or give a longer file"
         )
+    _refuse_common(problems, tested)
     return [
-        replace(problem, split=_split_at(index, test, selection))
-        for index, problem in enumerate(shuffled)
+        *(replace(problem, split=Split.TEST) for problem in tested),
+        *(
+            replace(problem, split=_split_at(index, test, selection))
+            for index, problem in enumerate(shuffled)
+        ),
     ]
+
+
+def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> None:
+    """Refuse problems that would be trained on and tested on."""
+    questions = {_squeeze(problem.question): problem.id for problem in problems}
+    for problem in tested:
+        if (twin := questions.get(_squeeze(problem.question))) is not None:
+            raise ProblemError(
+                f"test problem {problem.id} asks the same as training problem {twin}; take it out "
+                "of one of the two sets"
+            )
+        if problem.id in questions.values():
+            raise ProblemError(
+                f"the id {problem.id!r} is in the training and in the test set; ids must differ"
+            )
+
+
+def _squeeze(question: str) -> str:
+    return re.sub(r"\W+", " ", question).strip().lower()
 
 
 def _split_at(index: int, test: int, selection: int) -> Split:
@@ -66,44 +127,97 @@ def _split_at(index: int, test: int, selection: int) -> Split:
     return Split.SELECTION if index < test + selection else Split.TRAIN
 
 
-def _lines(path: Path) -> list[str]:
+def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
+    """Numbered rows of a JSONL file, plain or gzipped."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ProblemError(
-            f"cannot read problems from {path}: {error}; expected a UTF-8 JSONL file"
+            f"cannot read problems from {path}: {error}; expected a UTF-8 JSONL file, or one of "
+            f"{', '.join(PUBLISHED)}"
         ) from error
-    return text.split("\n")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ProblemError(
+                    f"{path}, line {number} is not JSON ({error}); expected one object per line"
+                ) from error
 
 
-def _parse(path: Path, number: int, line: str) -> Problem:
+def _hub_rows(name: str) -> Iterable[tuple[int, Any]]:
+    """Numbered rows of a set on the hub."""
+    found = _HUB.fullmatch(name)
+    if found is None:
+        raise ProblemError(f"{name!r} is no set on the hub; expected hub:OWNER/NAME/CONFIG@SPLIT")
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ProblemError(
-            f"{path}, line {number} is not JSON ({error}); expected one object per line"
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name} is read with the library `datasets`; type `pip install 'howwhen[hub]'`, or "
+            "give a JSONL file"
         ) from error
-    question = _field(path, number, row, "question")
-    answer = _field(path, number, row, "answer")
-    identity = str(row.get("id", f"{path.name.split('.')[0]}-{number}"))
-    return Problem(identity, question, answer)
+    try:
+        rows = load_dataset(found["id"], found["config"], split=found["split"] or "test")
+    except (OSError, ValueError) as error:
+        raise ProblemError(f"cannot read {name} from the hub: {error}") from error
+    return enumerate(rows, start=1)
 
 
-def _field(path: Path, number: int, row: Any, name: str) -> str:
-    value = row.get(name) if isinstance(row, dict) else None
+def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
+    fields: Mapping[str, Any] = row if isinstance(row, dict) else {}
+    question = _field(source, number, fields, "question", _QUESTIONS)
+    if isinstance(fields.get("Body"), str):
+        question = f"{fields['Body'].strip()} {question}"
+    if options := fields.get("options"):
+        question = with_options(question, _read_options(source, number, options))
+    boxed = _boxed(fields.get("solution"))
+    if boxed is not None and not any(name in fields for name in _ANSWERS):
+        fields = {**fields, "answer": boxed}
+    answer = _field(source, number, fields, "answer", _ANSWERS).rpartition(_MARK)[2].strip()
+    return Problem(str(fields.get("id", f"{dataset}-{number}")), question, answer, dataset=dataset)
+
+
+def _boxed(solution: Any) -> str | None:
+    """What the last box of a solution holds."""
+    if not isinstance(solution, str) or "\\boxed{" not in solution:
+        return None
+    text, depth = solution.rpartition("\\boxed{")[2], 1
+    for index, letter in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(letter, 0)
+        if depth == 0:
+            return text[:index]
+    return None
+
+
+def _read_options(source: str, number: int, options: Any) -> list[str]:
+    usable = isinstance(options, list) and all(isinstance(one, str) for one in options)
+    if not usable or len(options) > len(LETTERS):
+        raise ProblemError(
+            f"{source}, line {number} has options {options!r}; expected a list of up to "
+            f"{len(LETTERS)} texts"
+        )
+    return list(options)
+
+
+def _field(
+    source: str, number: int, row: Mapping[str, Any], what: str, names: Sequence[str]
+) -> str:
+    value = next((row[name] for name in names if name in row), None)
     usable = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not usable or not str(value).strip():
         raise ProblemError(
-            f"{path}, line {number} is a problem without {name!r} (found {value!r}); every line "
+            f"{source}, line {number} is a problem without {what!r} (found {value!r}); every line "
             "needs a question and a gold answer, as text or a number. Fix or remove the line"
         )
     return str(value)
 
 
-def _refuse_repeated_ids(path: Path, problems: Sequence[Problem]) -> None:
+def _refuse_repeated_ids(source: str, problems: Sequence[Problem]) -> None:
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
-            raise ProblemError(f"{path} has the id {problem.id!r} twice; ids must differ")
+            raise ProblemError(f"{source} has the id {problem.id!r} twice; ids must differ")
         seen.add(problem.id)

@@ -26,6 +26,8 @@ class ReportInput:
     """How each model was asked, by role."""
     chart: str | None = None
     """File with the chart of the knock-outs."""
+    judge: Mapping[str, Any] | None = None
+    """What a judge thought of the grades, where one was asked."""
 
 
 def header(confidence: float) -> tuple[str, ...]:
@@ -74,6 +76,7 @@ def make_report(given: ReportInput) -> str:
         _grading_text(given.measurement),
         _table(("rung", *_grades(given.measurement), "seeds"), _grade_rows(given.measurement)),
         _table(MODE_COLUMNS, _mode_rows(given.measurement)),
+        *_judge_parts(given.judge),
         *_sample_parts(given.measurement),
         *_knock_out_parts(given),
         "## Prompts",
@@ -155,6 +158,28 @@ def _mode_rows(measurement: Measurement) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
+    if judge is None:
+        return []
+    rows = [
+        (
+            mode,
+            *(str(found[name]) for name in JUDGE_COUNTS),
+            "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}",
+        )
+        for mode, found in judge["agreement"].items()
+    ]
+    text = (
+        f"Judge {judge['model']}, majority of {judge['repeats']}: {judge['unparsable']} replies "
+        "could not be read. Rules and judge on which answers are correct:"
+    )
+    columns = ("mode", "both", "rules only", "judge only", "neither", "no verdict", "kappa")
+    return [text, _table(columns, rows)]
+
+
+JUDGE_COUNTS = ("both_correct", "rules_only", "judge_only", "neither_correct", "left_out")
 
 
 def _sample_parts(measurement: Measurement) -> list[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def collect(run: "Pipeline", step: StepFolder) -> Json:
     """The thinking model answers everything but the test problems."""
     settings = run.settings.collect
-    problems = split_problems(draw_problems(run.pair, run.settings), settings)
+    problems = draw_split(run.pair, run.settings)
     step.write_records("problems.jsonl", problems)
     wanted = [problem for problem in problems if problem.split is not Split.TEST]
     with run.reporter.task("rollouts", len(wanted)) as advance:
@@ -38,8 +38,23 @@ def collect(run: "Pipeline", step: StepFolder) -> Json:
     }
 
 
-def draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
-    """The run's problems: a file's, or the pair's own.
+def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
+    """The run's problems, each with what it is for.
+
+    Raises:
+        SettingsError: a pair without problems of its own, and no file.
+        ProblemError: problems that cannot be used, or that are trained on and tested on.
+    """
+    chosen = settings.collect
+    problems = _draw_problems(pair, settings)
+    if chosen.test_problems is None:
+        return split_problems(problems, chosen)
+    tested = read_problems(chosen.test_problems, chosen.limit)
+    return split_problems(problems, chosen, tested)
+
+
+def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
+    """A file's problems, or the pair's own.
 
     Raises:
         SettingsError: a pair without problems of its own, and no file.

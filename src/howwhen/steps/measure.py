@@ -1,11 +1,13 @@
 """Step 5: every answer graded, every rung on one scale."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter
 
-from howwhen.measure.grade import Grader, Item, open_grader
+from howwhen.judging import JudgeClient
+from howwhen.measure.grade import Grader, Item, Mode, open_grader
+from howwhen.measure.judge import agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, Rung, Split
 from howwhen.store import Json, StepFolder
@@ -19,10 +21,13 @@ def measure(run: "Pipeline", step: StepFolder) -> Json:
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
     decoded = run.folder.step("hybrid")
     graded: dict[Rung, list[GradedTrace]] = {}
+    items: list[Item] = []
     with open_grader(run.settings.measure.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
-            graded.setdefault(traces[0].rung, []).extend(_grade(grader, traces, problems))
+            fresh = [_item(trace, problems[trace.problem_id]) for trace in traces]
+            graded.setdefault(traces[0].rung, []).extend(_grade(grader, traces, fresh))
+            items += fresh
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
@@ -32,6 +37,8 @@ def measure(run: "Pipeline", step: StepFolder) -> Json:
     )
     for rung, reduced in graded.items():
         step.write_records(grades_file(rung), reduced)
+    if run.settings.measure.judge_url is not None:
+        _judge(run, step, items, [one for reduced in graded.values() for one in reduced])
     return {"problems": measurement.n, "rungs": len(measurement.rungs)}
 
 
@@ -40,14 +47,44 @@ def grades_file(rung: str) -> str:
     return f"grades/{rung}.jsonl"
 
 
+def _item(trace: HybridTrace, problem: Problem) -> Item:
+    return Item(trace.text, problem.answer, problem.dataset, trace.finish)
+
+
+def _judge(
+    run: "Pipeline", step: StepFolder, items: Sequence[Item], graded: Sequence[GradedTrace]
+) -> None:
+    """Ask a judge about every answer, and note how far it agrees with either mode."""
+    settings = run.settings.measure
+    client = JudgeClient(
+        base_url=settings.judge_url or "",
+        model=settings.judge_model or "",
+        key_variable=settings.judge_key_variable,
+        cache=run.folder.root / "judge-cache",
+        say=run.reporter.say,
+    )
+    judged = judge_answers(items, client, settings.judge_repeats)
+    step.write_records("judged.jsonl", judged)
+    modes: tuple[Mode, ...] = get_args(Mode)
+    found = {mode: agreement([one.grade(mode) for one in graded], judged) for mode in modes}
+    step.write_json(
+        "judge.json",
+        {
+            "model": client.model,
+            "repeats": settings.judge_repeats,
+            "unparsable": sum(one.unparsable for one in judged),
+            "agreement": {
+                mode: {**vars(one), "compared": one.compared, "raw": one.raw}
+                for mode, one in found.items()
+            },
+            "usage": client.usage._asdict(),
+        },
+    )
+
+
 def _grade(
-    grader: Grader, traces: Sequence[HybridTrace], problems: dict[str, Problem]
+    grader: Grader, traces: Sequence[HybridTrace], items: Sequence[Item]
 ) -> list[GradedTrace]:
-    items = [
-        Item(trace.text, problem.answer, problem.dataset, trace.finish)
-        for trace in traces
-        for problem in [problems[trace.problem_id]]
-    ]
     both = zip(traces, grader.grade(items), grader.grade(items, "strict"), strict=True)
     return [reduce_trace(trace, flexible, strict) for trace, flexible, strict in both]
 

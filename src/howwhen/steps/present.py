@@ -38,10 +38,18 @@ def present(run: "Pipeline", step: StepFolder) -> Json:
                 "thinking": run.pair.thinking_prompt,
             },
             chart=chart,
+            judge=_read_judge(run),
         )
     )
     step.write_text("report.md", report)
     return {"examples": len(shown), "charts": int(chart is not None)}
+
+
+def _read_judge(run: "Pipeline") -> Json | None:
+    if run.settings.measure.judge_url is None:
+        return None
+    found: Json = run.folder.step("measure").read_json("judge.json")
+    return found
 
 
 def _draw(run: "Pipeline", step: StepFolder, measurement: Measurement) -> str | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
-from howwhen.models import CHAT, PLAIN, STEP_BY_STEP, LanguageModel, check_prompt, load_model
+from howwhen.models import LanguageModel, check_prompt, load_model
+from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
