@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from howwhen.answering import open_rung
 from howwhen.convert import read_published_vectors
 from howwhen.errors import HowwhenError, SettingsError
+from howwhen.measure.published import read_published
 from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.present.terminal import Painter, show
@@ -144,6 +145,12 @@ class Run:
         file = read_config(self.config) if self.config else {}
         return make_settings(PRESETS[self.preset], self.source.pair(name).overrides, file, flags)
 
+    def measurement(self, name: str | None) -> Measurement:
+        """The finished measurement."""
+        what = self.source.pair(name)
+        with open_run(self.folder(what), is_new=False) as folder:
+            return Pipeline(what, self.choose(name), folder, Reporter()).measurement()
+
     def folder(self, what: Pair) -> Path:
         """The run folder."""
         return self.out or Path("runs") / what.name
@@ -183,6 +190,19 @@ def measure(
         print(compare_rungs(*compare, out, run.choose(pair).measure))
         return
     run.do(pair, "measure")
+    if published:
+        print_published(run.measurement(pair))
+
+
+def print_published(measurement: Measurement) -> None:
+    """Print the paper's own figures beside a run's hybrid."""
+    table = Table("paper", "pairs", "what", "paper's", "this run's", "source")
+    hybrid = measurement.rungs["hybrid"]
+    for figure in read_published():
+        ours = figure.beside(hybrid)
+        cells = (figure.pairs, figure.what, figure.shown(), ours, figure.source)
+        table.add_row(f"version {figure.version}", *cells)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 def print_measurement(measurement: Measurement, confidence: float) -> None:

@@ -1,0 +1,42 @@
+"""The paper's own figures, to stand beside a run's: a small table of facts with their sources."""
+
+from importlib.resources import files
+from typing import Literal
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from howwhen.records import RungMeasurement
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One figure of the paper; shares, from 0 to 1."""
+
+    version: Literal[1, 2]
+    """1: arXiv 2510.07364 (2025), method `span`. 2: ICML 2026, method `decision`."""
+    pairs: str
+    what: str
+    low: float
+    high: float
+    """Equal to `low` unless the figure is a range."""
+    compares_with: Literal["gap_recovered", "steered_fraction"]
+    """Which number of a run's hybrid it stands beside."""
+    source: str
+
+    def shown(self) -> str:
+        """The figure as text."""
+        if self.low == self.high:
+            return f"{self.low:.0%}"
+        return f"{self.low:.0%} to {self.high:.0%}"
+
+    def beside(self, hybrid: RungMeasurement) -> str:
+        """What a run has in its place, as text."""
+        value: float | None = getattr(hybrid, self.compares_with)
+        return "undefined" if value is None else f"{value:.1%}"
+
+
+def read_published() -> list[PublishedFigure]:
+    """Every figure of the table, version by version."""
+    text = files("howwhen.measure").joinpath("published.json").read_text(encoding="utf-8")
+    return TypeAdapter(list[PublishedFigure]).validate_json(text)
