@@ -296,7 +296,9 @@ class StepFolder:
         while done < len(batches) and kept + len(batches[done]) <= len(whole):
             kept += len(batches[done])
             done += 1
-        _write_whole(path, b"".join(whole[:kept]))
+        content = b"".join(whole[:kept])
+        if not path.exists() or path.stat().st_size != len(content):
+            _write_whole(path, content)
         report(kept)
         for batch in batches[done:]:
             with path.open("ab") as file:
