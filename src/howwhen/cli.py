@@ -49,6 +49,7 @@ app = App(
     name="howwhen",
     help="How much of a thinking model's ability is in its base, waiting for the right moment?",
     help_format="markdown",
+    default_parameter=Parameter(consume_multiple=True),
 )
 zoo = App(name="zoo", help="Pairs that have a name: list them, show one, build its weights.")
 app.command(zoo)
