@@ -21,7 +21,7 @@ class Rule(StrEnum):
     BOXED = "boxed"
     r"""In the last `\boxed{...}`, or in several side by side."""
     MARKED = "marked"
-    """After `####` on the same line."""
+    """After `####` or `<answer>`, on the same line."""
     STATED = "stated"
     """After `the answer is` or `Answer:`, short enough to be nothing but an answer."""
     CONCLUDED = "concluded"
@@ -59,7 +59,7 @@ TAIL = 2000
 _CLOSE = "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"[\s$\\,;()\[\].*]{0,20}(?:and|or)?[\s$\\,;()\[\].*]{0,20}")
-_MARKED = re.compile(r"####[ \t]*(?P<answer>[^\n]+)")
+_MARKED = re.compile(r"(?:####|<answer>)[ \t]*(?P<answer>[^\n<]+)")
 _STATED = re.compile(
     r"(?<!by step )(?<!by-step )\banswer\b"
     r"(?:\s+(?:to|for|of)\s+[^.:\n]{1,80}?)?"
@@ -236,7 +236,8 @@ def _repeated(text: str, kind: Kind) -> Answer | None:
         weight = _weight(sentence) if thinks_aloud else float(bool(_CUE.search(sentence)))
         value = _of_sentence(sentence, "", kind) if weight else None
         if value is not None and not (thinks_aloud and "%" in value):
-            key = as_number(value) or value
+            number = as_number(value)
+            key = value if number is None else number
             weights[key] = weights.pop(key, 0.0) + weight  # equal ones: the last said wins
             said[key] = value
     best = max(reversed(weights), key=lambda key: weights[key], default=None)
@@ -319,7 +320,8 @@ def _value(rest: str, kind: Kind) -> str | None:
     value = _short_value(rest, kind)
     if value is None or (kind is Kind.NUMBER and not _DIGIT.search(value)):
         return None
-    return None if kind is Kind.NUMBER and _WORD.search(value) and not as_number(value) else value
+    is_prose = kind is Kind.NUMBER and _WORD.search(value) and as_number(value) is None
+    return None if is_prose else value
 
 
 def _short_value(rest: str, kind: Kind) -> str | None:
