@@ -42,6 +42,18 @@ def test_its_python_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None
         assert line in printed
 
 
+def test_its_harness_commands_are_those_the_harness_tests_run() -> None:
+    """tests/harness runs both in a subprocess, with these flags."""
+    lm_eval, inspect = re.findall(r"^(?:python -m howwhen\.harness|inspect eval).+$", README, re.M)
+    for flag in ("howwhen.harness.lm_eval", "--model howwhen", "--model_args", "--include_path"):
+        assert flag in lm_eval
+    for flag in ("--model howwhen/tally-rl", "-M out=", "-M rung=hybrid"):
+        assert flag in inspect
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / "harness").glob("*.py"))
+    for part in ("howwhen.harness.lm_eval", "--model_args", "--include_path", "howwhen/tally-rl"):
+        assert part in tests
+
+
 def test_it_names_every_step_and_every_rung() -> None:
     for name in (*STEPS, *LADDER):
         assert f"| `{name}` |" in README
