@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready
 	$(BIN)/howwhen run tally-rl --preset small --out runs/demo
 
+# Every test runs on one thread, so two cores take two files at a time.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff check src tests benchmarks docs

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 
 def run_until(folder: Path, moment: str) -> int:
     command = [sys.executable, "-m", "tests.killed_run", str(folder), moment]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, env=one_thread)
+    return done.returncode
 
 
 def contents(folder: Path) -> dict[str, bytes]:

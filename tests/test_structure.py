@@ -10,9 +10,8 @@ from howwhen.store import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {
-    "alignment", "convert", "errors", "judging", "models", "progress", "prompts", "records",
-    "residual",
-    "settings", "store", "unpickle",
+    "alignment", "convert", "errors", "judging", "latex", "models", "progress", "prompts",
+    "records", "residual", "settings", "store", "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
     "answering", "cli", "harness", "pipeline", "steps", "zoo", "__main__", "__init__",

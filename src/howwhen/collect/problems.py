@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 from howwhen.errors import MissingExtraError, ProblemError
+from howwhen.latex import closing_brace
 from howwhen.prompts import LETTERS, with_options
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
@@ -34,6 +35,7 @@ _HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<
 _QUESTIONS = ("question", "problem", "Question")
 _ANSWERS = ("answer", "final_ans", "Answer")
 _MARK = "####"
+_BOX = "\\boxed{"
 
 
 def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]:
@@ -182,14 +184,10 @@ def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
 
 def _boxed(solution: Any) -> str | None:
     """What the last box of a solution holds."""
-    if not isinstance(solution, str) or "\\boxed{" not in solution:
+    if not isinstance(solution, str) or (start := solution.rfind(_BOX)) < 0:
         return None
-    text, depth = solution.rpartition("\\boxed{")[2], 1
-    for index, letter in enumerate(text):
-        depth += {"{": 1, "}": -1}.get(letter, 0)
-        if depth == 0:
-            return text[:index]
-    return None
+    end = closing_brace(solution, start + len(_BOX))
+    return None if end is None else solution[start + len(_BOX) : end - 1]
 
 
 def _read_options(source: str, number: int, options: Any) -> list[str]:

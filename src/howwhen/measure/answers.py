@@ -12,6 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple
 
+from howwhen.latex import closing_brace
 from howwhen.measure.numbers import NUMBER, as_number, trim_unit
 
 
@@ -287,7 +288,7 @@ def _last_boxed(text: str) -> str | None:
     boxes: list[str] = []
     right = None
     for found in _from_the_end(_BOX, text, 16):
-        end = _closing_brace(text, found.end())
+        end = closing_brace(text, found.end(), LONGEST_ANSWER)
         if right is not None and not _BETWEEN_BOXES.fullmatch(text, end or right, right):
             break
         if end is None:
@@ -297,16 +298,6 @@ def _last_boxed(text: str) -> str | None:
             boxes.insert(0, inside)
         right = found.start()
     return ", ".join(boxes) or None
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    """Just after the brace that closes the one before `start`."""
-    depth = 1
-    for index in range(start, min(len(text), start + LONGEST_ANSWER)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return index + 1
-    return None
 
 
 def _value(rest: str, kind: Kind) -> str | None:
@@ -326,7 +317,7 @@ def _value(rest: str, kind: Kind) -> str | None:
 
 def _short_value(rest: str, kind: Kind) -> str | None:
     if boxed := _BOX.search(rest[:40]):
-        end = _closing_brace(rest, boxed.end())
+        end = closing_brace(rest, boxed.end())
         return rest[boxed.end() : end - 1].strip() or None if end else None
     if math := _MATH.match(rest):
         return _joined_math(rest, math)

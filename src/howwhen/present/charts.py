@@ -35,7 +35,10 @@ def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.set_xlabel("share of the gap", fontsize=8)
         handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in (DROP, ALONE)]
-        axes.legend(handles, ["lost without it", "recovered by it alone"], fontsize=8)
+        words = ["lost without it", "recovered by it alone"]
+        axes.legend(
+            handles, words, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1)
+        )
         axes.spines[["top", "right"]].set_visible(False)
         figure.tight_layout()
         text = StringIO()
