@@ -1,6 +1,7 @@
 """Steps 4 and 5 over a run folder: chosen rungs, knock-outs, samples, a judge, comparisons."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError
-from howwhen.records import HybridTrace, Measurement
+from howwhen.measure.grade import Item, grade_answers
+from howwhen.records import Finish, Grade, HybridTrace, Measurement
 from howwhen.settings import MeasureSettings
 from howwhen.steps.comparing import compare
 from howwhen.store import RunFolder
@@ -124,6 +126,44 @@ def test_a_judge_stands_beside_the_rules(run_folder: Path, monkeypatch: pytest.M
     assert KEY not in "".join(
         path.read_text(errors="ignore") for path in run_folder.rglob("*.json")
     )
+
+
+def test_the_judge_is_asked_about_the_answer_that_was_graded(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge that grades by our rules agrees with them, whatever the order of the rungs."""
+    monkeypatch.setenv("MY_KEY", KEY)
+
+    def judge(_: int, body: Any) -> Answer:
+        asked = body["messages"][0]["content"]
+        gold, text = (
+            re.search(rf"<<<{part} \w+>>>\n(.*?)\n<<<end", asked, re.DOTALL)
+            for part in ("correct answer", "text")
+        )
+        assert gold is not None
+        assert text is not None
+        finish = Finish.LENGTH if "The text was broken off" in asked else Finish.STOP
+        (grade,) = grade_answers([Item(text[1], gold[1], "", finish)])
+        verdict = "correct" if grade is Grade.CORRECT else "wrong"
+        return Answer(completion(json.dumps({"final_answer": "", "verdict": verdict})))
+
+    with Endpoint(judge) as endpoint:
+        settings = {
+            "judge_url": endpoint.url, "judge_model": "k", "judge_key_variable": "MY_KEY",
+            "judge_repeats": 1,
+        }  # fmt: skip
+        rungs = ("takeover", "random-category", "random-positions")
+        go_on(run_folder, "hybrid", "measure", measure=settings, rungs=rungs, random_seeds=(0, 1))
+    found = json.loads((run_folder / "5-measure" / "judge.json").read_text())
+    assert found["agreement"]["flexible"]["compared"] == 8 * 12
+    assert found["agreement"]["flexible"]["kappa"] == 1.0
+    for rung in ("takeover", "random-category"):
+        step = run_folder / "5-measure"
+        judged, graded = (
+            (step / kind / f"{rung}.jsonl").read_text().splitlines()
+            for kind in ("judged", "grades")
+        )
+        assert len(judged) == len(graded)
 
 
 def test_two_rungs_or_two_runs_are_compared(

@@ -11,7 +11,7 @@ from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
 from howwhen.pipeline import Pipeline
 from howwhen.progress import Reporter
-from howwhen.records import Gate, HybridToken, HybridTrace, Problem, Rung
+from howwhen.records import Gate, HybridToken, HybridTrace, LadderRung, Problem
 from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.steps.rungs import Rungs
 from howwhen.store import RunFolder, open_run
@@ -74,7 +74,7 @@ class ReadyRung:
 def open_rung(
     pair_name: str,
     out: Path | None = None,
-    rung: Rung = "hybrid",
+    rung: LadderRung = "hybrid",
     preset: Preset = "small",
     reporter: Reporter | None = None,
 ) -> ReadyRung:
@@ -100,7 +100,7 @@ def open_rung(
 
 
 def _find_rung(
-    pair: Pair, folder: RunFolder, preset: Preset, rung: Rung, reporter: Reporter
+    pair: Pair, folder: RunFolder, preset: Preset, rung: LadderRung, reporter: Reporter
 ) -> tuple[Choice, Gate]:
     elicited = folder.step("elicit")
     settings = make_settings(PRESETS[preset], pair.overrides)

@@ -26,7 +26,7 @@ from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
 from howwhen.prompts import CHAT, PLAIN
-from howwhen.records import Measurement, Rung
+from howwhen.records import LadderRung, Measurement
 from howwhen.settings import (
     PRESETS,
     Overrides,
@@ -92,7 +92,7 @@ class Shortcuts:
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
     """Short for --collect.max-new-tokens and --hybrid.max-new-tokens."""
-    rungs: tuple[Rung, ...] | None = None
+    rungs: tuple[LadderRung, ...] | None = None
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
@@ -225,7 +225,7 @@ def chat(
     *,
     pair: str = "tally-rl",
     out: Path | None = None,
-    rung: Rung = "hybrid",
+    rung: LadderRung = "hybrid",
     why: bool = False,
     strength: float | None = None,
     preset: Preset = "small",

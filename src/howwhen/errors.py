@@ -8,7 +8,8 @@
     │   ├── PairError         two models that cannot work as a pair
     │   └── SteeringError     vectors that do not fit: category, width, layer, values
     ├── StoreError            a run folder that is damaged or lacks a step
-    └── MissingExtraError     an optional dependency that is not installed
+    ├── MissingExtraError     an optional dependency that is not installed
+    └── JudgeError            a judge that gave no reply (in `judging`)
 
 A new error joins the tree when a caller could act on it differently. Messages say what was found,
 what was expected and what to type next.

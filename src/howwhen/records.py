@@ -353,7 +353,7 @@ class VectorSet:
 _ADDED = ("vectors", "bias", "up")
 
 
-Rung = Literal[
+LadderRung = Literal[
     "base",
     "base-step-by-step",
     "guardrail-only",
@@ -366,13 +366,13 @@ Rung = Literal[
     "self-gate",
     "takeover",
     "thinking",
-    "without-category",
-    "one-category",
 ]
-KNOCK_OUTS: tuple[Rung, ...] = ("without-category", "one-category")
-"""The hybrid without one category, and with one alone; not on the ladder."""
-LADDER: tuple[Rung, ...] = tuple(rung for rung in get_args(Rung) if rung not in KNOCK_OUTS)
+KnockOutRung = Literal["without-category", "one-category"]
+"""The hybrid without one category, and with one alone."""
+Rung = LadderRung | KnockOutRung
+LADDER: tuple[Rung, ...] = get_args(LadderRung)
 """The rungs of the ladder of controls, in the order they are shown."""
+KNOCK_OUTS: tuple[Rung, ...] = get_args(KnockOutRung)
 
 
 class Candidate(NamedTuple):

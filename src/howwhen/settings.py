@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from howwhen.errors import SettingsError
-from howwhen.records import Rung
+from howwhen.records import LadderRung
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -188,7 +188,7 @@ class HybridSettings(_Settings):
     """Seeds of every random rung."""
     samples: Count = 1
     """Answers drawn per problem; more than one needs a temperature."""
-    rungs: tuple[Rung, ...] | None = None
+    rungs: tuple[LadderRung, ...] | None = None
     """Rungs to decode beside `base`, `hybrid` and `thinking`; all where absent."""
     knock_outs: bool = False
     """Whether the hybrid is decoded once more without each of its categories, and with each

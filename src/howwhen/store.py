@@ -3,8 +3,9 @@
 `runs/<name>/1-collect ... 6-present`, each with `settings.json`, data (JSONL, safetensors) and,
 written last, `provenance.json`, which marks the step as done. A step's key is a hash of its
 settings, its models and the keys of the steps before it: a step whose key still fits is not run
-again, a step whose key changed starts afresh. Files appear whole (write, fsync, rename) or, for
-JSONL, grow by whole batches. Nothing is ever pickled.
+again, a step whose key changed starts afresh; where only its extent changed (how many rungs, seeds
+or samples), what is there stays and the rest is added. Files appear whole (write, fsync, rename)
+or, for JSONL, grow by whole batches. Nothing is ever pickled.
 """
 
 import fcntl

@@ -107,13 +107,14 @@ def split_problems(
 def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> None:
     """Refuse problems that would be trained on and tested on."""
     questions = {_squeeze(problem.question): problem.id for problem in problems}
+    ids = {problem.id for problem in problems}
     for problem in tested:
         if (twin := questions.get(_squeeze(problem.question))) is not None:
             raise ProblemError(
                 f"test problem {problem.id} asks the same as training problem {twin}; take it out "
                 "of one of the two sets"
             )
-        if problem.id in questions.values():
+        if problem.id in ids:
             raise ProblemError(
                 f"the id {problem.id!r} is in the training and in the test set; ids must differ"
             )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from howwhen.answering import ReadyRung, open_rung
 from howwhen.collect.rollouts import check_lengths
 from howwhen.errors import SettingsError
-from howwhen.records import Rung
+from howwhen.records import LadderRung
 from howwhen.settings import Count, HybridSettings, Preset, make_settings
 
 
@@ -22,7 +22,7 @@ class RungArguments(BaseModel):
     """A pair of `howwhen zoo list`."""
     out: Path | None = None
     """Run folder, `runs/PAIR` where absent."""
-    rung: Rung = "hybrid"
+    rung: LadderRung = "hybrid"
     """Which rung answers."""
     strength: float | None = None
     """Multiple of what the vectors add; their own coefficient where absent."""

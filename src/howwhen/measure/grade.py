@@ -99,21 +99,21 @@ class Grader:
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
         """Whether answers and gold answers mean the same, pair by pair."""
+        found: dict[tuple[str, str], Grade] = {}
         hard = []
         for pair in dict.fromkeys(pairs):
-            if pair not in self._known:
-                easy = compare_exactly(*pair)
-                if easy is None:
-                    hard.append(pair)
-                else:
-                    self._known[pair] = easy
+            grade = self._known.get(pair) or compare_exactly(*pair)
+            if grade is None:
+                hard.append(pair)
+            else:
+                found[pair] = grade
         sent = [(readable(answer), readable(gold)) for answer, gold in hard]
         for pair, verdict in zip(hard, self.workers.ask(sent), strict=True):
-            self._known[pair] = _GRADE_OF[verdict]
-        found = [self._known[pair] for pair in pairs]
+            found[pair] = _GRADE_OF[verdict]
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
-        return found
+        self._known.update(found)
+        return [found[pair] for pair in pairs]
 
 
 MOST_KNOWN = 100_000
@@ -176,7 +176,9 @@ def compare_exactly(answer: str, gold: str) -> Grade | None:
 def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bool:
     if ours == theirs:
         return True
-    if ("%" in answer) != ("%" in gold) and ours in (theirs / 100, theirs * 100):
+    if ("%" in answer) != ("%" in gold) and ours == (
+        theirs / 100 if "%" in answer else theirs * 100
+    ):
         return True
     if len(gold.partition(".")[2]) < LONG_DECIMAL:
         return False

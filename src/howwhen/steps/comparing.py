@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from howwhen.errors import SettingsError
 from howwhen.measure.ladder import GradedTrace, find_outcomes
 from howwhen.measure.recovery import Bootstrap
-from howwhen.records import Comparison, Rung
+from howwhen.records import KNOCK_OUTS, LADDER, Comparison
 from howwhen.settings import MeasureSettings
 from howwhen.steps.measure import grades_file
 from howwhen.store import RunFolder
@@ -71,7 +70,7 @@ def _read(name: str, out: Path) -> list[GradedTrace]:
     step.check()
     if not (step.path / grades_file(rung)).exists():
         measured = sorted(path.stem for path in (step.path / "grades").glob("*.jsonl"))
-        known = rung in get_args(Rung)
+        known = rung in (*LADDER, *KNOCK_OUTS)
         what = "was not measured there" if known else "is no rung"
         raise SettingsError(f"{rung!r} {what}; expected one of {', '.join(measured)}")
     return step.read_records(grades_file(rung), GradedTrace)

@@ -20,16 +20,17 @@ def hybrid(run: "Pipeline", step: StepFolder) -> Json:
     problems, models = run.problems(Split.TEST), run.models()
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
-    traces = [t for one in rungs.hybrids() for t in _decode(run, step, models, problems, one)]
-    rate = _steered_fraction(traces)
+    samples = [_decode(run, step, models, problems, one) for one in rungs.hybrids()]
+    traces = [trace for sample in samples for trace in sample]
     found = _decisions_per_category(traces, rungs.gate.size)
-    others = rungs.controls(rate)
+    others = rungs.controls(_steered_fraction(samples[0]))  # the same whatever the extent
     if run.settings.hybrid.knock_outs:
         others += rungs.knock_outs(n for n, count in enumerate(found) if count)
     answers: Counter[Rung] = Counter({"hybrid": len(traces)})
     for one in others:
         answers[one.choice.name] += len(_decode(run, step, models, problems, one))
     step.write_json("passes.json", [one.file for one in (*rungs.hybrids(), *others)])
+    rate = _steered_fraction(traces)
     _warn(run, rate, idle := _idle_decisions(traces, rungs.vectors))
     return {
         "problems": len(problems),

@@ -1,13 +1,13 @@
 """Step 5: every answer graded, every rung on one scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter
 
 from howwhen.judging import JudgeClient
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
-from howwhen.measure.judge import agreement, judge_answers
+from howwhen.measure.judge import Judgement, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, Rung, Split
 from howwhen.store import Json, StepFolder
@@ -21,13 +21,13 @@ def measure(run: "Pipeline", step: StepFolder) -> Json:
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
     decoded = run.folder.step("hybrid")
     graded: dict[Rung, list[GradedTrace]] = {}
-    items: list[Item] = []
+    items: dict[Rung, list[Item]] = {}
     with open_grader(run.settings.measure.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             fresh = [_item(trace, problems[trace.problem_id]) for trace in traces]
             graded.setdefault(traces[0].rung, []).extend(_grade(grader, traces, fresh))
-            items += fresh
+            items.setdefault(traces[0].rung, []).extend(fresh)
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
@@ -38,7 +38,7 @@ def measure(run: "Pipeline", step: StepFolder) -> Json:
     for rung, reduced in graded.items():
         step.write_records(grades_file(rung), reduced)
     if run.settings.measure.judge_url is not None:
-        _judge(run, step, items, [one for reduced in graded.values() for one in reduced])
+        _judge(run, step, items, graded)
     return {"problems": measurement.n, "rungs": len(measurement.rungs)}
 
 
@@ -52,9 +52,15 @@ def _item(trace: HybridTrace, problem: Problem) -> Item:
 
 
 def _judge(
-    run: "Pipeline", step: StepFolder, items: Sequence[Item], graded: Sequence[GradedTrace]
+    run: "Pipeline",
+    step: StepFolder,
+    items: Mapping[Rung, Sequence[Item]],
+    graded: Mapping[Rung, Sequence[GradedTrace]],
 ) -> None:
-    """Ask a judge about every answer, and note how far it agrees with either mode."""
+    """Ask a judge about every answer, and note how far it agrees with either mode.
+
+    `judged/RUNG.jsonl` has a line for each line of `grades/RUNG.jsonl`.
+    """
     settings = run.settings.measure
     client = JudgeClient(
         base_url=settings.judge_url or "",
@@ -63,10 +69,14 @@ def _judge(
         cache=run.folder.root / "judge-cache",
         say=run.reporter.say,
     )
-    judged = judge_answers(items, client, settings.judge_repeats)
-    step.write_records("judged.jsonl", judged)
+    judged: list[Judgement] = []
+    for rung, asked in items.items():
+        fresh = judge_answers(asked, client, settings.judge_repeats)
+        step.write_records(f"judged/{rung}.jsonl", fresh)
+        judged += fresh
+    grades = [one for rung in items for one in graded[rung]]
     modes: tuple[Mode, ...] = get_args(Mode)
-    found = {mode: agreement([one.grade(mode) for one in graded], judged) for mode in modes}
+    found = {mode: agreement([one.grade(mode) for one in grades], judged) for mode in modes}
     step.write_json(
         "judge.json",
         {
