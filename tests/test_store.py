@@ -35,7 +35,7 @@ def test_records_and_tensors_survive_the_round_trip(step: StepFolder) -> None:
     step.write_vectors("v.safetensors", vectors)
     residual = torch.randn(20, 32)
     again, same = step.read_taxonomy(), step.read_vectors("v.safetensors")
-    assert (again.model, again.layer, again.titles, again.sae.k) == (
+    assert (again.model, again.layer, again.titles, again.scorer.method) == (
         "random",
         1,
         taxonomy.titles,

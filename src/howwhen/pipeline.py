@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
 from howwhen.progress import Reporter
-from howwhen.records import Measurement, Problem, Rollout, Split, Taxonomy
+from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
 from howwhen.steps.collect import collect, draw_split
@@ -104,6 +104,10 @@ class Pipeline:
     def taxonomy(self) -> Taxonomy:
         """The chosen taxonomy."""
         return self.folder.step("discover").read_taxonomy()
+
+    def annotations(self) -> list[Annotation]:
+        """Category of every sentence of every rollout, in order."""
+        return self.folder.step("discover").read_records("annotations.jsonl", Annotation)
 
     def rollouts_with_questions(self) -> tuple[list[Rollout], list[str]]:
         """The collected rollouts, and the question that each answers."""

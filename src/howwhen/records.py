@@ -86,6 +86,21 @@ class Sae:
     k: int
     """Latents kept per sentence."""
 
+    @property
+    def weights(self) -> Float[Tensor, "latent d_model"]:
+        """The linear part of the scores."""
+        return self.encoder
+
+    @property
+    def biases(self) -> Float[Tensor, " latent"]:
+        """The constant part of the scores."""
+        return self.encoder_bias - self.encoder @ self.decoder_bias
+
+    @property
+    def method(self) -> str:
+        """How the categories were found."""
+        return "sae"
+
     def scores(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n latent"]:
         """Pre-activations of all latents; a category is the argmax."""
         return (inputs - self.decoder_bias) @ self.encoder.T + self.encoder_bias
@@ -97,8 +112,26 @@ class Sae:
 
 
 @dataclass(frozen=True)
+class Clusters:
+    """A clustering of normalised activations that is applied by a linear function of them.
+
+    Nearest centroid, largest cosine and a mixture with one covariance for all components are all
+    the argmax of `weights . x + biases`.
+    """
+
+    weights: Float[Tensor, "category d_model"]
+    biases: Float[Tensor, " category"]
+    method: str
+    """How the categories were found, such as `kmeans`."""
+
+    def scores(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n category"]:
+        """Scores of all categories; a category is the argmax."""
+        return inputs @ self.weights.T + self.biases
+
+
+@dataclass(frozen=True)
 class Taxonomy:
-    """Categories of reasoning: an SAE with everything needed to apply it to one model's residuals.
+    """Categories of reasoning, with everything needed to tell them from one model's residuals.
 
     It owns the normaliser, and applies the same one to sentence means and to single tokens:
     subtract the corpus mean, divide by the L2 norm.
@@ -110,35 +143,54 @@ class Taxonomy:
     """0-based block whose output it reads."""
     mean: Float[Tensor, " d_model"]
     """Corpus mean of the sentence activations."""
-    sae: Sae
+    scorer: Sae | Clusters
+    """What tells the categories apart."""
     titles: tuple[str, ...]
     """One title per category."""
 
     @property
     def size(self) -> int:
         """Number of categories K."""
-        return self.sae.encoder.shape[0]
+        return self.scorer.weights.shape[0]
 
     def normalise(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Residuals as the SAE reads them."""
         return functional.normalize(residual - self.mean, dim=-1)
 
     def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
-        """Category of each residual: the argmax over all K pre-activations."""
-        return self.sae.scores(self.normalise(residual)).argmax(1)
+        """Category of each residual: the argmax over all K scores."""
+        return self.scores(residual).argmax(1)
+
+    def scores(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n category"]:
+        """Scores of all categories for each residual (an SAE's are its pre-activations)."""
+        return self.scorer.scores(self.normalise(residual))
 
     def gate(self) -> "Gate":
         """The gate that reads a single position as if it were a sentence's mean."""
-        sae = self.sae
         return Gate(
             kind="taxonomy",
             model=self.model,
             layer=self.layer,
             mean=self.mean,
-            weights=sae.encoder,
-            biases=sae.encoder_bias - sae.encoder @ sae.decoder_bias,
+            weights=self.scorer.weights,
+            biases=self.scorer.biases,
             titles=self.titles,
         )
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a taxonomy says of one sentence; the text itself stays where it is."""
+
+    problem_id: str
+    """Of the rollout."""
+    span: SentenceSpan
+    category: int
+    strength: float
+    """Score of the category."""
+    runner_up: int
+    """Category with the second highest score."""
+    runner_up_strength: float
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from howwhen.errors import MissingExtraError, SteeringError, StoreError
-from howwhen.records import MODULATIONS, Gate, Sae, SelfGate, Taxonomy, VectorSet
+from howwhen.records import MODULATIONS, Clusters, Gate, Sae, SelfGate, Taxonomy, VectorSet
 
 Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
@@ -207,23 +207,11 @@ class StepFolder:
 
     def write_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Write `taxonomy.safetensors`."""
-        sae = taxonomy.sae
-        tensors = {
-            "mean": taxonomy.mean,
-            "encoder": sae.encoder,
-            "encoder_bias": sae.encoder_bias,
-            "decoder": sae.decoder,
-            "decoder_bias": sae.decoder_bias,
-        }
-        notes = {"model": taxonomy.model, "layer": taxonomy.layer, "k": sae.k}
-        self.write_tensors("taxonomy.safetensors", tensors, {**notes, "titles": taxonomy.titles})
+        save_taxonomy(self.path / "taxonomy.safetensors", taxonomy)
 
     def read_taxonomy(self) -> Taxonomy:
         """Read `taxonomy.safetensors`."""
-        tensors, notes = self.read_tensors("taxonomy.safetensors")
-        mean = tensors.pop("mean")
-        sae = Sae(**tensors, k=notes["k"])
-        return Taxonomy(notes["model"], notes["layer"], mean, sae, tuple(notes["titles"]))
+        return load_taxonomy(self.path / "taxonomy.safetensors")
 
     def write_vectors(self, name: str, vectors: VectorSet) -> None:
         """Write a vector set."""
@@ -309,6 +297,59 @@ class StepFolder:
             kept += len(batch)
             report(kept)
         return self.read_records(name, kind)
+
+
+def save_taxonomy(path: Path, taxonomy: Taxonomy) -> None:
+    """Write a taxonomy, normaliser included, as safetensors."""
+    tensors, notes = _tensors_and_notes(taxonomy.scorer)
+    notes |= {"model": taxonomy.model, "layer": taxonomy.layer, "titles": taxonomy.titles}
+    notes["kind"] = type(taxonomy.scorer).__name__
+    _write_tensors(path, {**tensors, "mean": taxonomy.mean}, notes)
+
+
+def load_taxonomy(path: Path) -> Taxonomy:
+    """Read a taxonomy and check it.
+
+    Raises:
+        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
+    """
+    tensors, notes = _read_tensors(path, "Write it again with save_taxonomy or howwhen discover")
+    try:
+        titles = tuple(notes.pop("titles"))
+        model, layer, kind = (notes.pop(name) for name in ("model", "layer", "kind"))
+        mean = tensors.pop("mean")
+        every: Json = {**tensors, **notes}
+        scorer = {"Sae": Sae, "Clusters": Clusters}[kind](**every)
+        taxonomy = Taxonomy(model, int(layer), mean, scorer, titles)
+        _check_taxonomy(taxonomy)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} holds no taxonomy ({error!r}); expected a file of save_taxonomy, or convert "
+            "one: howwhen convert"
+        ) from error
+    return taxonomy
+
+
+def _check_taxonomy(taxonomy: Taxonomy) -> None:
+    """Refuse shapes that do not fit together, and values that are not finite."""
+    scorer, size, width = taxonomy.scorer, len(taxonomy.titles), taxonomy.mean.shape[0]
+    expected: dict[str, tuple[int, ...]] = {
+        "encoder": (size, width),
+        "encoder_bias": (size,),
+        "decoder": (size, width),
+        "decoder_bias": (width,),
+        "weights": (size, width),
+        "biases": (size,),
+    }
+    for name, tensor in vars(scorer).items():
+        if isinstance(tensor, Tensor) and tuple(tensor.shape) != expected[name]:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
+        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds values that are not finite")
+    if taxonomy.mean.ndim != 1 or not torch.isfinite(taxonomy.mean).all():
+        raise ValueError("mean is no vector of finite values")
+    if isinstance(scorer, Sae) and not (isinstance(scorer.k, int) and 1 <= scorer.k <= size):
+        raise ValueError(f"k is {scorer.k!r}, expected 1 to {size}")
 
 
 def save_vectors(path: Path, vectors: VectorSet) -> None:

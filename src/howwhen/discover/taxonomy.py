@@ -17,7 +17,7 @@ from howwhen.discover.validate import (
     score_offline,
 )
 from howwhen.errors import InputError
-from howwhen.records import Sae, Taxonomy
+from howwhen.records import Annotation, Rollout, Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
 
 Report = Callable[[str], None]
@@ -78,6 +78,25 @@ def discover_grid(
     return cells
 
 
+def annotate(
+    rollouts: Sequence[Rollout], scores: Float[Tensor, "sentence category"]
+) -> list[Annotation]:
+    """Category, strength and runner-up of every sentence, in order of rollouts and their spans.
+
+    Args:
+        rollouts: with the sentences' offsets.
+        scores: of all categories for every sentence; at least two categories.
+    """
+    spans = [(rollout.problem_id, span) for rollout in rollouts for span in rollout.spans]
+    top = scores.topk(2, dim=1)
+    return [
+        Annotation(problem_id, span, first, strength, second, weaker)
+        for (problem_id, span), (first, second), (strength, weaker) in zip(
+            spans, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    ]
+
+
 def possible_shapes(sentences: int, grid: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
     """The shapes that can be trained on so many sentences, and those that cannot.
 
@@ -120,9 +139,9 @@ def _score(
     settings: DiscoverSettings,
 ) -> Cell:
     with torch.no_grad():
-        categories = taxonomy.sae.scores(inputs).argmax(1).tolist()
+        categories = taxonomy.scorer.scores(inputs).argmax(1).tolist()
         others = twin.scores(inputs).argmax(1).tolist()
-        fvu = unexplained(taxonomy.sae, inputs)
+        fvu = unexplained(taxonomy.scorer, inputs)
     titles = make_titles(sentences.texts, categories, taxonomy.size)
     truth = {
         level: scores

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from howwhen.discover.activations import sentence_means
 from howwhen.discover.sae import Shape
-from howwhen.discover.taxonomy import CHOICE_RULE, Cell, Sentences, choose, discover_grid
+from howwhen.discover.taxonomy import CHOICE_RULE, Cell, Sentences, annotate, choose, discover_grid
 from howwhen.records import Rollout, Taxonomy
 from howwhen.store import Json, StepFolder
 
@@ -34,11 +34,12 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
     cells = discover_grid(name, sentences, shapes, settings, report)
     chosen = choose(cells)
     taxonomy = cells[chosen].taxonomy
-    scores = taxonomy.sae.scores(taxonomy.normalise(means[taxonomy.layer]))
-    categories = scores.argmax(1).tolist()
+    scores = taxonomy.scores(means[taxonomy.layer])
+    annotations = annotate(rollouts, scores)
+    categories = [one.category for one in annotations]
     step.write_json("scores.json", [_cell_row(c, i == chosen) for i, c in enumerate(cells)])
     step.write_json("categories.json", _category_rows(taxonomy, texts, categories))
-    step.write_json("assignments.json", categories)
+    step.write_records("annotations.jsonl", annotations)
     step.write_tensors("sentence_scores.safetensors", {"scores": scores}, {})
     step.write_taxonomy(taxonomy)
     return {
@@ -63,7 +64,7 @@ def _labels(run: "Pipeline", rollouts: Sequence[Rollout]) -> dict[str, list[str 
 
 def _cell_row(cell: Cell, is_chosen: bool) -> dict[str, Any]:
     taxonomy, offline = cell.taxonomy, vars(cell.offline)
-    row = {"layer": taxonomy.layer, "size": taxonomy.size, "k": taxonomy.sae.k, "fvu": cell.fvu}
+    row = {"layer": taxonomy.layer, "size": taxonomy.size, "k": taxonomy.scorer.k, "fvu": cell.fvu}
     for level, scores in cell.truth.items():
         suffix = "" if level == next(iter(cell.truth)) else f"_{level}"
         row |= {f"nmi{suffix}": scores.nmi, f"purity{suffix}": scores.purity}

@@ -121,7 +121,7 @@ class _Lab:
 
     def choose_gate(self) -> Gate:
         """Fit every kind of gate on the training answers, compare them on the others, keep one."""
-        assignments = self.run.folder.step("discover").read_json("assignments.json")
+        assignments = [one.category for one in self.run.annotations()]
         coming = coming_categories(self.rollouts, self.found, assignments)
         train, selection = self._only(coming, False), self._only(coming, True)
         chosen: Gate | None = None
