@@ -39,7 +39,7 @@ def test_records_and_tensors_survive_the_round_trip(step: StepFolder) -> None:
         "random",
         1,
         taxonomy.titles,
-        1,
+        "sae",
     )
     assert torch.equal(again.categorise(residual), taxonomy.categorise(residual))
     category = again.categorise(residual)
