@@ -1,6 +1,6 @@
 import pytest
 
-from howwhen.discover.titles import make_titles
+from howwhen.discover.names import make_titles
 from howwhen.discover.validate import score_against_truth, score_offline
 
 TEXTS = ["Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that."] * 40

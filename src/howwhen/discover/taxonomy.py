@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from howwhen.discover.names import make_titles
 from howwhen.discover.sae import Shape, train_grid, unexplained
-from howwhen.discover.titles import make_titles
 from howwhen.discover.validate import (
     OfflineScores,
     TruthScores,

@@ -23,7 +23,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.naive_bayes import MultinomialNB
 
-from howwhen.discover.titles import characteristic_words
+from howwhen.discover.names import characteristic_words
 
 FOLDS = 5
 MOST_SENTENCES = 1500
