@@ -16,6 +16,7 @@ from howwhen.records import LadderRung
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Price = Annotated[float, Field(ge=0)]
 Preset = Literal["smoke", "small", "paper"]
 Size = Annotated[int, Field(gt=1)]
 Method = Literal[
@@ -38,6 +39,27 @@ class _Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
     )
+
+
+class JudgeSettings(_Settings):
+    """What the steps that may ask a judge share; a judge is asked only where one is named."""
+
+    judge_url: str | None = None
+    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; no judge there
+    where absent."""
+    judge_model: str | None = None
+    """The endpoint's name of the judging model."""
+    judge_key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    judge_prices: tuple[Price, Price] | None = None
+    """What the endpoint charges per million tokens of prompts and of replies; without it the cost
+    is not known."""
+
+    @model_validator(mode="after")
+    def _names_its_model(self) -> "JudgeSettings":
+        if self.judge_url is not None and self.judge_model is None:
+            raise ValueError("judge_url without judge_model; expected the name of a model with it")
+        return self
 
 
 class CollectSettings(_Settings):
@@ -74,8 +96,8 @@ class CollectSettings(_Settings):
         return self
 
 
-class DiscoverSettings(_Settings):
-    """Discover: who reads, the grid of taxonomies, and which of them is taken."""
+class DiscoverSettings(JudgeSettings):
+    """Discover: who reads, the grid of taxonomies, which of them is taken, and who names it."""
 
     reader: str | None = None
     """Model whose activations are read: a hub id, a folder or an embedded name such as `smollm2`;
@@ -112,6 +134,20 @@ class DiscoverSettings(_Settings):
     """Choose only among taxonomies of this method."""
     batch_tokens: Count = 8192
     """Tokens read at a time, padding included."""
+    judge_local: str | None = None
+    judge_local: str | None = None
+    """Hub id or folder of a model on this machine that is the judge instead of an endpoint."""
+    judge_repeats: Count = 3
+    """How often the judge scores a taxonomy, each time on another sample."""
+    judge_sentences: Count = 200
+    """Sentences of one category that the judge is shown for a name, and in one sample of a score,
+    at most."""
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> "DiscoverSettings":
+        if self.judge_url is not None and self.judge_local is not None:
+            raise ValueError("both judge_url and judge_local name a judge; expected one of them")
+        return self
 
 
 class ElicitSettings(_Settings):
@@ -236,8 +272,8 @@ class HybridSettings(_Settings):
         return self
 
 
-class MeasureSettings(_Settings):
-    """Measure: grading and intervals."""
+class MeasureSettings(JudgeSettings):
+    """Measure: grading and intervals. A judge stands beside the rules, which stay the measure."""
 
     mode: Literal["flexible", "strict"] = "flexible"
     """Grading mode of the headline numbers; both are reported. `strict` takes only an answer that
@@ -250,20 +286,11 @@ class MeasureSettings(_Settings):
     """Seed of the resampling."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Longest time the grader may take for one answer."""
-    judge_url: str | None = None
-    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; its agreement with
-    the rules is reported, and the rules stay the measure. No judge where absent."""
-    judge_model: str | None = None
-    """The endpoint's name of the judging model."""
-    judge_key_variable: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key."""
     judge_repeats: Count = 3
     """How often each answer is judged; the majority counts, so it must be odd."""
 
     @model_validator(mode="after")
-    def _names_its_judge(self) -> "MeasureSettings":
-        if self.judge_url is not None and self.judge_model is None:
-            raise ValueError("judge_url without judge_model; expected the name of a model with it")
+    def _has_a_majority(self) -> "MeasureSettings":
         if self.judge_repeats % 2 == 0:
             raise ValueError(
                 f"judge_repeats {self.judge_repeats} may end in a tie; expected an odd number"

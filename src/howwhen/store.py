@@ -47,6 +47,11 @@ class RunFolder:
         """The folder of one step, which need not exist yet."""
         return StepFolder(self.root / f"{STEPS.index(name) + 1}-{name}", name)
 
+    @property
+    def judge_cache(self) -> Path:
+        """Where the judges of all steps keep their replies."""
+        return self.root / "judge-cache"
+
 
 @contextmanager
 def open_run(root: Path, *, is_new: bool = True) -> Iterator[RunFolder]:

@@ -56,8 +56,8 @@ class CellScores:
 
     @property
     def standard_error(self) -> float:
-        """Of `score`."""
-        return (self.judged or self.offline).standard_error
+        """Of `score`; 0 where a judge was asked only once."""
+        return (self.judged or self.offline).standard_error or 0.0
 
     @property
     def name(self) -> str:
