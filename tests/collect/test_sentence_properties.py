@@ -46,8 +46,8 @@ TEXTS = st.lists(
     max_size=30,
 ).map("".join)
 MARKERS = st.sampled_from([THINK, ("[", "]"), ("||", "||"), (". ", "\n")])
-MANY = settings(max_examples=300, deadline=None)
-FEW = settings(max_examples=80, deadline=None)
+MANY = settings(max_examples=300)
+FEW = settings(max_examples=80)
 
 
 def check_tiles(text: str, sentences: Sequence[tuple[int, int]]) -> None:
