@@ -6,7 +6,7 @@ again. What each step does stands in `steps`.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,13 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
+from howwhen.collect.cutters import find_cutter
 from howwhen.models import LanguageModel
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
-from howwhen.steps.collect import collect, draw_split
+from howwhen.steps.collect import check_test_problems, collect, draw_split
 from howwhen.steps.discover import discover
 from howwhen.steps.elicit import elicit
 from howwhen.steps.hybrid import hybrid
@@ -44,13 +45,21 @@ EXTENT: dict[Step, tuple[str, ...]] = {
 """Settings that say how much a step does: more of it is done beside what is there."""
 
 
-def check_inputs(pair: Pair, settings: RunSettings) -> None:
+def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[Step] = STEPS) -> None:
     """Load the pair and the problems, and refuse now what would fail later; writes nothing.
+
+    Args:
+        pair: the pair.
+        settings: of the run.
+        steps: those that will be done.
 
     Raises:
         InputError: models, layers or problems that cannot be used.
     """
-    draw_split(pair, settings)
+    problems = draw_split(pair, settings)
+    if "hybrid" in steps:
+        check_test_problems(problems)
+    find_cutter(settings.collect)
     pair.check()
     reader = pair.reader(settings.discover.reader)
     for layer in pair.reading_layers(reader, settings.discover.layers):
@@ -176,8 +185,14 @@ class Pipeline:
             extent=extent,
         )
 
+<<<<<<< HEAD
     def _describe(self, model: LanguageModel) -> Json:
         names = ("name", "revision", "fingerprint", "prompt")
+=======
+    def _describe(self, role: str) -> Json:
+        model = getattr(self.pair, role)
+        names = ("name", "revision", "fingerprint", "prompt", "markers")
+>>>>>>> collect
         return {name: getattr(model, name) for name in names}
 
     def _layers(self, name: Step) -> Json:
@@ -196,8 +211,9 @@ class Pipeline:
         return used
 
     def _problems_digest(self) -> str:
-        """Of the content of all problem files; a set that is no file stands for itself."""
+        """Of the content of all problem and trace files; what is no file stands for itself."""
         chosen = self.settings.collect
-        sources = [one for one in (chosen.problems, chosen.test_problems) if one is not None]
+        given = (chosen.problems, *(chosen.traces or ()), chosen.test_problems)
+        sources = [one for one in given if one is not None]
         parts = [Path(one).read_bytes() if Path(one).exists() else one.encode() for one in sources]
         return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else self.pair.name

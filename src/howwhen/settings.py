@@ -70,8 +70,12 @@ class CollectSettings(_Settings):
     `math500`, ...) or `hub:ID/CONFIG@SPLIT`; the pair's own problems where absent."""
     test_problems: str | None = None
     """The same, for the final measurement; a share of `problems` where absent."""
+    traces: tuple[str, ...] | None = None
+    """JSONL files (gzip or not) of answers already written, with `question` and `text` per line,
+    read instead of asking the thinking model; all of them train, so `test_problems` must be given
+    for the later steps."""
     limit: Count = 1000
-    """Problems taken in all, before they are split."""
+    """Problems (or traces) taken in all, before they are split."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
@@ -84,6 +88,22 @@ class CollectSettings(_Settings):
     """Sampling temperature of the thinking model; 0 is greedy."""
     batch_size: Count = 64
     """Problems answered at a time."""
+    cutter: Literal["rule", "sat"] = "rule"
+    """What cuts the thinking into sentences: the paper's `rule` (after `. ! ? ;` and newlines), or
+    `sat`, a model that finds sentences by meaning (Segment any Text)."""
+    sat_model: str = "sat-3l-sm"
+    """The model of `sat`: a name on the hub, or a local folder that also holds its tokenizer."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "CollectSettings":
+        if self.traces is not None and self.problems is not None:
+            raise ValueError(
+                f"problems {self.problems!r} and traces {', '.join(self.traces)!r}; expected one "
+                "of them, as traces bring their questions along"
+            )
+        if self.traces == ():
+            raise ValueError("traces without a file; expected one JSONL file or more")
+        return self
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> "CollectSettings":

@@ -9,7 +9,7 @@ from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
 from howwhen.models import LanguageModel, check_prompt, load_model
-from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP
+from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -30,6 +30,8 @@ class Pair:
     thinking_source: str
     base_prompt: str = PLAIN
     thinking_prompt: str = CHAT
+    thinking_markers: Markers = THINK
+    """What opens and what closes the thinking part of the thinking model's answers."""
     step_by_step_prompt: str | None = None
     """Asks the base to reason step by step; None for a base that cannot be asked so."""
     steer_layer: int | None = None
@@ -53,8 +55,8 @@ class Pair:
     def thinking(self) -> LanguageModel:
         """The thinking model, loaded on first use."""
         source = _resolve(self.thinking_source)
-        prompt = check_prompt(self.thinking_prompt)
-        return load_model(source, prompt=prompt, name=self.thinking_source)
+        prompt, markers = check_prompt(self.thinking_prompt), self.thinking_markers
+        return load_model(source, prompt=prompt, markers=markers, name=self.thinking_source)
 
     @property
     def chosen_steer_layer(self) -> int:
@@ -122,7 +124,13 @@ def find_pair(name: str) -> Pair:
     )
 
 
-def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -> Pair:
+def own_pair(
+    base: str,
+    thinking: str,
+    base_prompt: str,
+    thinking_prompt: str,
+    thinking_markers: Markers = THINK,
+) -> Pair:
     """Any two causal language models, by hub id or folder."""
     return Pair(
         name="own",
@@ -131,6 +139,7 @@ def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -
         thinking_source=thinking,
         base_prompt=base_prompt,
         thinking_prompt=thinking_prompt,
+        thinking_markers=thinking_markers,
         step_by_step_prompt=STEP_BY_STEP if base_prompt == PLAIN else None,
     )
 
