@@ -185,14 +185,8 @@ class Pipeline:
             extent=extent,
         )
 
-<<<<<<< HEAD
     def _describe(self, model: LanguageModel) -> Json:
-        names = ("name", "revision", "fingerprint", "prompt")
-=======
-    def _describe(self, role: str) -> Json:
-        model = getattr(self.pair, role)
         names = ("name", "revision", "fingerprint", "prompt", "markers")
->>>>>>> collect
         return {name: getattr(model, name) for name in names}
 
     def _layers(self, name: Step) -> Json:
