@@ -28,8 +28,8 @@ def sae_grid() -> Iterator[Result]:
     settings = DiscoverSettings(steps=40, sentences_per_step=512)
     yield compare(
         "SAE grid: ten sizes one by one over all at once",
-        lambda: [train_grid(inputs, [shape], settings) for shape in shapes],
-        lambda: train_grid(inputs, shapes, settings),
+        lambda: [train_grid(inputs, [shape], settings, 0) for shape in shapes],
+        lambda: train_grid(inputs, shapes, settings, 0),
         "at least",
         4.0,
         "40 steps, one by one and together",

@@ -38,6 +38,7 @@ from howwhen.settings import (
     read_config,
 )
 from howwhen.steps.comparing import compare as compare_rungs
+from howwhen.steps.discover import write_page
 from howwhen.store import STEPS, Step, export_gguf, load_vectors, open_run, save_vectors
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -172,6 +173,32 @@ def _make_command(*steps: Step) -> Callable[..., None]:
         run.do(pair, *steps)
 
     return command
+
+
+@app.command
+def discover(
+    pair: str | None = None,
+    /,
+    *,
+    report: bool = False,
+    run: Run = Run(),
+) -> None:
+    """Step 2: find categories of sentences without supervision.
+
+    Parameters
+    ----------
+    pair:
+        A pair of `howwhen zoo list`.
+    report:
+        Write a page about the taxonomy too: the grid, the categories, what leads to what.
+    run:
+        Where the run is, and its settings.
+    """
+    run.do(pair, "discover")
+    if report:
+        what = run.source.pair(pair)
+        with open_run(run.folder(what), is_new=False) as folder:
+            print(f"Page: {write_page(Pipeline(what, run.choose(pair), folder, Reporter()))}")
 
 
 @app.command
@@ -383,7 +410,6 @@ def zoo_build(name: str, *, out: Path | None = None, seed: int = 0) -> None:
 _COMMANDS: dict[str, tuple[tuple[Step, ...], str]] = {
     "run": (STEPS, "Do all six steps and print the table."),
     "collect": (("collect",), "Step 1: let the thinking model answer problems, cut sentences."),
-    "discover": (("discover",), "Step 2: find categories of sentences without supervision."),
     "elicit": (("elicit",), "Step 3: train steering vectors in the base model."),
     "hybrid": (("hybrid",), "Step 4: decode the test problems on every rung of the ladder."),
     "present": (("present",), "Step 6: write the report."),

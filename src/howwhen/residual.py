@@ -171,6 +171,7 @@ def residuals(
     model: nn.Module,
     layers: Sequence[int],
     take: Callable[[Tensor], Tensor] = Tensor.detach,
+    /,
     **inputs: Any,
 ) -> dict[int, Tensor]:
     """Residuals of `layers` for one batch; the pass stops at the deepest of them.

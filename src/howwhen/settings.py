@@ -30,7 +30,7 @@ Method = Literal[
     "pca-mixture",
     "pca-agglomerative",
 ]
-"""How categories are found: Top-K autoencoders, or a clustering, possibly of principal components."""
+"""How categories are found: Top-K autoencoders, or a clustering (`pca-`: of principal components)."""
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
 
@@ -127,7 +127,18 @@ class DiscoverSettings(JudgeSettings):
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("sae",)
     """How categories are found; the taxonomy is chosen among those of the first, the others stand
     beside it for comparison."""
-    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+    )
     """Numbers of categories tried."""
     ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3)
     """Latents kept per sentence, tried with every size (`sae` only)."""
@@ -154,7 +165,6 @@ class DiscoverSettings(JudgeSettings):
     """Choose only among taxonomies of this method."""
     batch_tokens: Count = 8192
     """Tokens read at a time, padding included."""
-    judge_local: str | None = None
     judge_local: str | None = None
     """Hub id or folder of a model on this machine that is the judge instead of an endpoint."""
     judge_repeats: Count = 3

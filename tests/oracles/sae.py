@@ -23,11 +23,13 @@ def train_plainly(inputs: Tensor, shape: Shape, settings: DiscoverSettings, seed
         optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - step / settings.steps)
         batch = inputs[torch.randint(len(inputs), (count,), generator=generator)]
         optimizer.zero_grad()
-        torch.autograd.backward(loss_of(Sae(*parameters, k=shape.k), batch))
+        sae = Sae(encoder, encoder_bias, decoder, decoder_bias, shape.k)
+        torch.autograd.backward(loss_of(sae, batch))
         optimizer.step()
         with torch.no_grad():
             decoder.copy_(functional.normalize(decoder, dim=1))
-    return Sae(*(one.detach() for one in parameters), k=shape.k)
+    plain = (one.detach() for one in parameters)
+    return Sae(next(plain), next(plain), next(plain), next(plain), shape.k)
 
 
 def loss_of(sae: Sae, batch: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ def _account(own: Scorer, offline: OfflineScores, sentences: LayerSentences) -> 
         size=size,
         k=own.k if isinstance(own, Sae) else 1,
         offline=offline,
-        unused=size - len(categories.unique()),
+        unused=int((categories.bincount(minlength=size) == 0).sum()),
         health=examine(own, sentences.inputs) if isinstance(own, Sae) else None,
         truth=compare_with_truth(categories.tolist(), sentences.labels) or None,
     )

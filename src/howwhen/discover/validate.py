@@ -42,8 +42,8 @@ class OfflineScores:
     """Scores of one cell of the grid without a judge; 1 is best."""
 
     consistency: float
-    """Held-out macro-F1 of a linear probe, from the other half of the layers where there is one, else
-    from the words."""
+    """Held-out macro-F1 of a linear probe from the other half of the layers; from the words where
+    only one layer is read."""
     consistency_of_words: float
     """The same from an embedding of the sentence's words (TF-IDF, reduced)."""
     stability_over_seeds: float
@@ -182,7 +182,7 @@ def _foretell(
     partitions: Sequence[np.ndarray],
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[np.ndarray]:
-    """Held-out predictions of every partition by ridge regression on its categories, all at once."""
+    """Held-out predictions of all partitions at once, by ridge regression on their categories."""
     widths = [int(one.max()) + 1 for one in partitions]
     targets = np.hstack([np.eye(n)[one] for n, one in zip(widths, partitions, strict=True)])
     columns = np.split(np.arange(targets.shape[1]), np.cumsum(widths)[:-1])

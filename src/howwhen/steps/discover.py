@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from howwhen.discover.judged import score_with_judge
 from howwhen.discover.judges import make_judge
 from howwhen.discover.names import Assigned, Naming, name_by_words, name_with_judge
 from howwhen.discover.passages import read_as_written, read_by_another
-from howwhen.discover.portraits import count_transitions, paint
+from howwhen.discover.page import PageInput, make_page
+from howwhen.discover.portraits import Portrait, Transitions, count_transitions, paint
 from howwhen.discover.taxonomy import (
     Cell,
     CellScores,
@@ -28,7 +30,7 @@ from howwhen.discover.taxonomy import (
 from howwhen.discover.validate import confusion
 from howwhen.judging import Judge, describe_usage
 from howwhen.models import LanguageModel
-from howwhen.records import Rollout, Split, Taxonomy
+from howwhen.records import Rollout, Taxonomy
 from howwhen.store import Json, StepFolder
 
 if TYPE_CHECKING:
@@ -57,6 +59,30 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
         "unparsable_names": naming.unparsable,
         "named_without_judge": list(naming.fell_back),
     }
+
+
+def write_page(run: "Pipeline") -> Path:
+    """Write the finished step's page beside its files, and return its path.
+
+    Raises:
+        StoreError: the step is not finished.
+    """
+    step = run.folder.step("discover")
+    step.check()
+    truth = step.path / "truth.json"
+    page = make_page(
+        PageInput(
+            title=f"What {run.pair.name} does when it thinks",
+            thinking=run.pair.thinking_source,
+            reader=run.reader.name,
+            counts=step.read_json("provenance.json")["counts"],
+            cells=step.read_json("scores.json"),
+            portraits=step.read_records("categories.jsonl", Portrait),
+            transitions=step.read_records("transitions.jsonl", Transitions)[0],
+            truth=step.read_json("truth.json") if truth.exists() else None,
+        )
+    )
+    return step.write_text("taxonomy.html", page)
 
 
 class _Study:
