@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import decoding, grading, training
+from benchmarks import decoding, fuzzing, grading, training
 from benchmarks.pairs import smol_shape, tally
 from benchmarks.timing import Result, compare
 from howwhen.discover.sae import Shape, train_grid
@@ -43,6 +43,7 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "training-135m": lambda: training.results(smol_shape(), False),
     "sae-grid": sae_grid,
     "grading": grading.results,
+    "fuzzing": fuzzing.results,
 }
 
 

@@ -142,7 +142,7 @@ def test_the_sentences_shown_are_spread_over_the_deciles_of_one_category() -> No
         client = connect(endpoint, threads=1)
         name_with_judge(assigned, client, SETTINGS)
         name_with_judge(assigned, client, SETTINGS)
-        name_with_judge(assigned, client, DiscoverSettings(seed=1, judge_sentences=25))
+        name_with_judge(assigned, client, DiscoverSettings(seeds=(1, 2), judge_sentences=25))
     assert prompts[:2] == prompts[2:4]  # the same seed asks the same
     numbers = [int(line.split()[1]) for line in sentences_of(prompts[0])]
     assert len(set(numbers)) == len(numbers) == 200

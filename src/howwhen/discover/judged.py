@@ -75,7 +75,7 @@ def score_with_judge(
         assigned: the sentences and their categories.
         names: of all categories.
         judge: who is asked.
-        settings: `judge_repeats` draws of samples of `judge_sentences`, at most, from `seed`.
+        settings: `judge_repeats` draws of samples of `judge_sentences`, at most, from the first of `seeds`.
 
     Raises:
         InputError: names that do not match the categories, or no sentences.

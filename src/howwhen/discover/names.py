@@ -337,7 +337,7 @@ def as_line(text: str, code: str) -> str:
 def _write_prompt(
     assigned: Assigned, rows: Sequence[int], settings: DiscoverSettings, category: int
 ) -> str:
-    random = np.random.default_rng([settings.seed, category])
+    random = np.random.default_rng([settings.seeds[0], category])
     texts = [assigned.texts[row] for row in _spread(rows, settings.judge_sentences, random)]
     drawn = random.permutation(len(assigned.traces))[:TRACES]
     traces = [sendable(assigned.traces[number]) for number in drawn]

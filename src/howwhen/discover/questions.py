@@ -141,7 +141,7 @@ class Draw:
     def _random(self, kind: Kind, category: int = 0) -> np.random.Generator:
         """One for each sample, so that none depends on another."""
         return np.random.default_rng(
-            [self.settings.seed, self.number, list(PROMPTS).index(kind), category]
+            [self.settings.seeds[0], self.number, list(PROMPTS).index(kind), category]
         )
 
     def _name(self, category: int) -> str:
