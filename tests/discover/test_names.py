@@ -111,6 +111,8 @@ def test_a_judge_names_every_used_category() -> None:
         found = name_with_judge(assigned, connect(endpoint), SETTINGS)
     assert [name.title for name in found.names] == ["checks", "concludes", "adds", "unused"]
     assert [name.named_by for name in found.names] == ["judge-1"] * 3 + ["words"]
+    prompts = [body["messages"][0]["content"] for body in endpoint.bodies]
+    assert all("some answers" in prompt and "\nTwo.\n" in prompt for prompt in prompts)
     assert [name.description for name in found.names[:3]] == ["They do it."] * 3
     offline = name_by_words(assigned).names
     assert [name.typical for name in found.names] == [name.typical for name in offline]
@@ -169,7 +171,7 @@ def test_long_sentences_and_traces_lose_their_middles_and_at_most_three_traces_a
         name_with_judge(Assigned([long], [0], [1.0], 1, traces), connect(endpoint), SETTINGS)
     (prompt,) = prompts
     (line,) = sentences_of(prompt)
-    assert re.fullmatch(r"A+ <<<501 characters left out [0-9a-f]{16}>>> B+", line)
+    assert re.fullmatch(r"A+ <<<600 characters left out [0-9a-f]{16}>>> B+", line)
     shown = re.findall(r"<<<answer \d [0-9a-f]{16}>>>\nstart (\d)", prompt)
     assert len(set(shown)) == len(shown) == 3
     assert prompt.count("characters left out") == 4
@@ -210,7 +212,7 @@ MALFORMED = {
     "a number": '{"title": 3, "description": "a"}',
     "a list": '{"title": ["a"], "description": "a"}',
     "a long title": say("one two three four five six seven eight nine ten eleven"),
-    "a long description": say("a", "a" * 1001),
+    "a long description": say("a", "a" * 501),
     "cut": say("a")[:-4],
     "thinking that was cut": "<think>" + say("a"),
     "the form": '{"title": "", "description": ""}',

@@ -253,9 +253,8 @@ The sentences are taken out of worked answers to problems. They were put into on
 $fences
 
 $sentences
-
 $traces
-The sentences are sorted: the first are the most typical of the group, the last the least. If a few do not fit the rest, name what most of them do. The answers show how reasoning looks as a whole; sentences of the group need not stand in them. Lines and texts that are too long are shown without their middle.
+The sentences are sorted: the first are the most typical of the group, the last the least. If a few do not fit the rest, name what most of them do. Lines and texts that are too long are shown without their middle.
 
 Reply with exactly one JSON object and nothing else. The title has at most six words; the description says in one or two sentences how to tell a sentence that belongs from one that does not:
 {"title": "", "description": ""}
@@ -263,18 +262,24 @@ Reply with exactly one JSON object and nothing else. The title has at most six w
 """What a judge is asked about one category. It is shown no category, neither of this taxonomy nor
 as an example, lest it repeats it."""
 
+_TRACES = """
+So that you see how such reasoning looks as a whole, here are some answers. They need not contain sentences of the group.
+
+{}
+"""  # noqa: E501
+
 DECILES = 10
 """The sentences shown are drawn in equal parts from tenths of the category, by strength."""
 TRACES = 3
 TRACE_CHARACTERS = 1_200
 """A longer trace is shown without its middle."""
-LINE_CHARACTERS = 500
+LINE_CHARACTERS = 600
 """And so is a longer sentence."""
 DRAWS = 3
 """Replies asked for, at most, until one is a name."""
 TITLE_WORDS = 10
 """A longer title is no title; the judge is asked for six words."""
-DESCRIPTION_CHARACTERS = 1_000
+DESCRIPTION_CHARACTERS = 500
 """A longer description is none."""
 
 
@@ -338,11 +343,14 @@ def _write_prompt(
     traces = [sendable(assigned.traces[number]) for number in drawn]
     code = code_of(*texts, *traces)
     half = TRACE_CHARACTERS // 2
-    shown = [cut_middle(trace, half, half, code)[0] for trace in traces]
+    shown = [
+        fence(f"answer {number}", cut_middle(trace, half, half, code)[0], code)
+        for number, trace in enumerate(traces, 1)
+    ]
     return Template(PROMPT).substitute(
         fences=Template(FENCES).substitute(code=code),
         sentences=fence("sentences", "\n".join(f"- {as_line(one, code)}" for one in texts), code),
-        traces="".join(f"{fence(f'answer {n}', one, code)}\n\n" for n, one in enumerate(shown, 1)),
+        traces=_TRACES.format("\n\n".join(shown)) if shown else "",
     )
 
 
