@@ -8,12 +8,14 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
 from howwhen.collect.cutters import find_cutter
+from howwhen.models import LanguageModel
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
@@ -59,8 +61,9 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[Step] = STEP
         check_test_problems(problems)
     find_cutter(settings.collect)
     pair.check()
-    for layer in settings.discover.layers or ():
-        check_layer(pair.thinking.model, layer)
+    reader = pair.reader(settings.discover.reader)
+    for layer in pair.reading_layers(reader, settings.discover.layers):
+        check_layer(reader.model, layer)
     if settings.elicit.layer is not None:
         pair.base.check_steering(settings.elicit.layer)
 
@@ -128,6 +131,27 @@ class Pipeline:
         """Both models, under the run's policy for tokens that only one of them knows."""
         return self.pair.models(self.settings.hybrid.one_sided_tokens)
 
+    @cached_property
+    def reader(self) -> LanguageModel:
+        """The model whose activations the taxonomy is found in."""
+        return self.pair.reader(self.settings.discover.reader)
+
+    @property
+    def taxonomy_layers(self) -> tuple[int, ...]:
+        """The blocks of the reader that are read."""
+        return self.pair.reading_layers(self.reader, self.settings.discover.layers)
+
+    @property
+    def gate_layer(self) -> int:
+        """The block of the thinking model that gates read.
+
+        The taxonomy's own; where another model read the sentences, the middle one of those that
+        would be read in the thinking model.
+        """
+        taxonomy, layers = self.taxonomy(), self.pair.chosen_taxonomy_layers
+        is_own = taxonomy.model == self.pair.thinking.name
+        return taxonomy.layer if is_own else layers[len(layers) // 2]
+
     @property
     def steer_layer(self) -> int:
         """The block whose output is steered."""
@@ -151,22 +175,23 @@ class Pipeline:
             upstream["problems"] = self._problems_digest()
         own: Json = getattr(self.settings, name).model_dump(mode="json")
         extent = {key: own.pop(key) for key in EXTENT.get(name, ())}
+        described = {role: self._describe(getattr(self.pair, role)) for role in models}
+        if name == "discover" and self.reader is not self.pair.thinking:
+            described["reader"] = self._describe(self.reader)
         return Key(
             settings={**own, "pair": self.pair.name, **self._layers(name)},
-            models={role: self._describe(role) for role in models},
+            models=described,
             upstream=upstream,
             extent=extent,
         )
 
-    def _describe(self, role: str) -> Json:
-        model = getattr(self.pair, role)
+    def _describe(self, model: LanguageModel) -> Json:
         names = ("name", "revision", "fingerprint", "prompt", "markers")
         return {name: getattr(model, name) for name in names}
 
     def _layers(self, name: Step) -> Json:
         if name == "discover":
-            layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
-            return {"layers": list(layers)}
+            return {"layers": list(self.taxonomy_layers)}
         if name == "elicit":
             return {"layer": self.steer_layer, **self._hybrid_settings_used()}
         return {}

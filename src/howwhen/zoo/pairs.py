@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from howwhen.alignment import ModelPair, OneSided
@@ -70,8 +70,21 @@ class Pair:
         """The blocks to read: the pair's own, or up to six spread over the model."""
         if self.taxonomy_layers is not None:
             return self.taxonomy_layers
-        count = self.thinking.layer_count
-        return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
+        return _spread(self.thinking)
+
+    def reader(self, source: str | None) -> LanguageModel:
+        """The model that reads the sentences: the thinking model, or one of another source."""
+        if source is None:
+            return self.thinking
+        return _load_reader(source)
+
+    def reading_layers(
+        self, reader: LanguageModel, layers: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
+        """The blocks of `reader` to read: those asked for, the pair's own, or six spread ones."""
+        if layers is not None:
+            return layers
+        return self.chosen_taxonomy_layers if reader is self.thinking else _spread(reader)
 
     @property
     def overrides(self) -> Overrides:
@@ -197,6 +210,17 @@ def _published_pairs() -> list[Pair]:
         )
         for name, base, thinking, steer, layer, size in rows
     ]
+
+
+@lru_cache(maxsize=1)
+def _load_reader(source: str) -> LanguageModel:
+    return load_model(_resolve(source), name=source)
+
+
+def _spread(model: LanguageModel) -> tuple[int, ...]:
+    """Up to six blocks spread over a model."""
+    count = model.layer_count
+    return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
 
 
 def _resolve(source: str) -> str | Path:
