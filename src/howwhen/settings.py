@@ -127,7 +127,18 @@ class DiscoverSettings(JudgeSettings):
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("sae",)
     """How categories are found; the taxonomy is chosen among those of the first, the others stand
     beside it for comparison."""
-    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+    )
     """Numbers of categories tried."""
     ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3)
     """Latents kept per sentence, tried with every size (`sae` only)."""

@@ -76,7 +76,9 @@ def _spherical(rows: np.ndarray, size: int, seed: int) -> Linear:
     """Centres of unit norm that the rows, at unit norm, have the largest cosines with."""
     unit = _at_unit_norm(rows)
     state = np.random.RandomState(seed)
-    tries = [_settle(unit, kmeans_plusplus(unit, size, random_state=state)[0]) for _ in range(STARTS)]
+    tries = [
+        _settle(unit, kmeans_plusplus(unit, size, random_state=state)[0]) for _ in range(STARTS)
+    ]
     best = max(tries, key=lambda centres: (unit @ centres.T).max(1).sum())
     return best, np.zeros(size)
 

@@ -82,7 +82,9 @@ def paint(
             len(rows),
             len(rows) / max(1, len(annotations)),
             typical=_pick(sorted(rows, key=lambda n: -annotations[n].strength), texts, annotations),
-            borderline=_pick(sorted(rows, key=lambda n: _margin(annotations[n])), texts, annotations),
+            borderline=_pick(
+                sorted(rows, key=lambda n: _margin(annotations[n])), texts, annotations
+            ),
             positions=tuple(sum(places[n] == part for n in rows) for part in range(POSITIONS)),
         )
         for category, (name, rows) in enumerate(zip(names, own, strict=True))
