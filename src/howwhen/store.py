@@ -340,17 +340,18 @@ def load_taxonomy(path: Path) -> Taxonomy:
     """
     tensors, notes = _read_tensors(path, "Write it again with save_taxonomy or howwhen discover")
     try:
-        titles = tuple(notes.pop("titles"))
+        titles = tuple(_list_of_texts(notes.pop("titles")))
         model, layer, kind = (notes.pop(name) for name in ("model", "layer", "kind"))
+        tensors = _as_floats(tensors)
         mean = tensors.pop("mean")
         every: Json = {**tensors, **notes}
         scorer = {"Sae": Sae, "Clusters": Clusters}[kind](**every)
-        taxonomy = Taxonomy(model, int(layer), mean, scorer, titles)
+        taxonomy = Taxonomy(model, _block(layer), mean, scorer, titles)
         _check_taxonomy(taxonomy)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except _MISFITS as error:
         raise StoreError(
-            f"{path} holds no taxonomy ({error!r}); expected a file of save_taxonomy, or convert "
-            "one: howwhen convert"
+            f"{path} holds no taxonomy ({_brief(repr(error))}); expected a file of save_taxonomy, "
+            "or convert one: howwhen convert"
         ) from error
     return taxonomy
 
@@ -373,6 +374,8 @@ def _check_taxonomy(taxonomy: Taxonomy) -> None:
             raise ValueError(f"{name} holds values that are not finite")
     if taxonomy.mean.ndim != 1 or not torch.isfinite(taxonomy.mean).all():
         raise ValueError("mean is no vector of finite values")
+    if not size:
+        raise ValueError("no category has a title")
     if isinstance(scorer, Sae) and not (isinstance(scorer.k, int) and 1 <= scorer.k <= size):
         raise ValueError(f"k is {scorer.k!r}, expected 1 to {size}")
 
@@ -394,16 +397,20 @@ def load_vectors(path: Path) -> VectorSet:
     tensors, notes = _read_tensors(path, "Write it again with save_vectors or howwhen elicit")
     forms = {kind.__name__: kind for kind in MODULATIONS}
     try:
+        tensors = _as_floats(tensors)
         form = forms[notes["form"]] if notes["form"] else None
         own = {field.name: tensors.pop(field.name) for field in fields(form)} if form else {}
         vectors = VectorSet(
-            notes["model"], int(notes["layer"]), modulation=form(**own) if form else None, **tensors
+            notes["model"],
+            _block(notes["layer"]),
+            modulation=form(**own) if form else None,
+            **tensors,
         )
         _check_shapes(vectors)
-    except (KeyError, TypeError, ValueError) as error:
+    except _MISFITS as error:
         raise StoreError(
-            f"{path} holds no vector set ({error!r}); expected a file of save_vectors with "
-            "`vectors` of shape (category, d_model), or convert it: howwhen convert"
+            f"{path} holds no vector set ({_brief(repr(error))}); expected a file of save_vectors "
+            "with `vectors` of shape (category, d_model), or convert it: howwhen convert"
         ) from error
     if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
         raise SteeringError(f"{path} holds values that are not finite; train the vectors again")
@@ -452,24 +459,58 @@ def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
 
 def _check_shapes(vectors: VectorSet) -> None:
     size, width = vectors.vectors.shape
-    expected = {
+    if not size:
+        raise ValueError("vectors holds none")
+    expected: dict[str, tuple[int | str, ...]] = {
         "vectors": (size, width),
         "bias": (width,),
-        "heads": (size, None),
+        "heads": (size, "hidden"),
         "heads_bias": (size,),
-        "hidden": (None, width),
+        "hidden": ("hidden", width),
         "gates": (size, width),
         "gates_bias": (size,),
-        "down": (size, None, width),
-        "up": (size, None, width),
+        "down": (size, "rank", width),
+        "up": (size, "rank", width),
     }
+    free: dict[str, int] = {}
     for name, tensor in vectors.tensors().items():
         shape, wanted = tuple(tensor.shape), expected[name]
         fits = len(shape) == len(wanted) and all(
-            want is None or want == found for want, found in zip(wanted, shape, strict=True)
+            found == (free.setdefault(want, found) if isinstance(want, str) else want)
+            for want, found in zip(wanted, shape, strict=True)
         )
         if not fits:
             raise ValueError(f"{name} has shape {shape}, expected {wanted}")
+
+
+_MISFITS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What a whole file with the wrong things in it leads to."""
+
+
+def _brief(shown: str) -> str:
+    """The beginning of an error's message: notes may hold anything of any length."""
+    return shown if len(shown) <= 300 else f"{shown[:300]}..."
+
+
+def _as_floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor in single precision, as residuals are; whole numbers are refused."""
+    usable = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in usable:
+            raise ValueError(f"{name} has type {tensor.dtype}, expected floating-point numbers")
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _block(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"layer is {value!r}, expected the 0-based number of a block")
+    return value
+
+
+def _list_of_texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"titles is {value!r}, expected a list of texts")
+    return value
 
 
 def _tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
@@ -487,6 +528,8 @@ def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
     with _opened(path, advice) as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         notes = json.loads((opened.metadata() or {})["howwhen"])
+        if not isinstance(notes, dict):
+            raise ValueError(f"its notes are a {type(notes).__name__}, expected an object")
     return tensors, notes
 
 
@@ -495,8 +538,8 @@ def _opened(path: Path, advice: str) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as opened:
             yield opened
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}. {advice}") from error
+    except (OSError, SafetensorError, KeyError, RecursionError, ValueError) as error:
+        raise StoreError(f"cannot read {path}: {_brief(str(error))}. {advice}") from error
 
 
 def _whole_lines(path: Path) -> list[bytes]:
