@@ -173,7 +173,7 @@ class StepFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a whole JSON file."""
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-        _write_whole(self.path / name, text.encode())
+        write_whole(self.path / name, text.encode())
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file.
@@ -190,7 +190,7 @@ class StepFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole text file and return its path."""
-        _write_whole(self.path / name, text.encode())
+        write_whole(self.path / name, text.encode())
         return self.path / name
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
@@ -239,7 +239,7 @@ class StepFolder:
 
     def write_records(self, name: str, records: Sequence[Any]) -> None:
         """Write a whole JSONL file, one record per line."""
-        _write_whole(self.path / name, _lines(records))
+        write_whole(self.path / name, _lines(records))
 
     def read_records(self, name: str, kind: type[Record]) -> list[Record]:
         """Read a JSONL file of records.
@@ -287,7 +287,7 @@ class StepFolder:
             done += 1
         content = b"".join(whole[:kept])
         if not path.exists() or path.stat().st_size != len(content):
-            _write_whole(path, content)
+            write_whole(path, content)
         report(kept)
         for batch in batches[done:]:
             with path.open("ab") as file:
@@ -385,6 +385,18 @@ def load_vectors(path: Path) -> VectorSet:
     return vectors
 
 
+def load_saved(path: Path) -> VectorSet | Taxonomy:
+    """Read a vector set or a taxonomy, whichever the file holds.
+
+    Raises:
+        StoreError: missing, damaged, or neither.
+        SteeringError: vectors that are not finite.
+    """
+    advice = "Expected vectors or a taxonomy that howwhen wrote, .pt files, or a SAELens folder"
+    _, notes = _read_tensors(path, advice)
+    return load_taxonomy(path) if "kind" in notes else load_vectors(path)
+
+
 def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
     """Write every vector of a static set as a GGUF control-vector file, one per category.
 
@@ -455,7 +467,7 @@ def _tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
     plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    _write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
+    write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
 
 
 def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
@@ -464,7 +476,8 @@ def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             notes = json.loads((opened.metadata() or {})["howwhen"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {error}. {advice}") from error
+        why = "howwhen did not write it" if isinstance(error, KeyError) else error
+        raise StoreError(f"cannot read {path}: {why}. {advice}") from error
     return tensors, notes
 
 
@@ -477,7 +490,8 @@ def _lines(records: Sequence[Any]) -> bytes:
     return b"".join(TypeAdapter(type(one)).dump_json(one) + b"\n" for one in records)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
