@@ -54,6 +54,11 @@ class Told:
     mean: Path | None = None
     """Safetensors file with the corpus `mean`."""
 
+    def read(self) -> tuple[list[str] | None, Tensor | None]:
+        """The titles and the mean, as far as files of them were named."""
+        titles = None if self.titles is None else read_titles(self.titles)
+        return titles, None if self.mean is None else read_mean(self.mean)
+
     def refuse(self, names: Sequence[str], why: str) -> None:
         """Refuse what was said needlessly, since it would be ignored."""
         if said := [f"--{name}" for name in names if getattr(self, name) is not None]:
@@ -80,27 +85,13 @@ def read_any(paths: Sequence[Path], told: Told = Told()) -> VectorSet | Taxonomy
             f"found no .pt file in {', '.join(map(str, paths)) or 'no path at all'}; expected .pt "
             "files, a .safetensors file of howwhen, or a SAELens folder"
         )
+    titles, mean = told.read()
     contents = read_pickled_tensors(files)
-    if any(_is_sae(content) for content in contents):
-        return _read_pickled_sae(files, contents, told)
-    told.refuse(("titles", "mean"), "these files hold vectors, which have neither titles nor mean")
-    if told.model is None:
-        raise SettingsError("whose vectors are these? Type --model with the base model's name")
-    return _as_vectors(files, contents, told.model, told.layer)
-
-
-def _read_one(paths: Sequence[Path], told: Told) -> VectorSet | Taxonomy:
-    if len(paths) > 1:
-        raise InputError(f"found {len(paths)} paths; expected {paths[0]} alone, or .pt files")
-    if paths[0].is_dir():
-        return read_saelens(paths[0], told.model, told.layer, _titles_told(told), _mean_told(told))
-    told.refuse(("model", "layer", "titles", "mean"), f"{paths[0]} says all of it itself")
-    return load_saved(paths[0])
-
-
-def _read_pickled_sae(
-    files: Sequence[Path], contents: Sequence[dict[str, Tensor]], told: Told
-) -> Taxonomy:
+    if not any(key in content for content in contents for key in _SAE_PARTS):
+        told.refuse(("titles", "mean"), "these are steering vectors, which have no titles or mean")
+        if told.model is None:
+            raise SettingsError("whose vectors are these? Type --model with the base model's name")
+        return _as_vectors(files, contents, told.model, told.layer)
     if len(files) > 1:
         raise InputError(f"found an SAE among {len(files)} files; convert one SAE at a time")
     if told.model is None:
@@ -108,17 +99,16 @@ def _read_pickled_sae(
             "whose residuals does this SAE read? Type --model with the thinking model's name"
         )
     layer = agree_on_layer(told.layer, _layer_in(files[0]), files[0])
-    return _as_taxonomy(
-        files[0], contents[0], told.model, layer, _titles_told(told), _mean_told(told)
-    )
+    return as_taxonomy(files[0], contents[0], told.model, layer, titles, mean)
 
 
-def _titles_told(told: Told) -> list[str] | None:
-    return None if told.titles is None else read_titles(told.titles)
-
-
-def _mean_told(told: Told) -> Tensor | None:
-    return None if told.mean is None else read_mean(told.mean)
+def _read_one(paths: Sequence[Path], told: Told) -> VectorSet | Taxonomy:
+    if len(paths) > 1:
+        raise InputError(f"found {len(paths)} paths; expected {paths[0]} alone, or .pt files")
+    if paths[0].is_dir():
+        return read_saelens(paths[0], told.model, told.layer, *told.read())
+    told.refuse(("model", "layer", "titles", "mean"), f"{paths[0]} says all of it itself")
+    return load_saved(paths[0])
 
 
 def write_any(out: Path, found: VectorSet | Taxonomy, to: Format) -> list[str]:
@@ -161,8 +151,8 @@ def _write_taxonomy(out: Path, taxonomy: Taxonomy, to: Format) -> list[str]:
 
 
 WITHOUT_MEAN = (
-    "Its corpus mean is 0, since none was given: what all residuals have in common then counts "
-    "towards the categories, which are shifted. Convert with --mean FILE.safetensors, or centre it "
+    "Its corpus mean is 0, since none was given: what all residuals have in common counts towards "
+    "the categories, which are shifted. Convert with --mean FILE.safetensors, or centre it "
     "on your own sentences: howwhen discover PAIR --discover.taxonomy FILE"
 )
 
@@ -295,12 +285,12 @@ def read_published_sae(
     Raises:
         InputError: a file that is no such SAE, or titles, mean or layer that do not fit it.
     """
-    (content,) = read_pickled_tensors([path])
     agreed = agree_on_layer(layer, _layer_in(path), path)
-    return _as_taxonomy(path, content, model, agreed, titles, mean)
+    (content,) = read_pickled_tensors([path])
+    return as_taxonomy(path, content, model, agreed, titles, mean)
 
 
-def _as_taxonomy(
+def as_taxonomy(
     path: Path,
     content: dict[str, Tensor],
     model: str,
@@ -308,6 +298,7 @@ def _as_taxonomy(
     titles: Sequence[str] | None,
     mean: Tensor | None,
 ) -> Taxonomy:
+    """A taxonomy of what a published SAE file holds; see `read_published_sae`."""
     missing = [key for key in _SAE_PARTS if key not in content]
     unknown = [key for key in content if key not in (*_SAE_PARTS, *_SAE_REST)]
     if missing or unknown:
@@ -325,10 +316,6 @@ def _as_taxonomy(
     return assemble(
         path, sae, model, layer, titles, torch.zeros(len(decoder_bias)) if mean is None else mean
     )
-
-
-def _is_sae(content: dict[str, Tensor]) -> bool:
-    return any(key in content for key in _SAE_PARTS)
 
 
 def _layer_in(path: Path) -> int | None:
