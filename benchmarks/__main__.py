@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import decoding, grading, training
+from benchmarks import decoding, fuzzing, grading, training
 from benchmarks.pairs import smol_shape, tally
 from benchmarks.timing import Result, compare
 from howwhen.discover.sae import Shape, train_grid
@@ -28,8 +28,8 @@ def sae_grid() -> Iterator[Result]:
     settings = DiscoverSettings(steps=40, sentences_per_step=512)
     yield compare(
         "SAE grid: ten sizes one by one over all at once",
-        lambda: [train_grid(inputs, [shape], settings) for shape in shapes],
-        lambda: train_grid(inputs, shapes, settings),
+        lambda: [train_grid(inputs, [shape], settings, 0) for shape in shapes],
+        lambda: train_grid(inputs, shapes, settings, 0),
         "at least",
         4.0,
         "40 steps, one by one and together",
@@ -43,6 +43,7 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "training-135m": lambda: training.results(smol_shape(), False),
     "sae-grid": sae_grid,
     "grading": grading.results,
+    "fuzzing": fuzzing.results,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -23,6 +24,8 @@ from howwhen.prompts import CHAT
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("howwhen", derandomize=True, database=None, deadline=None)
+settings.load_profile("howwhen")
 torch.set_num_threads(1)  # two only get in each other's way on models of this size
 
 DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -11,10 +11,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from howwhen import Pipeline, Reporter, open_run
 from howwhen.cli import app
-from howwhen.errors import HowwhenError
+from howwhen.errors import HowwhenError, SettingsError
 from howwhen.settings import RunSettings
-from howwhen.zoo.pairs import list_pairs
+from howwhen.steps.hybrid import hybrid
+from howwhen.zoo.pairs import find_pair, list_pairs
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 SaveFolder = Callable[..., Path]
@@ -159,6 +161,76 @@ def test_any_two_folders_run_all_six_steps(
     )  # fmt: skip
     assert "takeover" in capsys.readouterr().out
     assert (tmp_path / "out" / "6-present" / "report.md").exists()
+
+
+def write_traces(folder: Path, *, first: str = "Ann has 0 pens. How many?") -> Path:
+    questions = [first, *(f"Bob has {n} pens. How many?" for n in range(9))]
+    rows = [
+        {"question": question, "text": f"[Bob has pens. So the answer is {n}.", "role": role}
+        for n, question in enumerate(questions)
+        for role in ("base", "thinking")
+    ]
+    path = folder / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run_collect(*arguments: object) -> None:
+    app(["collect", *map(str, arguments)], result_action="return_value")
+
+
+def test_traces_are_collected_instead_of_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traces, out = write_traces(tmp_path), tmp_path / "out"
+    run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
+    assert "WARNING: traces are all trained on" in capsys.readouterr().err
+    counts = json.loads((out / "1-collect" / "provenance.json").read_text())["counts"]
+    assert counts["problems"] == {"train": 7, "selection": 1, "test": 0}
+    assert counts["traces"] == {
+        "rows": 20, "kept": 8, "passed_over_by_role": {"base": 10}, "beyond_limit": 2,
+        "truncated": 0,
+    }  # fmt: skip
+    rollouts = (out / "1-collect" / "rollouts.jsonl").read_text().splitlines()
+    assert {json.loads(line)["text"] for line in rollouts} == {
+        f"[Bob has pens. So the answer is {n}." for n in range(8)
+    }
+    run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
+    assert "already done" in capsys.readouterr().err
+    traces.write_text(traces.read_text().replace("Bob has pens", "Ann has pens"))
+    run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
+    assert "settings or input changed" in capsys.readouterr().err
+
+
+def test_a_run_on_traces_needs_test_problems_of_its_own(tmp_path: Path) -> None:
+    traces, out = write_traces(tmp_path), tmp_path / "out"
+    run = ("run", "tally-rl", "--traces", traces, "--out", out)
+    refuse(r"type --collect\.test-problems FILE", *run)
+    assert not out.exists()
+    tested = write_problems(tmp_path)
+    refuse("asks the same as training problem", *run, "--collect.test-problems", tested)
+    run_collect("tally-rl", "--traces", traces, "--out", out)
+    with open_run(out) as folder:
+        pipeline = Pipeline(find_pair("tally-rl"), RunSettings(), folder, Reporter())
+        with pytest.raises(SettingsError, match="no test problems for the hybrid"):
+            hybrid(pipeline, folder.step("hybrid"))
+
+
+def test_the_markers_of_ones_own_thinking_model(save_folder: SaveFolder, tmp_path: Path) -> None:
+    base, thinking, out = save_folder("base"), save_folder("thinking", seed=1), tmp_path / "out"
+    own = (
+        "--base", base, "--thinking", thinking, "--traces", write_traces(tmp_path), "--out", out
+    )  # fmt: skip
+    refuse("markers .* hold an empty text", "collect", *own, "--thinking-markers", "[", "")
+    assert not out.exists()
+    run_collect(*own, "--thinking-markers", "[", "]")
+    provenance = json.loads((out / "1-collect" / "provenance.json").read_text())
+    assert provenance["models"]["thinking"]["markers"] == ["[", "]"]
+    assert provenance["counts"]["traces"]["truncated"] == 10
+    run_collect(*own)
+    again = json.loads((out / "1-collect" / "provenance.json").read_text())
+    assert again["key"] != provenance["key"]
+    assert again["counts"]["traces"]["truncated"] == 0
 
 
 def test_help_lists_every_setting() -> None:

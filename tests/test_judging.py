@@ -16,7 +16,15 @@ from typing import Any, NamedTuple, Self
 import pytest
 
 from howwhen.errors import HowwhenError, MissingExtraError, SettingsError, StoreError
-from howwhen.judging import JudgeClient, JudgeError, Prices, Request
+from howwhen.judging import (
+    JudgeClient,
+    JudgeError,
+    Prices,
+    Request,
+    describe_usage,
+    open_endpoint,
+)
+from howwhen.settings import JudgeSettings
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
@@ -441,3 +449,30 @@ def test_a_missing_package_is_named_with_its_cure(
 
 def test_a_judge_error_is_one_of_howwhens_own() -> None:
     assert issubclass(JudgeError, HowwhenError)
+
+
+def test_the_usage_is_one_line(tmp_path: Path) -> None:
+    busy = Answer({}, 503)
+    with answering(busy, FINE, Answer(completion("a", finish="length"))) as endpoint:
+        settings = JudgeSettings(judge_url=endpoint.url, judge_model="m", judge_prices=(2.0, 8.0))
+        client = open_endpoint(settings, tmp_path, print)
+        assert client is not None
+        client.first_wait_seconds = 0.001
+        client.ask(ask("a"))
+        client.ask(ask("a"))
+        client.ask(ask("b"))
+    assert describe_usage(client) == (
+        "judge m: 3 requests (1 failed), 1 replies from the cache, 200 + 20 tokens, 1 replies cut "
+        "at the token limit, cost 0.0006"
+    )
+    silent = completion("fine")
+    del silent["usage"]
+    with answering(Answer(silent)) as endpoint:
+        client = connect(endpoint)
+        client.ask(ask("a"))
+    line = describe_usage(client)
+    assert line.endswith("at least 0 + 0 tokens (1 replies uncounted), cost unknown")
+
+
+def test_no_endpoint_is_opened_where_none_is_named() -> None:
+    assert open_endpoint(JudgeSettings(), None, print) is None

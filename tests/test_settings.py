@@ -30,6 +30,14 @@ WRONG = [
     ({"collect": {"test_fraction": 0.9, "selection_fraction": 0.1}}, "leave no problems to train"),
     ({"elicit": {"method": "span", "gate": "clusters"}}, "gate clusters names decisions"),
     ({"elicit": {"method": "span", "practice_rounds": 1}}, "span knows neither practice_rounds"),
+    ({"discover": {"judge_url": "http://a/v1"}}, "judge_url without judge_model"),
+    ({"measure": {"judge_url": "http://a/v1"}}, "judge_url without judge_model"),
+    ({"measure": {"judge_repeats": 2}}, "judge_repeats 2 may end in a tie"),
+    (
+        {"discover": {"judge_url": "http://a/v1", "judge_model": "m", "judge_local": "n"}},
+        "both judge_url and judge_local name a judge",
+    ),
+    ({"discover": {"judge_prices": (1.0, -1.0)}}, r"judge_prices\.1: .*greater than or equal"),
     ({"hybrid": {"cache_policy": "none"}}, "'transient' or 'persistent'"),
 ]
 

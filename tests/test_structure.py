@@ -11,7 +11,7 @@ from howwhen.store import STEPS
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {
     "alignment", "convert", "errors", "judging", "latex", "models", "progress", "prompts",
-    "records", "residual", "saelens", "settings", "store", "unpickle",
+    "records", "replies", "residual", "saelens", "settings", "store", "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
     "answering", "cli", "harness", "pipeline", "steps", "zoo", "__main__", "__init__",

@@ -25,7 +25,7 @@ from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import header, ladder_rows, verdict
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
-from howwhen.prompts import CHAT, PLAIN
+from howwhen.prompts import CHAT, PLAIN, THINK, Markers
 from howwhen.records import LadderRung, Measurement
 from howwhen.settings import (
     PRESETS,
@@ -38,6 +38,7 @@ from howwhen.settings import (
     read_config,
 )
 from howwhen.steps.comparing import compare as compare_rungs
+from howwhen.steps.discover import write_page
 from howwhen.store import STEPS, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -68,13 +69,16 @@ class Source:
     """How --base is asked: `chat`, or a text with {question}."""
     thinking_prompt: str = CHAT
     """How --thinking is asked: `chat`, or a text with {question}."""
+    thinking_markers: Markers = THINK
+    """What opens and what closes the thinking in the answers of --thinking."""
 
     def pair(self, name: str | None) -> Pair:
         """The pair meant by a name or by two models."""
         if name is not None and self.base is None and self.thinking is None:
             return find_pair(name)
         if name is None and self.base is not None and self.thinking is not None:
-            return own_pair(self.base, self.thinking, self.base_prompt, self.thinking_prompt)
+            prompts = (self.base_prompt, self.thinking_prompt)
+            return own_pair(self.base, self.thinking, *prompts, self.thinking_markers)
         raise SettingsError(
             f"found PAIR {name!r}, --base {self.base!r} and --thinking {self.thinking!r}; expected "
             "either the name of a pair (`howwhen zoo list`) or both --base and --thinking"
@@ -88,6 +92,8 @@ class Shortcuts:
 
     problems: str | None = None
     """Short for --collect.problems."""
+    traces: tuple[str, ...] | None = None
+    """Short for --collect.traces."""
     limit: int | None = None
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
@@ -100,7 +106,12 @@ class Shortcuts:
     def overrides(self) -> Overrides:
         """The settings they stand for."""
         tokens: Overrides = {"max_new_tokens": self.max_new_tokens}
-        collect: Overrides = {"problems": self.problems, "limit": self.limit, **tokens}
+        collect: Overrides = {
+            "problems": self.problems,
+            "traces": self.traces,
+            "limit": self.limit,
+            **tokens,
+        }
         hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
         sections: dict[str, Overrides] = {"collect": collect, "hybrid": hybrid}
         return {
@@ -129,7 +140,7 @@ class Run:
         what, chosen = self.source.pair(name), self.choose(name)
         is_first = steps[0] == "collect"
         if is_first:
-            check_inputs(what, chosen)
+            check_inputs(what, chosen, steps)
         with open_run(self.folder(what), is_new=is_first) as folder:
             pipeline = Pipeline(what, chosen, folder, Reporter())
             for step in steps:
@@ -162,6 +173,32 @@ def _make_command(*steps: Step) -> Callable[..., None]:
         run.do(pair, *steps)
 
     return command
+
+
+@app.command
+def discover(
+    pair: str | None = None,
+    /,
+    *,
+    report: bool = False,
+    run: Run = Run(),
+) -> None:
+    """Step 2: find categories of sentences without supervision.
+
+    Parameters
+    ----------
+    pair:
+        A pair of `howwhen zoo list`.
+    report:
+        Write a page about the taxonomy too: the grid, the categories, what leads to what.
+    run:
+        Where the run is, and its settings.
+    """
+    run.do(pair, "discover")
+    if report:
+        what = run.source.pair(pair)
+        with open_run(run.folder(what), is_new=False) as folder:
+            print(f"Page: {write_page(Pipeline(what, run.choose(pair), folder, Reporter()))}")
 
 
 @app.command
@@ -329,6 +366,7 @@ def zoo_show(name: str) -> None:
         "base_prompt",
         "thinking_source",
         "thinking_prompt",
+        "thinking_markers",
         "step_by_step_prompt",
         "steer_layer",
         "taxonomy_layers",
@@ -368,7 +406,6 @@ def zoo_build(name: str, *, out: Path | None = None, seed: int = 0) -> None:
 _COMMANDS: dict[str, tuple[tuple[Step, ...], str]] = {
     "run": (STEPS, "Do all six steps and print the table."),
     "collect": (("collect",), "Step 1: let the thinking model answer problems, cut sentences."),
-    "discover": (("discover",), "Step 2: find categories of sentences without supervision."),
     "elicit": (("elicit",), "Step 3: train steering vectors in the base model."),
     "hybrid": (("hybrid",), "Step 4: decode the test problems on every rung of the ladder."),
     "present": (("present",), "Step 6: write the report."),

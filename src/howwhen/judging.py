@@ -17,13 +17,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast, runtime_checkable
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 from howwhen.errors import HowwhenError, MissingExtraError, SettingsError, StoreError
 from howwhen.progress import Reporter
+from howwhen.settings import JudgeSettings
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
@@ -71,6 +72,26 @@ class Usage(NamedTuple):
     cost: float | None
     """At full price, in the currency of the prices; None without prices, or where `untold` is not
     0."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Whatever replies to questions: a model behind an endpoint, or one on this machine."""
+
+    @property
+    def model(self) -> str:
+        """What the judge is called."""
+
+    @property
+    def usage(self) -> Usage:
+        """What it has used so far."""
+
+    def ask_many(self, requests: Sequence[Request]) -> list[str]:
+        """The replies in the order of the requests.
+
+        Raises:
+            JudgeError: a request that gets no reply.
+        """
 
 
 class _Reply(BaseModel):
@@ -399,6 +420,46 @@ class JudgeClient:
                 f"first_wait_seconds is {self.first_wait_seconds} and longest_wait_seconds "
                 f"{self.longest_wait_seconds}; expected 0 <= first <= longest"
             )
+
+
+def open_endpoint(
+    settings: JudgeSettings, cache: Path | None, say: Callable[[str], None]
+) -> JudgeClient | None:
+    """The judge behind the endpoint of a step's settings; None where they name none.
+
+    Args:
+        settings: of the step.
+        cache: folder of replies; None keeps none.
+        say: told about damaged cache files.
+
+    Raises:
+        SettingsError: an address or key that cannot work.
+        MissingExtraError: the packages of `howwhen[judge]` are not installed.
+    """
+    if settings.judge_url is None or settings.judge_model is None:
+        return None
+    return JudgeClient(
+        base_url=settings.judge_url,
+        model=settings.judge_model,
+        key_variable=settings.judge_key_variable,
+        cache=cache,
+        prices=None if settings.judge_prices is None else Prices(*settings.judge_prices),
+        say=say,
+    )
+
+
+def describe_usage(judge: Judge) -> str:
+    """What a judge has used so far, in one line."""
+    used = judge.usage
+    tokens = f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
+    parts = [
+        f"{used.requests:,} requests" + (f" ({used.failed:,} failed)" if used.failed else ""),
+        f"{used.hits:,} replies from the cache",
+        f"at least {tokens} ({used.untold:,} replies uncounted)" if used.untold else tokens,
+        *([f"{used.cut:,} replies cut at the token limit"] if used.cut else []),
+        "cost unknown" if used.cost is None else f"cost {used.cost:.4f}",
+    ]
+    return f"judge {judge.model}: {', '.join(parts)}"
 
 
 SHOWN_CHARACTERS = 200

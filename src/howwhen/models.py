@@ -24,7 +24,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from howwhen.errors import InputError, ModelError
-from howwhen.prompts import CHAT
+from howwhen.prompts import CHAT, THINK, Markers
 from howwhen.residual import check_layer, check_steerable, find_blocks
 
 
@@ -42,6 +42,11 @@ class LanguageModel:
     """`chat`, or a format string with `{question}`."""
     revision: str | None = None
     """Commit on the hub, where the model came from there."""
+    markers: Markers = THINK
+    """What opens and what closes the thinking part of its answers."""
+
+    def __post_init__(self) -> None:
+        check_markers(self.markers)
 
     @property
     def layer_count(self) -> int:
@@ -141,6 +146,7 @@ def load_model(
     source: str | Path,
     *,
     prompt: str = CHAT,
+    markers: Markers = THINK,
     name: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
@@ -148,7 +154,9 @@ def load_model(
 
     Raises:
         ModelError: nothing there, broken weights, or a model whose blocks cannot be found.
+        InputError: an empty marker.
     """
+    check_markers(markers)
     _check_folder(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
@@ -162,7 +170,7 @@ def load_model(
     find_blocks(model)
     revision = getattr(model.config, "_commit_hash", None)
     title = name or str(source)
-    return LanguageModel(title, fingerprint(model), model, tokenizer, prompt, revision)
+    return LanguageModel(title, fingerprint(model), model, tokenizer, prompt, revision, markers)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -197,6 +205,19 @@ def _check_weights(file: Path) -> None:
             f"{file} is not a whole safetensors file ({error}); expected weights as "
             "save_pretrained writes them. Copy or download the file again"
         ) from error
+
+
+def check_markers(value: Markers) -> None:
+    """Refuse markers that would be found everywhere.
+
+    Raises:
+        InputError: an empty or blank one.
+    """
+    if not all(marker.strip() for marker in value):
+        raise InputError(
+            f"thinking markers {value!r} hold an empty text, which is found everywhere; expected "
+            f"what opens and what closes the thinking, such as {' '.join(THINK)}"
+        )
 
 
 def check_prompt(value: str) -> str:

@@ -6,18 +6,21 @@ again. What each step does stands in `steps`.
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
+from howwhen.collect.cutters import find_cutter
+from howwhen.models import LanguageModel
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
 from howwhen.settings import RunSettings
-from howwhen.steps.collect import collect, draw_split
+from howwhen.steps.collect import check_test_problems, collect, draw_split
 from howwhen.steps.discover import discover
 from howwhen.steps.elicit import elicit
 from howwhen.steps.hybrid import hybrid
@@ -42,16 +45,25 @@ EXTENT: dict[Step, tuple[str, ...]] = {
 """Settings that say how much a step does: more of it is done beside what is there."""
 
 
-def check_inputs(pair: Pair, settings: RunSettings) -> None:
+def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[Step] = STEPS) -> None:
     """Load the pair and the problems, and refuse now what would fail later; writes nothing.
+
+    Args:
+        pair: the pair.
+        settings: of the run.
+        steps: those that will be done.
 
     Raises:
         InputError: models, layers or problems that cannot be used.
     """
-    draw_split(pair, settings)
+    problems = draw_split(pair, settings)
+    if "hybrid" in steps:
+        check_test_problems(problems)
+    find_cutter(settings.collect)
     pair.check()
-    for layer in settings.discover.layers or ():
-        check_layer(pair.thinking.model, layer)
+    reader = pair.reader(settings.discover.reader)
+    for layer in pair.reading_layers(reader, settings.discover.layers):
+        check_layer(reader.model, layer)
     if settings.elicit.layer is not None:
         pair.base.check_steering(settings.elicit.layer)
 
@@ -119,6 +131,27 @@ class Pipeline:
         """Both models, under the run's policy for tokens that only one of them knows."""
         return self.pair.models(self.settings.hybrid.one_sided_tokens)
 
+    @cached_property
+    def reader(self) -> LanguageModel:
+        """The model whose activations the taxonomy is found in."""
+        return self.pair.reader(self.settings.discover.reader)
+
+    @property
+    def taxonomy_layers(self) -> tuple[int, ...]:
+        """The blocks of the reader that are read."""
+        return self.pair.reading_layers(self.reader, self.settings.discover.layers)
+
+    @property
+    def gate_layer(self) -> int:
+        """The block of the thinking model that gates read.
+
+        The taxonomy's own; where another model read the sentences, the middle one of those that
+        would be read in the thinking model.
+        """
+        taxonomy, layers = self.taxonomy(), self.pair.chosen_taxonomy_layers
+        is_own = taxonomy.model == self.pair.thinking.name
+        return taxonomy.layer if is_own else layers[len(layers) // 2]
+
     @property
     def steer_layer(self) -> int:
         """The block whose output is steered."""
@@ -142,22 +175,23 @@ class Pipeline:
             upstream["problems"] = self._problems_digest()
         own: Json = getattr(self.settings, name).model_dump(mode="json")
         extent = {key: own.pop(key) for key in EXTENT.get(name, ())}
+        described = {role: self._describe(getattr(self.pair, role)) for role in models}
+        if name == "discover" and self.reader is not self.pair.thinking:
+            described["reader"] = self._describe(self.reader)
         return Key(
             settings={**own, "pair": self.pair.name, **self._layers(name)},
-            models={role: self._describe(role) for role in models},
+            models=described,
             upstream=upstream,
             extent=extent,
         )
 
-    def _describe(self, role: str) -> Json:
-        model = getattr(self.pair, role)
-        names = ("name", "revision", "fingerprint", "prompt")
+    def _describe(self, model: LanguageModel) -> Json:
+        names = ("name", "revision", "fingerprint", "prompt", "markers")
         return {name: getattr(model, name) for name in names}
 
     def _layers(self, name: Step) -> Json:
         if name == "discover":
-            layers = self.settings.discover.layers or self.pair.chosen_taxonomy_layers
-            return {"layers": list(layers)}
+            return {"layers": list(self.taxonomy_layers)}
         if name == "elicit":
             return {"layer": self.steer_layer, **self._hybrid_settings_used()}
         return {}
@@ -171,8 +205,9 @@ class Pipeline:
         return used
 
     def _problems_digest(self) -> str:
-        """Of the content of all problem files; a set that is no file stands for itself."""
+        """Of the content of all problem and trace files; what is no file stands for itself."""
         chosen = self.settings.collect
-        sources = [one for one in (chosen.problems, chosen.test_problems) if one is not None]
+        given = (chosen.problems, *(chosen.traces or ()), chosen.test_problems)
+        sources = [one for one in given if one is not None]
         parts = [Path(one).read_bytes() if Path(one).exists() else one.encode() for one in sources]
         return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else self.pair.name

@@ -1,4 +1,4 @@
-"""How models are asked: the prompts of every pair, in one place."""
+"""How models are asked, and how they mark what they think: one place for every pair."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,10 @@ PLAIN = "Question: {question}\nAnswer:"
 STEP_BY_STEP = f"{PLAIN} Let's think step by step."
 """The same, asking for reasoning (Kojima et al. 2022)."""
 LETTERS = "ABCDEFGHIJ"
+Markers = tuple[str, str]
+"""What opens and what closes the thinking part of an answer."""
+THINK: Markers = ("<think>", "</think>")
+"""The markers of most published thinking models."""
 
 
 def with_options(question: str, options: Sequence[str]) -> str:

@@ -62,17 +62,24 @@ def check_layer(model: nn.Module, layer: int) -> int:
 
 
 @contextmanager
-def reading(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+def reading(
+    model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], Tensor] = Tensor.detach
+) -> Iterator[dict[int, Tensor]]:
     """While open, every forward pass leaves the residuals of `layers` in the yielded dict.
 
     Each is (batch, position, d_model), detached; a later forward pass replaces it.
+
+    Args:
+        model: a causal language model.
+        layers: 0-based blocks.
+        take: what is kept of a residual, at once; the residual itself is then free to go.
     """
     blocks = find_blocks(model)
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[layer] = _hidden(output).detach()
+            seen[layer] = take(_hidden(output))
 
         return hook
 
@@ -160,23 +167,30 @@ class _DeepEnoughError(Exception):
 
 
 @torch.no_grad()
-def residuals(model: nn.Module, layers: Sequence[int], **inputs: Any) -> dict[int, Tensor]:
+def residuals(
+    model: nn.Module,
+    layers: Sequence[int],
+    take: Callable[[Tensor], Tensor] = Tensor.detach,
+    /,
+    **inputs: Any,
+) -> dict[int, Tensor]:
     """Residuals of `layers` for one batch; the pass stops at the deepest of them.
 
     Args:
         model: a causal language model.
         layers: 0-based blocks.
+        take: what is kept of each, inside the pass.
         inputs: what the model's forward takes (`input_ids`, `attention_mask`, ...).
 
     Returns:
-        For each layer a (batch, position, d_model) tensor.
+        For each layer a (batch, position, d_model) tensor, or what `take` made of it.
     """
     deepest = find_blocks(model)[check_layer(model, max(layers))]
 
     def stop(*_: Any) -> None:
         raise _DeepEnoughError
 
-    with reading(model, layers) as seen:
+    with reading(model, layers, take) as seen:
         handle = deepest.register_forward_hook(stop)
         try:
             model(**inputs)

@@ -16,7 +16,21 @@ from howwhen.records import LadderRung
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Price = Annotated[float, Field(ge=0)]
 Preset = Literal["smoke", "small", "paper"]
+Size = Annotated[int, Field(gt=1)]
+Method = Literal[
+    "sae",
+    "kmeans",
+    "spherical",
+    "mixture",
+    "agglomerative",
+    "pca-kmeans",
+    "pca-spherical",
+    "pca-mixture",
+    "pca-agglomerative",
+]
+"""How categories are found: Top-K autoencoders, or a clustering (`pca-`: of principal components)."""
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
 
@@ -27,6 +41,27 @@ class _Settings(BaseModel):
     )
 
 
+class JudgeSettings(_Settings):
+    """What the steps that may ask a judge share; a judge is asked only where one is named."""
+
+    judge_url: str | None = None
+    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; no judge there
+    where absent."""
+    judge_model: str | None = None
+    """The endpoint's name of the judging model."""
+    judge_key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    judge_prices: tuple[Price, Price] | None = None
+    """What the endpoint charges per million tokens of prompts and of replies; without it the cost
+    is not known."""
+
+    @model_validator(mode="after")
+    def _names_its_model(self) -> "JudgeSettings":
+        if self.judge_url is not None and self.judge_model is None:
+            raise ValueError("judge_url without judge_model; expected the name of a model with it")
+        return self
+
+
 class CollectSettings(_Settings):
     """Collect: which problems, and how the thinking model answers them."""
 
@@ -35,8 +70,12 @@ class CollectSettings(_Settings):
     `math500`, ...) or `hub:ID/CONFIG@SPLIT`; the pair's own problems where absent."""
     test_problems: str | None = None
     """The same, for the final measurement; a share of `problems` where absent."""
+    traces: tuple[str, ...] | None = None
+    """JSONL files (gzip or not) of answers already written, with `question` and `text` per line,
+    read instead of asking the thinking model; all of them train, so `test_problems` must be given
+    for the later steps."""
     limit: Count = 1000
-    """Problems taken in all, before they are split."""
+    """Problems (or traces) taken in all, before they are split."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
@@ -49,6 +88,22 @@ class CollectSettings(_Settings):
     """Sampling temperature of the thinking model; 0 is greedy."""
     batch_size: Count = 64
     """Problems answered at a time."""
+    cutter: Literal["rule", "sat"] = "rule"
+    """What cuts the thinking into sentences: the paper's `rule` (after `. ! ? ;` and newlines), or
+    `sat`, a model that finds sentences by meaning (Segment any Text)."""
+    sat_model: str = "sat-3l-sm"
+    """The model of `sat`: a name on the hub, or a local folder that also holds its tokenizer."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "CollectSettings":
+        if self.traces is not None and self.problems is not None:
+            raise ValueError(
+                f"problems {self.problems!r} and traces {', '.join(self.traces)!r}; expected one "
+                "of them, as traces bring their questions along"
+            )
+        if self.traces == ():
+            raise ValueError("traces without a file; expected one JSONL file or more")
+        return self
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> "CollectSettings":
@@ -61,27 +116,68 @@ class CollectSettings(_Settings):
         return self
 
 
-class DiscoverSettings(_Settings):
-    """Discover: the grid of sparse autoencoders and its training."""
+class DiscoverSettings(JudgeSettings):
+    """Discover: who reads, the grid of taxonomies, which of them is taken, and who names it."""
 
+    reader: str | None = None
+    """Model whose activations are read: a hub id, a folder or an embedded name such as `smollm2`;
+    the thinking model itself where absent."""
     layers: tuple[int, ...] | None = None
     """Blocks whose output is read (0-based); the pair's own, or six spread ones, where absent."""
-    sizes: tuple[Count, ...] = (5, 10, 15, 20, 25, 30, 35, 40, 45, 50)
+    methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("sae",)
+    """How categories are found; the taxonomy is chosen among those of the first, the others stand
+    beside it for comparison."""
+    sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (
+        5,
+        10,
+        15,
+        20,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+    )
     """Numbers of categories tried."""
-    ks: tuple[Count, ...] = (1, 3)
-    """Latents kept per sentence, tried with every size."""
+    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3)
+    """Latents kept per sentence, tried with every size (`sae` only)."""
+    pca_dimensions: Count = 32
+    """Principal components that the methods `pca-...` cluster."""
     min_words: Count = 3
     """Shorter sentences are left out of the training."""
     steps: Count = 2000
     """Training steps of every autoencoder."""
     sentences_per_step: Count = 1024
     """Sentences in one training batch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """Adam's step size."""
-    seed: int = 0
-    """Seed of initialisation and batches."""
-    batch_size: Count = 32
-    """Rollouts read at a time."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    """Adam's step size at the start; it falls linearly to 0."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
+    """Seeds of initialisation and batches; of an autoencoder's the one that explains most is kept,
+    and how far they agree is reported."""
+    chosen_layer: int | None = None
+    """Choose only among taxonomies of this layer."""
+    chosen_size: Size | None = None
+    """Choose only among taxonomies of this size."""
+    chosen_k: Count | None = None
+    """Choose only among autoencoders of this k."""
+    chosen_method: Method | None = None
+    """Choose only among taxonomies of this method."""
+    batch_tokens: Count = 8192
+    """Tokens read at a time, padding included."""
+    judge_local: str | None = None
+    """Hub id or folder of a model on this machine that is the judge instead of an endpoint."""
+    judge_repeats: Count = 3
+    """How often the judge scores a taxonomy, each time on another sample."""
+    judge_sentences: Count = 200
+    """Sentences of one category that the judge is shown for a name, and in one sample of a score,
+    at most."""
+
+    @model_validator(mode="after")
+    def _has_one_judge(self) -> "DiscoverSettings":
+        if self.judge_url is not None and self.judge_local is not None:
+            raise ValueError("both judge_url and judge_local name a judge; expected one of them")
+        return self
 
 
 class ElicitSettings(_Settings):
@@ -206,8 +302,8 @@ class HybridSettings(_Settings):
         return self
 
 
-class MeasureSettings(_Settings):
-    """Measure: grading and intervals."""
+class MeasureSettings(JudgeSettings):
+    """Measure: grading and intervals. A judge stands beside the rules, which stay the measure."""
 
     mode: Literal["flexible", "strict"] = "flexible"
     """Grading mode of the headline numbers; both are reported. `strict` takes only an answer that
@@ -220,20 +316,11 @@ class MeasureSettings(_Settings):
     """Seed of the resampling."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Longest time the grader may take for one answer."""
-    judge_url: str | None = None
-    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; its agreement with
-    the rules is reported, and the rules stay the measure. No judge where absent."""
-    judge_model: str | None = None
-    """The endpoint's name of the judging model."""
-    judge_key_variable: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key."""
     judge_repeats: Count = 3
     """How often each answer is judged; the majority counts, so it must be odd."""
 
     @model_validator(mode="after")
-    def _names_its_judge(self) -> "MeasureSettings":
-        if self.judge_url is not None and self.judge_model is None:
-            raise ValueError("judge_url without judge_model; expected the name of a model with it")
+    def _has_a_majority(self) -> "MeasureSettings":
         if self.judge_repeats % 2 == 0:
             raise ValueError(
                 f"judge_repeats {self.judge_repeats} may end in a tie; expected an odd number"
@@ -279,8 +366,8 @@ PRESETS: dict[Preset, Overrides] = {
     "small": {
         "collect": {"limit": 1000, "max_new_tokens": 160, "batch_size": 256},
         "discover": {
-            "sizes": (6, 8, 10, 12, 15, 20),
-            "steps": 400,
+            "sizes": (5, 10, 15, 20, 25, 30),
+            "steps": 1000,
             "sentences_per_step": 512,
         },
         "elicit": {"steps": 250, "probe_steps": 1000},

@@ -31,6 +31,7 @@ from howwhen.records import MODULATIONS, Clusters, Gate, Sae, SelfGate, Taxonomy
 
 Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
+TAXONOMY = "taxonomy.safetensors"
 Json = dict[str, Any]
 Record = TypeVar("Record")
 Item = TypeVar("Item")
@@ -45,6 +46,11 @@ class RunFolder:
     def step(self, name: Step) -> "StepFolder":
         """The folder of one step, which need not exist yet."""
         return StepFolder(self.root / f"{STEPS.index(name) + 1}-{name}", name)
+
+    @property
+    def judge_cache(self) -> Path:
+        """Where the judges of all steps keep their replies."""
+        return self.root / "judge-cache"
 
 
 @contextmanager
@@ -205,13 +211,32 @@ class StepFolder:
         """
         return _read_tensors(self.path / name, f"Delete {self.path} and run again")
 
-    def write_taxonomy(self, taxonomy: Taxonomy) -> None:
-        """Write `taxonomy.safetensors`."""
-        save_taxonomy(self.path / "taxonomy.safetensors", taxonomy)
+    def read_tensor(self, name: str, key: str) -> Tensor:
+        """Read one tensor of a safetensors file.
 
-    def read_taxonomy(self) -> Taxonomy:
-        """Read `taxonomy.safetensors`."""
-        return load_taxonomy(self.path / "taxonomy.safetensors")
+        Raises:
+            StoreError: missing, truncated, or without that tensor.
+        """
+        with _opened(self.path / name, f"Delete {self.path} and run again") as opened:
+            found: Tensor = opened.get_tensor(key)
+            return found
+
+    def tensor_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of a safetensors file's tensors, from its header alone.
+
+        Raises:
+            StoreError: missing or truncated.
+        """
+        with _opened(self.path / name, f"Delete {self.path} and run again") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+
+    def write_taxonomy(self, taxonomy: Taxonomy, name: str = TAXONOMY) -> None:
+        """Write a taxonomy; without a name the chosen one."""
+        save_taxonomy(self.path / name, taxonomy)
+
+    def read_taxonomy(self, name: str = TAXONOMY) -> Taxonomy:
+        """Read a taxonomy; without a name the chosen one."""
+        return load_taxonomy(self.path / name)
 
     def write_vectors(self, name: str, vectors: VectorSet) -> None:
         """Write a vector set."""
@@ -471,14 +496,20 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
 
 
 def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
+    with _opened(path, advice) as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        notes = json.loads((opened.metadata() or {})["howwhen"])
+    return tensors, notes
+
+
+@contextmanager
+def _opened(path: Path, advice: str) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            notes = json.loads((opened.metadata() or {})["howwhen"])
+            yield opened
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         why = "howwhen did not write it" if isinstance(error, KeyError) else error
         raise StoreError(f"cannot read {path}: {why}. {advice}") from error
-    return tensors, notes
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -1,12 +1,21 @@
 import gzip
 import itertools
 import json
+import time
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from howwhen.collect.sentences import cut_sentences, sentence_spans, thinking_part, token_ends
+from howwhen.collect.sentences import (
+    Cutter,
+    cut_sentences,
+    sentence_spans,
+    text_tokens,
+    thinking_part,
+    token_ends,
+)
+from howwhen.errors import InputError
 from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import DATA, needs_data
@@ -28,6 +37,9 @@ CUTS = [
     ("The end.\n\nNew part.", ["The end.\n\n", "New part."]),
     ("Wait... what?! No.", ["Wait...", " what?!", " No."]),
     ('He said "go." Then left.', ['He said "go."', " Then left."]),
+    ("one\r\ntwo.\r\n\r\nthree", ["one\r\n", "two.\r\n\r\n", "three"]),
+    ("One.\u2028Two.\x85 Three", ["One.", "\u2028Two.", "\x85 Three"]),
+    (" \u2028\n\r\n one.", [" \u2028\n\r\n one."]),
     ("no mark at all", ["no mark at all"]),
     ("   ", ["   "]),
     ("", []),
@@ -44,12 +56,26 @@ THINKING = [
     ("a b</think> c", "a b"),
     ("<think>a b", "a b"),
     ("a b", "a b"),
+    ("<think></think> c", ""),
+    ("a <think> b</think> c", " b"),
+    ("<think>a <think> b</think> c", "a <think> b"),
+    ("a b</think> the tags <think> and </think>", "a b"),
+    ("<think>a</think> b <think>c</think> d", "a"),
+    ("", ""),
 ]
 
 
 @pytest.mark.parametrize(("text", "thinking"), THINKING)
 def test_thinking_part(text: str, thinking: str) -> None:
     assert text[slice(*thinking_part(text))] == thinking
+
+
+@pytest.mark.parametrize("markers", [("[THINK]", "[/THINK]"), ("||", "||"), ("思考>", "。答>")])
+def test_the_thinking_part_has_the_markers_of_the_pair(markers: tuple[str, str]) -> None:
+    opening, closing = markers
+    for text in (f"{opening}a <think> b{closing} c", f"{opening}a <think> b"):
+        assert text[slice(*thinking_part(text, markers))] == "a <think> b"
+    assert thinking_part("a b", markers) == (0, 3)
 
 
 def _real_texts() -> list[str]:
@@ -91,16 +117,76 @@ def test_spans_of_a_tally_answer_are_its_sentences() -> None:
 
 
 def test_a_token_inside_a_character_ends_where_the_character_ends() -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer = byte_tokenizer()
     ids = tokenizer("né → ok")["input_ids"]
     assert len(ids) == 10
-    text, ends = token_ends(tokenizer, ids)
-    assert text == "né → ok"
-    assert ends == [1, 2, 2, 3, 4, 4, 4, 5, 6, 7]
+    ends = [1, 2, 2, 3, 4, 4, 4, 5, 6, 7]
+    assert token_ends(tokenizer, ids) == ("né → ok", ends)
+    assert text_tokens(tokenizer, "né → ok") == (ids, ends)
+
+
+def test_an_answer_cut_off_inside_a_character_keeps_its_end() -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("a. é", add_special_tokens=False)["input_ids"]
+    text, ends = token_ends(tokenizer, ids[:-1])
+    assert (text, ends) == ("a. \ufffd", [1, 2, 3, 4])
+    text, ends = token_ends(tokenizer, [*ids[:-1], tokenizer.eos_token_id])
+    assert (text, ends) == ("a. \ufffd</s>", [1, 2, 3, 4, 8])
+
+
+@pytest.mark.parametrize("text", ["\ufffd" * 400, "a" + "\ufffd→" * 200])
+def test_characters_that_never_come_are_not_waited_for(text: str) -> None:
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    for some in (ids, [*ids[::3], *ids]):
+        decoded, ends = token_ends(tokenizer, some)
+        assert decoded == tokenizer.decode(some)
+        assert len(ends) == len(some)
+        assert ends == sorted(ends)
+
+
+def test_the_end_of_a_token_that_the_marker_begins_in_is_not_lost() -> None:
+    spans = sentence_spans("One. Two.</think> Three", [4, 11, 17, 23])
+    assert [span[:2] for span in spans] == [(0, 9)]
+    assert spans[0][2:] == (0, 1)
+    assert sentence_spans("</think> Three", [8, 14]) == ()
+
+
+WRONG: list[Cutter] = [
+    lambda text: [(0, 3)],
+    lambda text: [(0, 3), (4, len(text))],
+    lambda text: [(0, 4), (3, len(text))],
+    lambda text: [(0, 3), (3, 3), (3, len(text))],
+    lambda text: [(0, len(text) + 1)],
+    lambda text: [(1, len(text))],
+    lambda text: [],
+]
+
+
+@pytest.mark.parametrize("cutter", WRONG)
+def test_a_cutter_that_loses_something_is_refused(cutter: Cutter) -> None:
+    with pytest.raises(InputError, match=r"a cutter gave .* expected sentences that follow"):
+        sentence_spans("<think>One. Two.</think>", [10, 24], cutter=cutter)
+
+
+@pytest.mark.parametrize("piece", [". ", "a! ", "\n \n", "x.y 3.1 ", "\u2028."])
+def test_ten_times_the_text_costs_about_ten_times(piece: str) -> None:
+    size = 500_000 if piece == ". " else 200_000
+    seconds = []
+    for text in (piece * (size // len(piece) // 10), piece * (size // len(piece))):
+        started = time.perf_counter()
+        cut_sentences(text)
+        seconds.append(time.perf_counter() - started)
+    assert seconds[1] / seconds[0] < 40  # the rule with slices takes a hundred times as long
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({byte: i for i, byte in enumerate([*alphabet, "</s>"])}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
 
 
 def _check_spans(text: str, ends: list[int]) -> None:

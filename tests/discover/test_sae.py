@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, train_grid, unexplained
+from howwhen.discover.sae import Shape, _Grid, examine, train_grid
 from howwhen.errors import InputError
 from howwhen.records import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
+from tests.oracles.sae import loss_of, train_plainly
 
 SETTINGS = DiscoverSettings(steps=300, sentences_per_step=256, learning_rate=3e-3)
 
@@ -22,7 +23,7 @@ def planted(count: int = 900, noise: float = 0.15) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("k", [1, 2])
 def test_planted_directions_are_found(k: int) -> None:
     inputs, which = planted()
-    (sae,) = train_grid(inputs, [Shape(3, k)], SETTINGS)
+    (sae,) = train_grid(inputs, [Shape(3, k)], SETTINGS, 0)
     category = sae.scores(inputs).argmax(1)
     best = sum(
         int((category == c).logical_and(which == w).sum()) for c, w in _matching(category, which)
@@ -36,22 +37,62 @@ def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, in
 
 def test_more_latents_explain_more() -> None:
     inputs, _ = planted()
-    saes = train_grid(inputs, [Shape(3, 1), Shape(12, 3)], SETTINGS)
-    few, many = (unexplained(sae, inputs) for sae in saes)
+    saes = train_grid(inputs, [Shape(3, 1), Shape(12, 3)], SETTINGS, 0)
+    few, many = (examine(sae, inputs).fvu for sae in saes)
     assert many < few < 0.6
+
+
+def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
+    inputs, _ = planted()
+    shapes = [Shape(3, 1), Shape(7, 2), Shape(5, 3)]
+    grid = _Grid(inputs, shapes, 0)
+    noise = torch.Generator().manual_seed(5)
+    for parameter in grid.parameters():
+        parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+    grid.normalise_decoders()
+    grid.fill_gradients(inputs[:200])
+    for number, (cell, sae) in enumerate(zip(grid.cells, grid.cut_out(), strict=True)):
+        plain = [sae.encoder, sae.encoder_bias, sae.decoder, sae.decoder_bias]
+        for one in plain:
+            one.requires_grad_()
+        torch.autograd.backward(loss_of(sae, inputs[:200]), inputs=plain)
+        rows, encoder_bias, decoder_bias = (one.grad for one in grid.parameters())
+        assert rows is not None
+        assert encoder_bias is not None
+        assert decoder_bias is not None
+        fast = [rows[0, cell], encoder_bias[cell], rows[1, cell], decoder_bias[number]]
+        for one, two in zip(fast, plain, strict=True):
+            torch.testing.assert_close(one, two.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_the_grid_ends_where_plain_training_ends() -> None:
+    inputs, _ = planted()
+    shapes = [Shape(4, 1), Shape(9, 3)]
+    for sae, shape in zip(train_grid(inputs, shapes, SETTINGS, 0), shapes, strict=True):
+        plain = examine(train_plainly(inputs, shape, SETTINGS, 0), inputs).fvu
+        assert examine(sae, inputs).fvu == pytest.approx(plain, rel=0.02)
+
+
+def test_dead_latents_and_l0_are_counted() -> None:
+    eye = torch.eye(3)
+    sae = Sae(eye, torch.tensor([0.0, 0.0, -9.0]), eye, torch.zeros(3), k=1)
+    health = examine(sae, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert health.dead == 1
+    assert health.l0 == pytest.approx(2 / 3)
+    assert health.fvu == pytest.approx(1 / 2)
 
 
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid() -> None:
     inputs, _ = planted()
-    alone = train_grid(inputs, [Shape(5, 3)], SETTINGS)[0]
-    in_grid = train_grid(inputs, [Shape(8, 1), Shape(5, 3)], SETTINGS)[1]
+    alone = train_grid(inputs, [Shape(5, 3)], SETTINGS, 0)[0]
+    in_grid = train_grid(inputs, [Shape(8, 1), Shape(5, 3)], SETTINGS, 0)[1]
     torch.testing.assert_close(alone.decoder, in_grid.decoder, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone.encoder, in_grid.encoder, atol=1e-4, rtol=1e-4)
 
 
 def test_decoder_rows_have_unit_norm_and_training_repeats() -> None:
     inputs, _ = planted()
-    first, again = (train_grid(inputs, [Shape(6, 2)], SETTINGS)[0] for _ in range(2))
+    first, again = (train_grid(inputs, [Shape(6, 2)], SETTINGS, 0)[0] for _ in range(2))
     torch.testing.assert_close(first.decoder.norm(dim=1), torch.ones(6))
     assert torch.equal(first.encoder, again.encoder)
 
@@ -66,9 +107,9 @@ def test_reconstruction_keeps_the_top_k_raw_scores() -> None:
 def test_impossible_cells_are_refused() -> None:
     inputs, _ = planted(count=6)
     with pytest.raises(InputError, match="6 sentences cannot train.*7 latents"):
-        train_grid(inputs, [Shape(7, 1)], SETTINGS)
+        train_grid(inputs, [Shape(7, 1)], SETTINGS, 0)
     with pytest.raises(InputError, match="3 latents cannot keep k=4"):
-        train_grid(inputs, [Shape(3, 4)], SETTINGS)
+        train_grid(inputs, [Shape(3, 4)], SETTINGS, 0)
 
 
 def test_a_taxonomy_centres_and_normalises_before_it_categorises() -> None:

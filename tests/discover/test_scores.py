@@ -1,26 +1,54 @@
+import numpy as np
 import pytest
 
-from howwhen.discover.titles import make_titles
-from howwhen.discover.validate import score_against_truth, score_offline
+from howwhen.discover.validate import Partition, Validator, confusion, score_against_truth
+from tests.discover.test_sae import planted
 
-TEXTS = ["Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that."] * 40
-GOOD = [0, 1, 2] * 40
+WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
 
 
-def test_a_perfect_taxonomy_scores_high_and_a_random_one_low() -> None:
-    good = score_offline(TEXTS, GOOD, GOOD, 3, seed=0)
-    assert good.consistency == pytest.approx(1)
-    assert good.stability == pytest.approx(1)
-    assert good.independence == 1
-    mixed = [(index * 7 // 5) % 3 for index in range(120)]
-    bad = score_offline(TEXTS, mixed, GOOD, 3, seed=0)
-    assert bad.score < good.score - 0.4
+def planted_validator(*, with_layers: bool) -> tuple[Validator, np.ndarray]:
+    inputs, which = planted(300)
+    texts = [WORDS[w] for w in which.tolist()]
+    others = inputs.numpy() @ np.linalg.qr(np.random.default_rng(0).normal(size=(24, 24)))[0]
+    return Validator(texts, inputs.numpy(), others if with_layers else None, 0), which.numpy()
+
+
+@pytest.mark.parametrize("with_layers", [True, False])
+def test_a_true_taxonomy_scores_high_and_a_random_one_low(with_layers: bool) -> None:
+    validator, which = planted_validator(with_layers=with_layers)
+    mixed = np.random.default_rng(1).permuted(which)
+    swapped = (which + 1) % 3  # other numbers, the same categories
+    good, bad = validator.score(
+        [
+            Partition(which, [swapped, which], (which, swapped)),
+            Partition(mixed, [np.roll(mixed, 7)], (np.roll(mixed, 1), mixed)),
+        ]
+    )
+    assert good.consistency > 0.97
+    assert good.consistency_of_words == pytest.approx(1)
+    assert good.stability_over_seeds == good.stability_over_halves == pytest.approx(1)
+    assert good.separation > 0.3
+    assert good.score == pytest.approx((good.consistency + 1 + good.separation) / 3)
+    assert bad.consistency < 0.5
+    assert abs(bad.stability_over_seeds) < 0.1
+    assert bad.separation < 0.05
+    assert bad.score < good.score - 0.5
+    assert 0 < bad.standard_error < 0.1
+
+
+def test_a_cells_scores_do_not_depend_on_the_other_cells() -> None:
+    validator, which = planted_validator(with_layers=True)
+    one = Partition(which, [which], (which, which))
+    other = Partition(which % 2, [which], (which, which))
+    assert validator.score([one])[0] == validator.score([other, one])[1]
 
 
 def test_truth_scores_by_hand() -> None:
     perfect = score_against_truth([0, 0, 1, 1], ["a", "a", "b", "b"])
     assert perfect is not None
     assert perfect.nmi == pytest.approx(1)
+    assert perfect.ari == pytest.approx(1)
     assert perfect.purity == 1
     split = score_against_truth([0, 1, 2, 3], ["a", "a", "b", "b"])
     assert split is not None
@@ -29,6 +57,7 @@ def test_truth_scores_by_hand() -> None:
     useless = score_against_truth([0, 0, 0, 0], ["a", "a", "b", "b"])
     assert useless is not None
     assert useless.nmi == pytest.approx(0)
+    assert useless.ari == pytest.approx(0)
     assert useless.purity == 0.5
 
 
@@ -39,13 +68,6 @@ def test_sentences_without_a_label_are_left_out_and_counted() -> None:
     assert score_against_truth([0, 1], [None, None]) is None
 
 
-def test_titles_are_words_that_set_a_category_apart() -> None:
-    titles = make_titles(TEXTS, GOOD, 4)
-    assert "Next" in titles[0]
-    assert "answer" in titles[1]
-    assert "redo" in titles[2] or "Wait" in titles[2] or "let" in titles[2]
-    assert titles[3] == "unused"
-
-
-def test_sentences_without_words_get_a_title_that_says_so() -> None:
-    assert make_titles(["1 2 3", "4 5 6"], [0, 0], 1) == ("no words",)
+def test_the_confusion_table_counts_every_sentence() -> None:
+    table = confusion([0, 2, 2, 1], ["b", "a", "a", None], 3)
+    assert table == {"a": [0, 0, 2], "b": [1, 0, 0], "no label": [0, 1, 0]}

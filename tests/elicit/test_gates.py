@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from howwhen.elicit.examples import Decisions, Soft
-from howwhen.elicit.gates import coming_categories, gate_sentence_agreement, make_gate
+from howwhen.elicit.gates import (
+    GateSite,
+    coming_categories,
+    find_site,
+    gate_sentence_agreement,
+    make_gate,
+)
 from howwhen.elicit.self_gate import Observed, observe, train_self_gate
 from howwhen.errors import SteeringError
 from howwhen.records import Finish, Rollout, SentenceSpan
@@ -41,12 +47,30 @@ def planted() -> tuple[torch.Tensor, list[int]]:
     return centres[categories] + 0.3 * random(80, 32, seed=6), categories
 
 
+def own_site() -> GateSite:
+    taxonomy = make_taxonomy()
+    return find_site(taxonomy, taxonomy.model, taxonomy.layer, [])
+
+
+def test_where_another_model_read_the_sentences_a_gate_has_a_site_of_its_own() -> None:
+    states, coming = planted()
+    found = [decided(states)]
+    site = find_site(make_taxonomy(), "thinking", 7, found)
+    assert (site.model, site.layer, site.size) == ("thinking", 7, 4)
+    torch.testing.assert_close(site.mean, states.mean(0))
+    probe = make_gate("probe", make_taxonomy(), site, found, [coming], 0)
+    assert (probe.model, probe.layer) == ("thinking", 7)
+    assert probe.categorise(states).tolist() == coming
+    with pytest.raises(SteeringError, match="taxonomy reads random, .* --elicit.gate probe"):
+        make_gate("taxonomy", make_taxonomy(), site, found, [coming], 0)
+
+
 def test_a_probe_learns_the_coming_category_and_the_taxonomy_does_not_know_it() -> None:
     states, coming = planted()
     found = [decided(states)]
     agreements = {
         kind: gate_sentence_agreement(
-            make_gate(kind, make_taxonomy(), found, [coming], 0), found, [coming]
+            make_gate(kind, make_taxonomy(), own_site(), found, [coming], 0), found, [coming]
         )["share"]
         for kind in ("taxonomy", "probe")
     }
@@ -57,7 +81,7 @@ def test_a_probe_learns_the_coming_category_and_the_taxonomy_does_not_know_it() 
 
 def test_clusters_find_the_planted_centres() -> None:
     states, truth = planted()
-    gate = make_gate("clusters", make_taxonomy(), [decided(states)], [[]], 0)
+    gate = make_gate("clusters", make_taxonomy(), own_site(), [decided(states)], [[]], 0)
     named = gate.categorise(states).tolist()
     assert len(set(zip(named, truth, strict=True))) == 4
     centres = torch.nn.functional.normalize(states - gate.mean, dim=1)
@@ -68,13 +92,13 @@ def test_clusters_find_the_planted_centres() -> None:
 def test_a_probe_of_two_categories_names_both() -> None:
     states, coming = planted()
     two = [category % 2 for category in coming]
-    gate = make_gate("probe", make_taxonomy(), [decided(states)], [two], 0)
+    gate = make_gate("probe", make_taxonomy(), own_site(), [decided(states)], [two], 0)
     assert gate.categorise(states).tolist() == two
 
 
 def test_a_probe_without_anything_to_foretell_is_refused() -> None:
     with pytest.raises(SteeringError, match="at least 2 categories; found 0"):
-        make_gate("probe", make_taxonomy(), [decided(random(4, 32))], [[-1] * 4], 0)
+        make_gate("probe", make_taxonomy(), own_site(), [decided(random(4, 32))], [[-1] * 4], 0)
 
 
 def test_agreement_by_hand() -> None:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from howwhen.discover.portraits import Example, Portrait
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
 from howwhen.present.report import (
@@ -59,9 +60,11 @@ def test_the_header_states_the_confidence() -> None:
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     token = HybridToken(5, 6, 5, 0, 1.0, 1, True, -1.0, -0.1)
     trace = HybridTrace("1", "hybrid", 0, "two\nlines | pipe", Finish.STOP, (token,))
-    category = {"title": "a | b", "sentences": 3, "share": 1.0, "examples": ["x\ny"], "category": 0}
-    cell = {"layer": 1, "size": 1, "k": 1, "chosen": True, "fvu": 0.5}
-    scores = dict.fromkeys(("score", "consistency", "stability", "independence"), 0.5)
+    example = Example("x y", "1", 1.0, 1, 0.5)
+    category = Portrait(0, "a | b", "", "words", 3, 1.0, (example,), (), (3,) + (0,) * 9)
+    cell = {"layer": 1, "method": "sae", "size": 1, "k": 1, "chosen": True, "fvu": 0.5, "dead": 0}
+    stability = ("stability_over_seeds", "stability_over_halves")
+    scores = dict.fromkeys(("score", "consistency", "separation", *stability), 0.5)
     seeds = {"chosen_seed": 0, "seeds": [{"seed": 0, "selection_loss": 1.0}]}
     given = ReportInput(
         title="T",

@@ -8,6 +8,7 @@ sets come from the Hugging Face hub; a file of your own needs no network.
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]
     name = str(source)
     rows: Iterable[tuple[int, Any]]
     is_file = Path(source).exists() or not (name in PUBLISHED or name.startswith("hub:"))
-    rows = _file_rows(Path(source)) if is_file else _hub_rows(PUBLISHED.get(name, name))
+    rows = file_rows(Path(source), "problems") if is_file else _hub_rows(PUBLISHED.get(name, name))
     dataset = Path(source).name.split(".")[0] if is_file else name
     problems: list[Problem] = []
     for number, row in rows:
@@ -71,22 +72,26 @@ def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]
 
 
 def split_problems(
-    problems: Sequence[Problem], settings: CollectSettings, tested: Sequence[Problem] = ()
+    problems: Sequence[Problem],
+    settings: CollectSettings,
+    tested: Sequence[Problem] | None = None,
 ) -> list[Problem]:
     """Shuffle by `settings.seed` and mark each problem train, selection or test.
+
+    Problems with the same question stay together.
 
     Args:
         problems: what is split.
         settings: fractions and seed.
-        tested: the test set, where it is another; `problems` then only train and select.
+        tested: the test set, where it is another or none; `problems` then only train and select.
 
     Raises:
-        ProblemError: too few problems for all three sets to have at least one, or a question that
-            is in `problems` and in `tested`.
+        ProblemError: too few questions for all sets to have at least one, or a question that is in
+            `problems` and in `tested`.
     """
-    shuffled = list(problems)
+    shuffled = _by_question(problems)
     Random(f"split-{settings.seed}").shuffle(shuffled)
-    test = 0 if tested else max(1, round(len(shuffled) * settings.test_fraction))
+    test = 0 if tested is not None else max(1, round(len(shuffled) * settings.test_fraction))
     selection = max(1, round(len(shuffled) * settings.selection_fraction))
     if len(shuffled) - test - selection < 2:
         raise ProblemError(
@@ -94,14 +99,23 @@ def split_problems(
             f"({test} for test, {selection} for selection, at least 2 to train on); "
             "raise --collect.limit or give a longer file"
         )
-    _refuse_common(problems, tested)
+    _refuse_common(problems, tested or ())
     return [
-        *(replace(problem, split=Split.TEST) for problem in tested),
+        *(replace(problem, split=Split.TEST) for problem in tested or ()),
         *(
             replace(problem, split=_split_at(index, test, selection))
-            for index, problem in enumerate(shuffled)
+            for index, same in enumerate(shuffled)
+            for problem in same
         ),
     ]
+
+
+def _by_question(problems: Iterable[Problem]) -> list[list[Problem]]:
+    """Problems with the same question, in order of the first of them."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem.question.strip(), []).append(problem)
+    return list(groups.values())
 
 
 def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> None:
@@ -130,21 +144,25 @@ def _split_at(index: int, test: int, selection: int) -> Split:
     return Split.SELECTION if index < test + selection else Split.TRAIN
 
 
-def _file_rows(path: Path) -> Iterable[tuple[int, Any]]:
-    """Numbered rows of a JSONL file, plain or gzipped."""
+def file_rows(path: Path, what: str) -> Iterable[tuple[int, Any]]:
+    """Numbered rows of a JSONL file, plain or gzipped.
+
+    Raises:
+        ProblemError: a file that cannot be read, or is not JSONL; `what` it was to hold is named.
+    """
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        others = f", or one of {', '.join(PUBLISHED)}" if what == "problems" else ""
         raise ProblemError(
-            f"cannot read problems from {path}: {error}; expected a UTF-8 JSONL file, or one of "
-            f"{', '.join(PUBLISHED)}"
+            f"cannot read {what} from {path}: {error}; expected a UTF-8 JSONL file{others}"
         ) from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ProblemError(
                     f"{path}, line {number} is not JSON ({error}); expected one object per line"
                 ) from error

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from howwhen.collect.sentences import sentence_spans, token_ends
+from howwhen.collect.cutters import find_cutter
+from howwhen.collect.sentences import (
+    Cutter,
+    cut_sentences,
+    sentence_spans,
+    text_tokens,
+    thinking_part,
+    token_ends,
+)
+from howwhen.collect.traces import Trace
 from howwhen.errors import InputError
 from howwhen.models import LanguageModel, pad
 from howwhen.records import Finish, Problem, Rollout
@@ -36,19 +45,59 @@ def collect_rollouts(
     seed = int.from_bytes(f"{settings.seed}/{problems[0].id}".encode(), "big") % 2**31
     sampling = Sampling(settings.max_new_tokens, settings.temperature, seed)
     answers = generate(thinking.model, thinking.end_ids, prompts, sampling)
+    cutter = find_cutter(settings)
     return [
-        make_rollout(thinking, problem, ids) for problem, ids in zip(problems, answers, strict=True)
+        make_rollout(thinking, problem, ids, cutter)
+        for problem, ids in zip(problems, answers, strict=True)
     ]
 
 
-def make_rollout(thinking: LanguageModel, problem: Problem, ids: Sequence[int]) -> Rollout:
+def make_rollout(
+    thinking: LanguageModel,
+    problem: Problem,
+    ids: Sequence[int],
+    cutter: Cutter = cut_sentences,
+) -> Rollout:
     """An answer with its text, finish reason and sentences."""
     text, ends = token_ends(thinking.tokenizer, ids)
     stopped = bool(ids) and ids[-1] in thinking.end_ids
     ends = ends[:-1] if stopped else ends  # the end token belongs to no sentence
-    spans = sentence_spans(text[: ends[-1]] if ends else "", ends)
+    said = text[: ends[-1]] if ends else ""
+    spans = sentence_spans(said, ends, thinking.markers, cutter)
     finish = Finish.STOP if stopped else Finish.LENGTH
     return Rollout(problem.id, tuple(ids), text, finish, spans)
+
+
+def trace_rollout(thinking: LanguageModel, trace: Trace, cutter: Cutter = cut_sentences) -> Rollout:
+    """An answer written elsewhere, as the thinking model's tokenizer reads it.
+
+    Without a reason of its own it was cut off if its thinking was opened and never closed.
+
+    Raises:
+        InputError: an answer that exceeds the model's context with its prompt, or has no token.
+    """
+    ids, ends = text_tokens(thinking.tokenizer, trace.text)
+    _check_trace(thinking, trace, len(ids))
+    spans = sentence_spans(trace.text, ends, thinking.markers, cutter)
+    start, end = thinking_part(trace.text, thinking.markers)
+    is_open = start > 0 and end == len(trace.text)
+    finish = trace.finish or (Finish.LENGTH if is_open else Finish.STOP)
+    return Rollout(trace.problem.id, tuple(ids), trace.text, finish, spans)
+
+
+def _check_trace(thinking: LanguageModel, trace: Trace, length: int) -> None:
+    prompt = len(thinking.prompt_ids(trace.problem.question))
+    if length == 0:
+        raise InputError(
+            f"{trace.place}: the tokenizer of {thinking.name} makes no token of the text "
+            f"{trace.text[:40]!r}; leave the row out"
+        )
+    if thinking.context is not None and prompt + length > thinking.context:
+        raise InputError(
+            f"{trace.place}: a prompt of {prompt} tokens and an answer of {length} exceed the "
+            f"{thinking.context} tokens that {thinking.name} can attend to; leave the row out, set "
+            "--collect.limit to stop before it, or take a model of longer context"
+        )
 
 
 @torch.no_grad()

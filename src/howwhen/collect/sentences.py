@@ -1,90 +1,128 @@
 """Cutting the thinking part of an answer into sentences, by offset.
 
-A cut falls after `. ! ? ;` or a newline. Blanks after a cut belong to the next sentence, as word
+The rule cuts after `. ! ? ;` or a newline. Blanks after a cut belong to the next sentence, as word
 tokens carry the blank before them; newlines right after a cut belong to the sentence they end.
-Decimals, abbreviations of single letters and factorials are not cut.
+Decimals, abbreviations of single letters and factorials are not cut. Any other cutter is a function
+of the same type (see `cutters`); what it returns must tile the text.
 """
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 from transformers import PreTrainedTokenizerBase
 
+from howwhen.errors import InputError
+from howwhen.prompts import THINK, Markers
 from howwhen.records import SentenceSpan
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+Cutter = Callable[[str], list[tuple[int, int]]]
+"""Half-open character ranges of a text's sentences, which tile it."""
 _CUT = re.compile(r"[.!?;]+[\"')\]*]*\n*|\n+")
 _INITIALS = re.compile(r"(?:^|[\s(])(?:[A-Za-z]\.)*[A-Za-z]$")
+_INITIAL = re.compile(r"[A-Za-z]\.")
+_NEW_SENTENCE = re.compile(r"\s+[A-Z]")
+_NAME = re.compile(r" [A-Z][a-z]+")
+_OPERAND = re.compile(r"(?:\d|\)|\b[a-zA-Z])$")
+_AFTER_SHOUT = re.compile(r"\s+[A-Z]|\s*$|\n")
 _REPLACEMENT = "\ufffd"
 """What decoding shows for a token that ends inside a character."""
+_LONGEST_WAIT = 16
+"""Tokens after which what they show is no character to come, but bytes that never make one."""
+_LONGEST_CHARACTER = 4
+"""Tokens of one character, at most: its bytes."""
 
 
-def thinking_part(text: str) -> tuple[int, int]:
+def thinking_part(text: str, markers: Markers = THINK) -> tuple[int, int]:
     """Half-open character range of the thinking in an answer.
 
-    What stands between `<think>` and `</think>`; either tag may be missing, and without both the
-    whole text is thinking.
+    It begins after the first opening marker and ends before the first closing one. Either may be
+    missing: the prompt opened the thinking, or the answer was cut off. Without both the whole text
+    is thinking. Further markers inside the thinking are part of it, and an opening marker after the
+    first closing one (a second block, or a mention) is part of the answer.
     """
-    opened = text.find(THINK_OPEN)
-    start = opened + len(THINK_OPEN) if opened >= 0 else 0
-    closed = text.find(THINK_CLOSE, start)
+    opening, closing = markers
+    opened, closed = text.find(opening), text.find(closing)
+    start = 0 if opened < 0 or 0 <= closed < opened else opened + len(opening)
+    closed = text.find(closing, start)
     return start, closed if closed >= 0 else len(text)
+
+
+def is_left_open(text: str, markers: Markers = THINK) -> bool:
+    """Whether the text opens a thinking part and never closes it."""
+    opening, closing = markers
+    opened = text.find(opening)
+    return opened >= 0 and text.find(closing, 0 if opening != closing else opened + 1) < 0
 
 
 def cut_sentences(text: str) -> list[tuple[int, int]]:
     """Half-open character ranges of the sentences: they tile the text, so nothing is lost."""
-    spans, start = [], 0
-    for found in _CUT.finditer(text):
-        if _is_cut(text, found):
-            spans.append((start, found.end()))
-            start = found.end()
-    if start < len(text):
-        spans.append((start, len(text)))
-    return _join_blank(text, spans)
+    return cut_at(text, (found.end() for found in _CUT.finditer(text) if _is_cut(text, found)))
+
+
+def cut_at(text: str, cuts: Iterable[int]) -> list[tuple[int, int]]:
+    """The ranges between ascending cuts; one of only white space is joined to the one before it.
+
+    At the start of the text, where none is before it, it is joined to the next one.
+    """
+    joined: list[tuple[int, int]] = []
+    was_blank = False
+    for start, end in pairwise(_bounds(len(text), cuts)):
+        is_blank = not text[start:end].strip()
+        if joined and (is_blank or was_blank):
+            joined[-1] = (joined[-1][0], end)
+            was_blank = was_blank and is_blank
+        else:
+            joined.append((start, end))
+            was_blank = is_blank
+    return joined
+
+
+def _bounds(length: int, cuts: Iterable[int]) -> Iterator[int]:
+    """Where the ranges between the cuts begin and end; nothing of an empty text."""
+    last = 0
+    if length:
+        yield last
+    for cut in cuts:
+        if last < cut < length:
+            yield (last := cut)
+    if length:
+        yield length
 
 
 def _is_cut(text: str, found: re.Match[str]) -> bool:
-    mark, before, after = found[0], text[: found.start()], text[found.end() :]
-    if "\n" in mark or not after:
+    mark, (start, end) = found[0], found.span()
+    if "\n" in mark or end == len(text):
         return True
     if mark == ".":
-        return not (_is_inside_number(before, after) or _is_abbreviation(before, after))
+        return not (_is_inside_number(text, start, end) or _is_abbreviation(text, start, end))
     if mark == "!":
-        return not _is_factorial(before, after)
+        return not _is_factorial(text, start, end)
     return True
 
 
-def _is_inside_number(before: str, after: str) -> bool:
-    return after[0].isdigit() and (not before or before[-1].isdigit() or before[-1].isspace())
+def _is_inside_number(text: str, start: int, end: int) -> bool:
+    before = text[start - 1 : start]
+    return text[end].isdigit() and (not before or before.isdigit() or before.isspace())
 
 
-def _is_abbreviation(before: str, after: str) -> bool:
+def _is_abbreviation(text: str, start: int, end: int) -> bool:
     """`e.g. this`, `U.S. Army`, `J. Smith`; but not `at 5 p.m. Then` or `is x. Then`."""
-    tail = _INITIALS.search(before[-12:])
+    tail = _INITIALS.search(text[max(0, start - 12) : start])
     if tail is None:
         return False
     letters = tail[0].strip(" (\n\t")
-    if re.match(r"[A-Za-z]\.", after):
+    if _INITIAL.match(text, end):
         return True
     if "." in letters:
-        return letters.isupper() or not re.match(r"\s+[A-Z]", after)
-    return letters.isupper() and letters != "I" and bool(re.match(r" [A-Z][a-z]+", after))
+        return letters.isupper() or not _NEW_SENTENCE.match(text, end)
+    return letters.isupper() and letters != "I" and bool(_NAME.match(text, end))
 
 
-def _is_factorial(before: str, after: str) -> bool:
-    is_operand = bool(re.search(r"(?:\d|\)|\b[a-zA-Z])$", before))
-    return is_operand and not re.match(r"\s+[A-Z]|\s*$|\n", after)
-
-
-def _join_blank(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Give a span of only white space to the one before it (or after it, at the start)."""
-    joined: list[tuple[int, int]] = []
-    for start, end in spans:
-        if joined and (not text[start:end].strip() or not text[slice(*joined[-1])].strip()):
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return joined
+def _is_factorial(text: str, start: int, end: int) -> bool:
+    is_operand = bool(_OPERAND.search(text[max(0, start - 3) : start]))
+    return is_operand and not _AFTER_SHOUT.match(text, end)
 
 
 def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
@@ -93,18 +131,33 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[
     Tokens are decoded in short windows, so that the cost is linear. A token that ends inside a
     multi-byte character ends where that character ends.
     """
-    text, ends, pending = "", [], 0
+    text, ends, known = "", list[int](), ""
     prefix = read = 0
     for index in range(len(ids)):
-        pending += 1
-        known = _decode(tokenizer, ids[prefix:read])
-        window = _decode(tokenizer, ids[prefix : index + 1])
-        is_last = index + 1 == len(ids)
-        if not window.endswith(_REPLACEMENT) or is_last:
-            text += window[len(known) :]
-            ends += [len(text)] * pending
-            prefix, read, pending = read, index + 1, 0
+        until, shown = _settled(tokenizer, ids, prefix, read, index)
+        if until > read:
+            inner = _decode(tokenizer, ids[prefix : until - 1]) if until - read > 1 else ""
+            split = len(inner) if shown.startswith(inner) else len(shown)
+            offset = len(text) - len(known)
+            ends += [offset + split] * (until - read - 1) + [offset + len(shown)]
+            text += shown[len(known) :]
+            prefix, read = read, until
+            known = _decode(tokenizer, ids[prefix:read])
     return text, ends
+
+
+def _settled(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], prefix: int, read: int, index: int
+) -> tuple[int, str]:
+    """Up to which token the text can no longer change, and what is shown from `prefix` up to it."""
+    shown = _decode(tokenizer, ids[prefix : index + 1])
+    if not shown.endswith(_REPLACEMENT) or index + 1 == len(ids):
+        return index + 1, shown
+    if index - read > _LONGEST_WAIT:
+        head = _decode(tokenizer, ids[prefix : index + 1 - _LONGEST_CHARACTER])
+        if shown.startswith(head):
+            return index + 1 - _LONGEST_CHARACTER, head
+    return read, shown
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -114,21 +167,66 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(text)
 
 
-def sentence_spans(text: str, ends: Sequence[int]) -> tuple[SentenceSpan, ...]:
+def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and at which of its characters each token ends.
+
+    The ends are the tokenizer's own, so they fit the text even where decoding would alter it.
+
+    Raises:
+        InputError: a tokenizer that cannot say where its tokens stand.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} does not say where its tokens stand in a text; expected a "
+            "fast tokenizer. Save one with tokenizer.json beside the model"
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = accumulate((end for _, end in found["offset_mapping"]), max)
+    return list(found["input_ids"]), list(ends)
+
+
+def sentence_spans(
+    text: str,
+    ends: Sequence[int],
+    markers: Markers = THINK,
+    cutter: Cutter = cut_sentences,
+) -> tuple[SentenceSpan, ...]:
     """Sentences of the thinking part, in characters and tokens.
 
-    A token belongs to the sentence that holds its last character; `ends` is as `token_ends`
-    gives it. Sentences that no token ends in are merged into the next one.
+    A token belongs to the sentence that holds its last character; `ends` is as `token_ends` or
+    `text_tokens` gives it. Sentences that no token ends in are merged into the next one, and the
+    last ones into the one before.
+
+    Raises:
+        InputError: a cutter whose sentences do not tile the text.
     """
-    start, end = thinking_part(text)
+    start, end = thinking_part(text, markers)
     spans: list[SentenceSpan] = []
-    token = sum(one <= start for one in ends)
+    token = bisect_right(ends, start) if start else 0
     left = start
-    for _, cut in cut_sentences(text[start:end]):
-        first = token
-        while token < len(ends) and ends[token] <= start + cut:
-            token += 1
-        if token > first:
-            spans.append(SentenceSpan(left, start + cut, first, token))
-            left = start + cut
+    for _, cut in _tiles(text[start:end], cutter):
+        last = bisect_right(ends, start + cut, lo=token)
+        if last > token:
+            spans.append(SentenceSpan(left, start + cut, token, last))
+            left, token = start + cut, last
+    if spans:
+        spans[-1] = spans[-1]._replace(end_char=end)
     return tuple(spans)
+
+
+def _tiles(text: str, cutter: Cutter) -> list[tuple[int, int]]:
+    """What a cutter cuts, checked: no sentence may be lost."""
+    sentences = cutter(text)
+    bounds = [0, *(end for _, end in sentences)]
+    starts = [start for start, _ in sentences]
+    if starts != bounds[:-1] or bounds[-1] != len(text) or sorted(set(bounds)) != bounds:
+        raise InputError(
+            f"a cutter gave {_shown(sentences)} for a text of {len(text)} characters; expected "
+            "sentences that follow each other from 0 to the end of the text. Use --collect.cutter "
+            "rule, or repair the cutter"
+        )
+    return sentences
+
+
+def _shown(sentences: Sequence[tuple[int, int]]) -> str:
+    return f"{', '.join(map(str, sentences[:5]))}{', ...' if len(sentences) > 5 else ''}"

@@ -1,68 +1,236 @@
-"""Sentence activations: the mean residual over a sentence's tokens, several layers at once."""
+"""Sentence activations: the mean residual over a sentence's tokens, several layers at once.
 
-from collections.abc import Sequence
+Every text is read once, in batches of similar length, and pooled inside the pass, so that memory
+grows with sentences and not with tokens. What was read goes into shards of the step's folder, each
+row with its rollout and span; a killed reading goes on after its last shard.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from howwhen.errors import InputError, StoreError
 from howwhen.models import LanguageModel, pad
-from howwhen.records import Rollout, stack_rows
 from howwhen.residual import residuals
+from howwhen.store import StepFolder
 
-Means = dict[int, Float[Tensor, "sentence d_model"]]
+SHARD_TEXTS = 256
+"""Texts whose sentences share a file."""
+
+
+class Passage(NamedTuple):
+    """One rollout as a model reads it."""
+
+    prompt: Sequence[int]
+    """Token ids before the answer."""
+    ids: Sequence[int]
+    """Token ids of the answer."""
+    spans: Sequence[tuple[int, int]]
+    """Half-open token ranges of its sentences in `ids`; none is empty."""
+    is_trained: Sequence[bool]
+    """Whether a sentence counts in the corpus mean."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt) + len(self.ids)
 
 
 @torch.no_grad()
 def sentence_means(
-    reader: LanguageModel,
-    rollouts: Sequence[Rollout],
-    prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    batch_size: int,
-) -> Means:
-    """Read every rollout once and average the residuals within its sentences.
+    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], batch_tokens: int
+) -> dict[int, Float[Tensor, "sentence d_model"]]:
+    """Read every passage once and average the residuals within its sentences.
 
     Args:
-        reader: the model whose residuals are read; by default the thinking model itself.
-        rollouts: answers whose spans are averaged over.
-        prompts: token ids of each rollout's prompt.
+        reader: the model whose residuals are read.
+        passages: what it reads.
         layers: 0-based blocks.
-        batch_size: rollouts read at a time.
+        batch_tokens: tokens read at a time, padding included (at least one passage).
 
     Returns:
-        For each layer the raw (not normalised) means, in order of rollouts and their spans.
+        For each layer the raw (not normalised) means in float32, in order of passages and spans.
     """
-    rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    pairs = list(zip(rollouts, prompts, strict=True))
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        tokens = pad([[*prompt, *rollout.ids] for rollout, prompt in batch])
-        seen = residuals(reader.model, layers, **tokens.to(reader.model.device).inputs())
-        owner = _owners(batch, tokens.ids.shape[1])
-        for layer in layers:
-            rows[layer].append(_means(seen[layer], owner))
-    return {layer: stack_rows(parts) for layer, parts in rows.items()}
+    counts = [len(passage.spans) for passage in passages]
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    means = {
+        layer: torch.empty(starts[-1], reader.model.config.hidden_size) for layer in set(layers)
+    }
+    for batch in _batches(passages, batch_tokens):
+        chosen = [passages[number] for number in batch]
+        tokens = pad([[*one.prompt, *one.ids] for one in chosen]).to(reader.model.device)
+        pooled = residuals(
+            reader.model, layers, _pooling(_owners(chosen, tokens.ids)), **tokens.inputs()
+        )
+        rows = torch.cat([torch.arange(starts[n], starts[n + 1]) for n in batch])
+        for layer, found in pooled.items():
+            means[layer][rows] = found.float().cpu()
+    return means
+
+
+def _batches(passages: Sequence[Passage], batch_tokens: int) -> Iterator[list[int]]:
+    """Numbers of the passages, those of similar length together."""
+    batch: list[int] = []
+    for number in sorted(range(len(passages)), key=lambda n: passages[n].length):
+        if batch and (len(batch) + 1) * passages[number].length > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def _owners(
-    batch: Sequence[tuple[Rollout, Sequence[int]]], width: int
+    passages: Sequence[Passage], ids: Int[Tensor, "batch position"]
 ) -> Int[Tensor, "batch position"]:
     """Number of the sentence each position belongs to, counted over the batch; -1 for none."""
-    owner = torch.full((len(batch), width), -1)
+    owner = torch.full(ids.shape, -1)
     number = 0
-    for row, (rollout, prompt) in enumerate(batch):
-        for span in rollout.spans:
-            owner[row, len(prompt) + span.start_token : len(prompt) + span.end_token] = number
+    for row, passage in enumerate(passages):
+        offset = len(passage.prompt)
+        for start, end in passage.spans:
+            owner[row, offset + start : offset + end] = number
             number += 1
-    return owner
+    return owner.to(ids.device)
 
 
-def _means(
-    residual: Float[Tensor, "batch position d_model"], owner: Int[Tensor, "batch position"]
-) -> Float[Tensor, "sentence d_model"]:
-    inside = (owner >= 0).to(residual.device)
-    numbers = owner.to(residual.device)[inside]
-    count = int(owner.max()) + 1
-    sums = residual.new_zeros(count, residual.shape[-1]).index_add(0, numbers, residual[inside])
-    return sums / numbers.bincount(minlength=count)[:, None]
+def _pooling(owner: Int[Tensor, "batch position"]) -> Callable[[Tensor], Tensor]:
+    """Takes a residual to the means over sentences."""
+    inside = owner >= 0
+    numbers = owner[inside]
+    lengths = numbers.bincount()
+
+    def pool(
+        residual: Float[Tensor, "batch position d_model"],
+    ) -> Float[Tensor, "sentence d_model"]:
+        sums = residual.new_zeros(len(lengths), residual.shape[-1], dtype=torch.float32)
+        return sums.index_add_(0, numbers, residual[inside].float()) / lengths[:, None]
+
+    return pool
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The shards of one reading; rows are in the order of rollouts and their spans."""
+
+    step: StepFolder
+    layers: tuple[int, ...]
+    counts: tuple[int, ...]
+    """Sentences in each shard."""
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def mean(self, layer: int) -> Float[Tensor, " d_model"]:
+        """Corpus mean over the sentences that are trained on, summed in float64."""
+        names = [_name(number) for number in range(len(self.counts))]
+        sums = [self.step.read_tensor(name, f"sum.{layer}") for name in names]
+        trained = sum(int(self.step.read_tensor(name, "trained")) for name in names)
+        return (torch.stack(sums).sum(0) / trained).float()
+
+    def rows(
+        self, layer: int, wanted: Sequence[int] | None = None
+    ) -> Float[Tensor, "sentence d_model"]:
+        """The raw means of all sentences, or of the wanted ones, which ascend."""
+        parts, start = [], 0
+        chosen = None if wanted is None else torch.tensor(wanted, dtype=torch.long)
+        for number, count in enumerate(self.counts):
+            part = self.step.read_tensor(_name(number), f"layer.{layer}")
+            if chosen is not None:
+                inside = chosen[(chosen >= start) & (chosen < start + count)]
+                part = part[inside - start]
+            parts.append(part)
+            start += count
+        return torch.cat(parts)
+
+
+def read_activations(
+    step: StepFolder,
+    reader: LanguageModel,
+    passages: Sequence[Passage],
+    layers: Sequence[int],
+    batch_tokens: int,
+    report: Callable[[int], None],
+) -> Activations:
+    """Read all passages into shards, except those whose shard is there already.
+
+    Args:
+        step: folder of the step; shards are `activations/00000.safetensors`, ... with `layer.L`
+            (sentence, d_model), `rollout` and `span` (sentence,), `sum.L` (d_model,) in float64 and
+            `trained` (number of sentences in that sum).
+        reader: the model whose residuals are read.
+        passages: what it reads, one per rollout.
+        layers: 0-based blocks.
+        batch_tokens: tokens read at a time.
+        report: told the number of passages after each shard.
+
+    Raises:
+        InputError: a passage longer than the reader's context, or nothing to read.
+        StoreError: a shard that is damaged, or of another reading.
+    """
+    _check_passages(reader, passages)
+    counts = []
+    for number, start in enumerate(range(0, len(passages), SHARD_TEXTS)):
+        own = passages[start : start + SHARD_TEXTS]
+        if not (step.path / _name(number)).exists():
+            means = sentence_means(reader, own, layers, batch_tokens)
+            step.write_tensors(_name(number), _shard(start, own, means), {})
+        counts.append(_check_shard(step, number, own, layers))
+        report(start + len(own))
+    return Activations(step, tuple(layers), tuple(counts))
+
+
+def _name(shard: int) -> str:
+    return f"activations/{shard:05}.safetensors"
+
+
+def _shard(
+    first: int, passages: Sequence[Passage], means: dict[int, Float[Tensor, "sentence d_model"]]
+) -> dict[str, Tensor]:
+    is_trained = torch.tensor([one for passage in passages for one in passage.is_trained])
+    places = [
+        (first + number, span)
+        for number, passage in enumerate(passages)
+        for span in range(len(passage.spans))
+    ]
+    rollout, span = torch.tensor(places, dtype=torch.int32).view(-1, 2).T
+    sums = {f"sum.{layer}": rows[is_trained].double().sum(0) for layer, rows in means.items()}
+    return {
+        **{f"layer.{layer}": rows for layer, rows in means.items()},
+        **sums,
+        "trained": is_trained.sum(),
+        "rollout": rollout,
+        "span": span,
+    }
+
+
+def _check_shard(
+    step: StepFolder, number: int, passages: Sequence[Passage], layers: Sequence[int]
+) -> int:
+    """Number of sentences in a shard, which must be those of its passages."""
+    expected = sum(len(passage.spans) for passage in passages)
+    found = step.tensor_shapes(_name(number))
+    for layer in layers:
+        shape = found.get(f"layer.{layer}", ())
+        if not shape or shape[0] != expected:
+            raise StoreError(
+                f"{step.path / _name(number)} holds {shape or 'nothing'} for layer {layer}, "
+                f"expected {expected} sentences. Delete {step.path} and run again"
+            )
+    return expected
+
+
+def _check_passages(reader: LanguageModel, passages: Sequence[Passage]) -> None:
+    if not any(passage.spans for passage in passages):
+        raise InputError("there is not one sentence to read; collect answers with thinking in them")
+    longest = max(passage.length for passage in passages)
+    if reader.context is not None and longest > reader.context:
+        raise InputError(
+            f"an answer and its prompt have {longest} tokens in the words of {reader.name}, which "
+            f"can attend to {reader.context}; collect shorter answers (--max-new-tokens), or let a "
+            "model of longer context read (--discover.reader)"
+        )

@@ -1,7 +1,9 @@
 """Top-K sparse autoencoders, a whole grid of sizes and ks at once (paper, section 3).
 
-All cells of one layer share their batches and are trained together as one stack of matrices,
-padded to the largest size. A cell's result does not depend on which other cells are in the grid.
+All cells of one layer share their batches. Their latents stand one below the other in one matrix,
+so that a step costs two large products whatever the number of cells, and the loss and its gradient
+go through Gram matrices: no reconstruction is ever formed. A cell's result does not depend on which
+other cells are in the grid.
 """
 
 from collections.abc import Sequence
@@ -11,12 +13,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from sklearn.cluster import kmeans_plusplus
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from howwhen.errors import InputError
 from howwhen.records import Sae
 from howwhen.settings import DiscoverSettings
+
+MOST_CANDIDATES = 4096
+"""Sentences that the first latents are chosen among, at most."""
+DRAWS = 8
+"""How often the first latents are drawn; the best draw is kept."""
 
 
 @dataclass(frozen=True)
@@ -27,73 +34,147 @@ class Shape:
     k: int
 
 
-class _Stack(nn.Module):
-    """The weights of all cells, padded to the largest size; padding latents never fire."""
+@dataclass(frozen=True)
+class Health:
+    """How well an autoencoder does on the sentences it was trained on."""
 
-    def __init__(self, inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], seed: int) -> None:
-        super().__init__()
-        widest = max(shape.size for shape in shapes)
-        rows = torch.zeros(len(shapes), widest, inputs.shape[1])
-        for cell, shape in enumerate(shapes):
-            rows[cell, : shape.size] = _spread_rows(inputs, shape, seed)
-        self.decoder = nn.Parameter(rows)
-        self.encoder = nn.Parameter(rows.clone())
-        self.encoder_bias = nn.Parameter(torch.zeros(len(shapes), widest))
-        self.decoder_bias = nn.Parameter(inputs.mean(0).expand(len(shapes), -1).clone())
-        sizes = torch.tensor([shape.size for shape in shapes])
-        ks = torch.tensor([shape.k for shape in shapes])
-        self.is_latent: Bool[Tensor, "cell latent"] = torch.arange(widest) < sizes[:, None]
-        self.is_kept: Bool[Tensor, "cell rank"] = torch.arange(int(ks.max())) < ks[:, None]
-
-    def unexplained(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, " cell"]:
-        """Fraction of variance unexplained by each cell on these inputs."""
-        centred = inputs - self.decoder_bias[:, None]
-        raw = centred @ self.encoder.mT + self.encoder_bias[:, None]
-        raw = raw.masked_fill(~self.is_latent[:, None], -torch.inf)
-        top = raw.topk(self.is_kept.shape[1], dim=2)
-        values = top.values.masked_fill(~self.is_kept[:, None], 0)
-        code = torch.zeros_like(raw).scatter(2, top.indices, values)
-        error = inputs - (code @ self.decoder + self.decoder_bias[:, None])
-        return error.square().sum((1, 2)) / (inputs - inputs.mean(0)).square().sum()
-
-    @torch.no_grad()
-    def normalise_decoders(self) -> None:
-        """Give every decoder row unit norm (padding rows stay zero)."""
-        self.decoder.copy_(functional.normalize(self.decoder, dim=2))
+    fvu: float
+    """Fraction of variance unexplained: squared error over squared deviation from the mean."""
+    l0: float
+    """Mean number of latents that are not zero in a sentence's code."""
+    dead: int
+    """Latents that are in no sentence's code."""
 
 
 def train_grid(
-    inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], settings: DiscoverSettings
+    inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], settings: DiscoverSettings, seed: int
 ) -> list[Sae]:
     """Train one autoencoder per shape on normalised sentence activations.
+
+    Adam with a step size that falls linearly to 0; the loss of a cell is the fraction of variance
+    that it leaves unexplained in a batch; decoder rows keep unit norm.
 
     Raises:
         InputError: fewer sentences than latents, or a k above its size.
     """
     for shape in shapes:
         _check(shape, len(inputs))
-    stack = _Stack(inputs, shapes, settings.seed)
-    optimizer = torch.optim.Adam(stack.parameters(), lr=settings.learning_rate)
-    generator = torch.Generator().manual_seed(settings.seed)
+    grid = _Grid(inputs, shapes, seed)
+    optimizer = torch.optim.Adam(grid.parameters(), lr=settings.learning_rate, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    count = min(settings.sentences_per_step, len(inputs))
     for step in range(settings.steps):
-        decay = 1 - step / settings.steps
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * decay
-        rows = torch.randint(
-            len(inputs), (min(settings.sentences_per_step, len(inputs)),), generator=generator
-        )
-        loss = stack.unexplained(inputs[rows]).sum()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
+            group["lr"] = settings.learning_rate * (1 - step / settings.steps)
+        rows = torch.randint(len(inputs), (count,), generator=generator)
+        grid.fill_gradients(inputs[rows])
         optimizer.step()
-        stack.normalise_decoders()
-    return [_cut_out(stack, cell, shape) for cell, shape in enumerate(shapes)]
+        grid.normalise_decoders()
+    return grid.cut_out()
 
 
-def unexplained(sae: Sae, inputs: Float[Tensor, "n d"]) -> float:
-    """Fraction of variance unexplained (FVU): squared error over squared deviation."""
+@torch.no_grad()
+def examine(sae: Sae, inputs: Float[Tensor, "n d"]) -> Health:
+    """FVU, L0 and dead latents on these sentences."""
+    kept = sae.scores(inputs).topk(sae.k, dim=1)
     error = (inputs - sae.reconstruct(inputs)).square().sum()
-    return float(error / (inputs - inputs.mean(0)).square().sum())
+    uses = kept.indices[kept.values != 0].bincount(minlength=len(sae.encoder))
+    return Health(
+        fvu=float(error / (inputs - inputs.mean(0)).square().sum()),
+        l0=float((kept.values != 0).sum(1).float().mean()),
+        dead=int((uses == 0).sum()),
+    )
+
+
+class _Grid:
+    """The weights of all cells, their latents one below the other.
+
+    With x a sentence minus the cell's decoder bias, a code c (zero but for the kept scores),
+    decoder rows D and G = D D^T, a cell's squared error is |x|^2 - 2 c.(D x) + c.(G c). So
+
+    - its slope in the kept scores is 2 (G c - D x),
+    - in the encoder the slopes times x^T, in the decoder 2 (c c^T D - c x^T),
+    - in the decoder bias -2 (x - D^T c) minus the slopes times the encoder,
+
+    and everything but products of a cell with itself is one product of all rows with the batch.
+    """
+
+    def __init__(self, inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], seed: int) -> None:
+        sizes = torch.tensor([shape.size for shape in shapes])
+        ends = sizes.cumsum(0).tolist()
+        self.ks = [shape.k for shape in shapes]
+        self.cells = [slice(end - shape.size, end) for end, shape in zip(ends, shapes, strict=True)]
+        self.owner = torch.arange(len(shapes)).repeat_interleave(sizes)
+        starts = torch.cat([_spread_rows(inputs, shape, seed) for shape in shapes])
+        self.rows = torch.stack([starts, starts])
+        """Encoders, then decoders: (2, latent, d)."""
+        self.encoder_bias = torch.zeros(len(starts))
+        self.decoder_bias = inputs.mean(0).repeat(len(shapes), 1)
+        for parameter in self.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    def parameters(self) -> list[Tensor]:
+        """Everything that is trained."""
+        return [self.rows, self.encoder_bias, self.decoder_bias]
+
+    @torch.no_grad()
+    def fill_gradients(self, batch: Float[Tensor, "n d"]) -> None:
+        """Set the gradients of the sum of all cells' FVUs on one batch."""
+        encoder, decoder = self.rows
+        bias = self.decoder_bias[self.owner]
+        offset = (self.rows * bias).sum(2)
+        offset[0] -= self.encoder_bias
+        scores, overlaps = (self.rows.flatten(0, 1) @ batch.T - offset.view(-1, 1)).chunk(2)
+        slopes_and_codes = torch.empty(2, *scores.shape)
+        slopes, codes = slopes_and_codes
+        own = torch.empty_like(decoder)
+        for cell, k in zip(self.cells, self.ks, strict=True):
+            rows, kept = decoder[cell], _highest(scores[cell], k)
+            torch.mul(scores[cell], kept, out=codes[cell])
+            torch.mm(rows @ rows.T, codes[cell], out=slopes[cell])
+            slopes[cell].sub_(overlaps[cell]).mul_(kept)
+            torch.mm(codes[cell] @ codes[cell].T, rows, out=own[cell])
+        sums = slopes_and_codes.sum(2)
+        gradient = torch.matmul(slopes_and_codes, batch) - sums[:, :, None] * bias
+        gradient[1] = own - gradient[1]
+        in_bias = sums[1, :, None] * decoder - sums[0, :, None] * encoder
+        total = batch.sum(0)
+        pulled = len(batch) * self.decoder_bias - total
+        pulled.index_add_(0, self.owner, in_bias)
+        scale = 2 / (batch.square().sum() - total.square().sum() / len(batch)).clamp(min=1e-12)
+        self._set_gradients(gradient * scale, sums[0] * scale, pulled * scale)
+
+    def _set_gradients(self, *gradients: Tensor) -> None:
+        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+    @torch.no_grad()
+    def normalise_decoders(self) -> None:
+        """Give every decoder row unit norm."""
+        self.rows[1] = functional.normalize(self.rows[1], dim=1)
+
+    def cut_out(self) -> list[Sae]:
+        """Every cell's own weights."""
+        encoder, decoder = self.rows
+        return [
+            Sae(
+                encoder=encoder[cell].clone(),
+                encoder_bias=self.encoder_bias[cell].clone(),
+                decoder=decoder[cell].clone(),
+                decoder_bias=self.decoder_bias[number].clone(),
+                k=self.ks[number],
+            )
+            for number, cell in enumerate(self.cells)
+        ]
+
+
+def _highest(scores: Float[Tensor, "latent n"], k: int) -> Bool[Tensor, "latent n"]:
+    """Where a sentence's k highest scores are: k passes of a maximum are far faster than a sort."""
+    rest, lowest = scores, scores.amax(0)
+    for _ in range(k - 1):
+        rest = rest.masked_fill(rest >= lowest, -torch.inf)
+        lowest = rest.amax(0)
+    return scores >= lowest
 
 
 def _check(shape: Shape, sentences: int) -> None:
@@ -107,19 +188,16 @@ def _check(shape: Shape, sentences: int) -> None:
 
 
 def _spread_rows(inputs: Float[Tensor, "n d"], shape: Shape, seed: int) -> Float[Tensor, "k d"]:
-    """Sentences far from each other (greedy k-means++), so that few latents start dead."""
-    rows = functional.normalize(inputs - inputs.mean(0), dim=1)
+    """Sentences far from each other, so that few latents start dead.
+
+    The best of several greedy k-means++ draws: the one whose rows the sentences are nearest to.
+    """
     own_seed = [seed, shape.size, shape.k]
     state = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(own_seed)))
-    _, chosen = kmeans_plusplus(rows.numpy(), shape.size, random_state=state)
-    return rows[torch.from_numpy(chosen)]
-
-
-def _cut_out(stack: _Stack, cell: int, shape: Shape) -> Sae:
-    return Sae(
-        encoder=stack.encoder[cell, : shape.size].detach().clone(),
-        encoder_bias=stack.encoder_bias[cell, : shape.size].detach().clone(),
-        decoder=stack.decoder[cell, : shape.size].detach().clone(),
-        decoder_bias=stack.decoder_bias[cell].detach().clone(),
-        k=shape.k,
-    )
+    chosen = state.permutation(len(inputs))[: max(MOST_CANDIDATES, shape.size)]
+    rows = functional.normalize(inputs[torch.from_numpy(chosen)] - inputs.mean(0), dim=1)
+    draws = [
+        rows[torch.from_numpy(kmeans_plusplus(rows.numpy(), shape.size, random_state=state)[1])]
+        for _ in range(DRAWS)
+    ]
+    return max(draws, key=lambda draw: float((rows @ draw.T).amax(1).sum()))

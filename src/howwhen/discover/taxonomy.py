@@ -1,37 +1,69 @@
-"""The grid of taxonomies, its scores, and the choice of one cell."""
+"""The grid of taxonomies of one layer, its scores, and the choice of one cell among all layers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, train_grid, unexplained
-from howwhen.discover.titles import make_titles
+from howwhen.discover.clusters import fit_clusters
+from howwhen.discover.judged import JudgedScores
+from howwhen.discover.sae import Health, Shape, examine, train_grid
 from howwhen.discover.validate import (
+    MOST_SENTENCES,
     OfflineScores,
+    Partition,
     TruthScores,
+    Validator,
     score_against_truth,
-    score_offline,
 )
-from howwhen.errors import InputError
-from howwhen.records import Annotation, Rollout, Sae, Taxonomy
+from howwhen.errors import InputError, SettingsError
+from howwhen.records import Annotation, Clusters, Rollout, Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
 
 Report = Callable[[str], None]
+CHOICE_RULE = "smallest size within one standard error of the best score"
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """Training sentences, their activations, and, where it is known, the truth about them."""
+class CellScores:
+    """One cell of the grid, without its weights."""
 
-    texts: Sequence[str]
-    means: Mapping[int, Float[Tensor, "sentence d_model"]]
-    """For each layer the raw mean residuals."""
-    labels: Mapping[str, Sequence[str | None]]
-    """For each level of the truth (`behaviour`, `operation`) a label per sentence."""
+    layer: int
+    method: str
+    """`sae`, or one of the clusterings."""
+    size: int
+    k: int
+    """Latents kept per sentence; 1 for a clustering."""
+    offline: OfflineScores
+    unused: int
+    """Categories that no sentence is in."""
+    health: Health | None = None
+    """Of an autoencoder."""
+    truth: Mapping[str, TruthScores] | None = None
+    """By level of the truth, where it is known."""
+    judged: JudgedScores | None = None
+    """Where a judge was asked."""
+
+    @property
+    def score(self) -> float:
+        """What the choice goes by: the judge's score, or else the offline one."""
+        return self.offline.score if self.judged is None else self.judged.score
+
+    @property
+    def standard_error(self) -> float:
+        """Of `score`; 0 where a judge was asked only once."""
+        return (self.judged or self.offline).standard_error or 0.0
+
+    @property
+    def name(self) -> str:
+        """What the cell is called in messages."""
+        kept = f", k {self.k}" if self.method == "sae" else ""
+        return f"{self.method} at layer {self.layer}, size {self.size}{kept}"
 
 
 @dataclass(frozen=True)
@@ -39,43 +71,215 @@ class Cell:
     """One taxonomy of the grid with its scores."""
 
     taxonomy: Taxonomy
-    fvu: float
-    offline: OfflineScores
-    truth: Mapping[str, TruthScores]
+    scores: CellScores
 
 
-def discover_grid(
-    model: str,
-    sentences: Sentences,
-    grid: Sequence[Shape],
-    settings: DiscoverSettings,
-    report: Report,
+@dataclass(frozen=True)
+class Choice:
+    """The chosen cell and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerSentences:
+    """The training sentences as one layer sees them."""
+
+    layer: int
+    mean: Float[Tensor, " d_model"]
+    """Corpus mean of the raw activations."""
+    inputs: Float[Tensor, "sentence d_model"]
+    """Normalised activations."""
+    texts: Sequence[str]
+    labels: Mapping[str, Sequence[str | None]]
+    """For each level of the truth (`behaviour`, `operation`) a label per sentence."""
+    looked_at: np.ndarray
+    """Numbers of the sentences that the offline scores look at."""
+    others: np.ndarray | None = None
+    """Activations of those at the layers of the other half, (sentence, features)."""
+
+
+Scorer = Sae | Clusters
+
+
+def look_at(sentences: int, seed: int) -> np.ndarray:
+    """Ascending numbers of the sentences that the offline scores look at."""
+    return np.sort(np.random.default_rng(seed).permutation(sentences)[:MOST_SENTENCES])
+
+
+def other_half(layers: Sequence[int], layer: int) -> list[int]:
+    """The layers that a probe of `layer`'s categories may see: every second one, not `layer`."""
+    ordered = sorted(layers)
+    return [one for one in ordered if (ordered.index(one) - ordered.index(layer)) % 2]
+
+
+def discover_layer(
+    model: str, sentences: LayerSentences, settings: DiscoverSettings, report: Report
 ) -> list[Cell]:
-    """Train and score every cell of the grid: layers x shapes.
+    """Train and score every cell of one layer.
 
-    Every cell is trained from two seeds: the one that explains more is kept, and how far the two
-    agree is the cell's stability.
+    Every cell is trained from several seeds and on two disjoint halves of the sentences; of the
+    seeds the one that explains the sentences best is kept.
 
     Raises:
         InputError: too few sentences for any of the sizes.
     """
-    shapes, left_out = possible_shapes(len(sentences.texts), grid)
+    shapes, left_out = possible_shapes(len(sentences.inputs), settings)
     if left_out:
-        report(
-            f"  left out (k above size, or size above {len(sentences.texts)} sentences): {left_out}"
-        )
+        report(f"  left out (k above size, or more categories than sentences): {left_out}")
+    trained = [
+        *(_train_saes(sentences, shapes, settings) if "sae" in settings.methods else ()),
+        *_train_baselines(sentences, shapes, settings),
+    ]
+    inputs = sentences.inputs
+    partitions = [_partition(own, others, sentences) for own, others in trained]
+    validator = Validator(
+        [sentences.texts[row] for row in sentences.looked_at],
+        inputs[torch.from_numpy(sentences.looked_at)].numpy(),
+        sentences.others,
+        settings.seeds[0],
+    )
     cells = []
-    for layer, means in sentences.means.items():
-        mean = means.mean(0)
-        inputs = functional.normalize(means - mean, dim=1)
-        saes = train_grid(inputs, shapes, settings)
-        twins = train_grid(inputs, shapes, settings.model_copy(update={"seed": settings.seed + 1}))
-        for pair in zip(saes, twins, strict=True):
-            sae, twin = sorted(pair, key=lambda one: unexplained(one, inputs))
-            taxonomy = Taxonomy(model, layer, mean, sae, ())
-            cells.append(_score(taxonomy, twin, inputs, sentences, settings))
-        report(f"  layer {layer}: {len(shapes)} autoencoders trained and scored")
+    for (own, _), offline in zip(trained, validator.score(partitions), strict=True):
+        titles = tuple(f"category {number}" for number in range(len(own.weights)))
+        taxonomy = Taxonomy(model, sentences.layer, sentences.mean, own, titles)
+        cells.append(Cell(taxonomy, _account(own, offline, sentences)))
+    report(f"  layer {sentences.layer}: {len(cells)} taxonomies trained and scored")
     return cells
+
+
+def _train_saes(
+    sentences: LayerSentences, shapes: Sequence[Shape], settings: DiscoverSettings
+) -> list[tuple[Sae, list[Sae]]]:
+    """For every shape the kept autoencoder, then those of the other seeds and of the two halves."""
+    inputs = sentences.inputs
+    seeded = [train_grid(inputs, shapes, settings, seed) for seed in settings.seeds]
+    halves = [train_grid(half, shapes, settings, settings.seeds[0]) for half in _halves(inputs)]
+    found = []
+    for number in range(len(shapes)):
+        own, *others = sorted((one[number] for one in seeded), key=lambda s: examine(s, inputs).fvu)
+        found.append((own, [*others, *(half[number] for half in halves)]))
+    return found
+
+
+def _train_baselines(
+    sentences: LayerSentences, shapes: Sequence[Shape], settings: DiscoverSettings
+) -> list[tuple[Clusters, list[Clusters]]]:
+    """The same for every clustering and size."""
+    methods = [method for method in settings.methods if method != "sae"]
+    sizes = sorted({shape.size for shape in shapes})
+    inputs, dimensions = sentences.inputs, settings.pca_dimensions
+    found = []
+    for method, size in product(methods, sizes):
+        runs = [(inputs, seed) for seed in settings.seeds]
+        runs += [(half, settings.seeds[0]) for half in _halves(inputs)]
+        own, *others = [fit_clusters(method, x, size, dimensions, seed) for x, seed in runs]
+        found.append((own, others))
+    return found
+
+
+def _halves(inputs: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "a d"], Float[Tensor, "b d"]]:
+    """Two disjoint halves, drawn at random."""
+    order = torch.from_numpy(np.random.default_rng(len(inputs)).permutation(len(inputs)))
+    middle = (len(inputs) + 1) // 2
+    return inputs[order[:middle]], inputs[order[middle:]]
+
+
+def _partition(own: Scorer, others: Sequence[Scorer], sentences: LayerSentences) -> Partition:
+    rows = sentences.inputs[torch.from_numpy(sentences.looked_at)]
+    found = [one.scores(rows).argmax(1).numpy() for one in (own, *others)]
+    return Partition(found[0], found[1:-2], (found[-2], found[-1]))
+
+
+def _account(own: Scorer, offline: OfflineScores, sentences: LayerSentences) -> CellScores:
+    categories = own.scores(sentences.inputs).argmax(1)
+    size = len(own.weights)
+    return CellScores(
+        layer=sentences.layer,
+        method=own.method,
+        size=size,
+        k=own.k if isinstance(own, Sae) else 1,
+        offline=offline,
+        unused=int((categories.bincount(minlength=size) == 0).sum()),
+        health=examine(own, sentences.inputs) if isinstance(own, Sae) else None,
+        truth=compare_with_truth(categories.tolist(), sentences.labels) or None,
+    )
+
+
+def compare_with_truth(
+    categories: Sequence[int], labels: Mapping[str, Sequence[str | None]]
+) -> dict[str, TruthScores]:
+    """Scores on every level of the truth on which any sentence has a label."""
+    scores = {level: score_against_truth(categories, column) for level, column in labels.items()}
+    return {level: score for level, score in scores.items() if score is not None}
+
+
+def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Shape], list[Shape]]:
+    """The shapes that can be trained on so many sentences (on half of them, too), and the others.
+
+    Raises:
+        InputError: none can.
+    """
+    grid = [Shape(size, k) for size in settings.sizes for k in settings.ks]
+    kept = [shape for shape in grid if shape.k <= shape.size <= sentences // 2]
+    if not kept:
+        raise InputError(
+            f"{sentences} sentences are too few for any taxonomy of the grid, whose smallest has "
+            f"{min(settings.sizes)} categories (a half of the sentences must do for it); give more "
+            "problems (--collect.limit) or smaller --discover.sizes"
+        )
+    return kept, [shape for shape in grid if shape not in kept]
+
+
+def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
+    """The smallest taxonomy within one standard error of the best score, among the allowed cells.
+
+    Allowed are the cells of the first method, or those that the settings `chosen_...` name. Among
+    cells of one size the best score decides.
+
+    Raises:
+        SettingsError: no cell is as the settings want it.
+    """
+    allowed = [number for number, cell in enumerate(cells) if _is_allowed(cell, settings)]
+    if not allowed:
+        raise SettingsError(
+            f"no cell of the grid is {_wish(settings)}; the grid has layers "
+            f"{sorted({c.layer for c in cells})}, sizes {sorted({c.size for c in cells})}, "
+            f"k {sorted({c.k for c in cells})}, methods {sorted({c.method for c in cells})}"
+        )
+    best = cells[max(allowed, key=lambda number: cells[number].score)]
+    bar = best.score - best.standard_error
+    good = [number for number in allowed if cells[number].score >= bar]
+    index = min(good, key=lambda number: (cells[number].size, -cells[number].score))
+    kind = "offline score" if best.judged is None else "judge's score"
+    wish = _wish(settings)
+    return Choice(
+        index,
+        f"{cells[index].name}: {kind} {cells[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
+        f"{best.score:.3f} ± {best.standard_error:.3f} ({best.name}); {len(good)} of "
+        f"{len(allowed)} cells {f'that are {wish} ' if wish else ''}are that good",
+    )
+
+
+def _is_allowed(cell: CellScores, settings: DiscoverSettings) -> bool:
+    wanted = {
+        "layer": settings.chosen_layer,
+        "size": settings.chosen_size,
+        "k": settings.chosen_k,
+        "method": settings.chosen_method or settings.methods[0],
+    }
+    return all(want is None or getattr(cell, name) == want for name, want in wanted.items())
+
+
+def _wish(settings: DiscoverSettings) -> str:
+    wanted = {
+        "method": settings.chosen_method,
+        "layer": settings.chosen_layer,
+        "size": settings.chosen_size,
+        "k": settings.chosen_k,
+    }
+    return ", ".join(f"{name} {want}" for name, want in wanted.items() if want is not None)
 
 
 def annotate(
@@ -97,56 +301,13 @@ def annotate(
     ]
 
 
-def possible_shapes(sentences: int, grid: Sequence[Shape]) -> tuple[list[Shape], list[Shape]]:
-    """The shapes that can be trained on so many sentences, and those that cannot.
-
-    Raises:
-        InputError: none can.
-    """
-    kept = [shape for shape in grid if shape.k <= shape.size <= sentences]
-    if not kept:
-        smallest = min(shape.size for shape in grid)
-        raise InputError(
-            f"{sentences} sentences are too few for any taxonomy of the grid, whose smallest has "
-            f"{smallest} categories; give more problems (--collect.limit) or smaller "
-            "--discover.sizes"
-        )
-    return kept, [shape for shape in grid if shape not in kept]
+def normalise(
+    rows: Float[Tensor, "sentence d_model"], mean: Float[Tensor, " d_model"]
+) -> Float[Tensor, "sentence d_model"]:
+    """Activations as every taxonomy reads them."""
+    return functional.normalize(rows - mean, dim=1)
 
 
-def choose(cells: Sequence[Cell]) -> int:
-    """Index of the smallest taxonomy within one standard error of the best score.
-
-    Among cells of that size the best score decides.
-    """
-    best = max(cells, key=lambda cell: cell.offline.score).offline
-    good = [
-        index
-        for index, cell in enumerate(cells)
-        if cell.offline.score >= best.score - best.standard_error
-    ]
-    return min(good, key=lambda i: (cells[i].taxonomy.size, -cells[i].offline.score))
-
-
-CHOICE_RULE = "smallest size within one standard error of the best offline score"
-
-
-def _score(
-    taxonomy: Taxonomy,
-    twin: Sae,
-    inputs: Float[Tensor, "sentence d_model"],
-    sentences: Sentences,
-    settings: DiscoverSettings,
-) -> Cell:
-    with torch.no_grad():
-        categories = taxonomy.scorer.scores(inputs).argmax(1).tolist()
-        others = twin.scores(inputs).argmax(1).tolist()
-        fvu = unexplained(taxonomy.scorer, inputs)
-    titles = make_titles(sentences.texts, categories, taxonomy.size)
-    truth = {
-        level: scores
-        for level, labels in sentences.labels.items()
-        if (scores := score_against_truth(categories, labels)) is not None
-    }
-    offline = score_offline(sentences.texts, categories, others, taxonomy.size, settings.seed)
-    return Cell(replace(taxonomy, titles=titles), fvu, offline, truth)
+def with_titles(cell: Cell, titles: Sequence[str]) -> Cell:
+    """The cell with named categories."""
+    return replace(cell, taxonomy=replace(cell.taxonomy, titles=tuple(titles)))

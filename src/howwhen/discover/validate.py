@@ -1,44 +1,59 @@
-"""How good is a taxonomy? Offline scores that need no judge, and scores against a known truth.
+"""How good is a taxonomy? Scores that need no judge, and scores against a known truth.
 
-The paper's three scores ask a language model; these ask the same questions without one:
+The paper's scores ask a language model (`judged`). These ask the sentences themselves:
 
-- consistency: can a sentence's category be told from its words? (cross-validated macro-F1 of a
-  naive Bayes classifier over words)
-- stability: does another initialisation find the same categories? (adjusted mutual information)
-- independence: share of category pairs whose titles share less than half their words
+- consistency: can a sentence's category be foretold by a linear probe that does not see the layer
+  it was found in? (macro-F1, held out, from the other half of the layers)
+- stability: do other seeds, and other sentences, lead to the same categories? (adjusted Rand index)
+- separation: is a sentence nearer to its own category than to the next one? (silhouette, cosine)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from statistics import fmean
 
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
 from sklearn.metrics import (
-    adjusted_mutual_info_score,
+    adjusted_rand_score,
     f1_score,
     normalized_mutual_info_score,
+    silhouette_score,
 )
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.model_selection import KFold, cross_val_predict
-from sklearn.naive_bayes import MultinomialNB
-
-from howwhen.discover.titles import characteristic_words
+from sklearn.model_selection import KFold
 
 FOLDS = 5
-MOST_SENTENCES = 1500
-"""Sentences that the offline scores look at, at most."""
+MOST_SENTENCES = 4000
+"""Sentences that the scores look at, at most."""
+SILHOUETTE_SENTENCES = 500
+"""Of them, sentences per fold whose distances to each other are looked at."""
+TEXT_DIMENSIONS = 128
+"""Width of the embedding of a sentence's words."""
+RIDGE = 1e-4
+"""The probe's penalty, per sentence."""
+_WORD = r"(?u)\w+|[^\w\s]"
 
 
 @dataclass(frozen=True)
 class OfflineScores:
-    """Scores of one cell of the grid, each from 0 (bad) to 1 (good)."""
+    """Scores of one cell of the grid without a judge; 1 is best."""
 
     consistency: float
-    stability: float
-    independence: float
+    """Held-out macro-F1 of a linear probe from the other half of the layers; from the words where
+    only one layer is read."""
+    consistency_of_words: float
+    """The same from an embedding of the sentence's words (TF-IDF, reduced)."""
+    stability_over_seeds: float
+    """Mean adjusted Rand index with trainings from other seeds."""
+    stability_over_halves: float
+    """Adjusted Rand index of trainings on two disjoint halves of the sentences."""
+    separation: float
+    """Mean silhouette with cosine distance, from -1 to 1."""
     score: float
-    """Their mean."""
+    """Mean of consistency, the mean of both stabilities, and separation."""
     standard_error: float
     """Of `score`, over five disjoint fifths of the sentences."""
 
@@ -51,39 +66,77 @@ class TruthScores:
     """Normalised mutual information (arithmetic mean)."""
     purity: float
     """Share of sentences whose label is the most frequent one of their category."""
+    ari: float
+    """Adjusted Rand index."""
     sentences: int
     """Sentences with a label; the others are left out."""
 
 
-def score_offline(
-    sentences: Sequence[str], categories: Sequence[int], twin: Sequence[int], size: int, seed: int
-) -> OfflineScores:
-    """Score an assignment of sentences to `size` categories.
+@dataclass(frozen=True)
+class Partition:
+    """One cell's categories of the looked-at sentences, from several trainings."""
 
-    Args:
-        sentences: their texts.
-        categories: category of each.
-        twin: category of each in a taxonomy trained from another seed.
-        size: number of categories.
-        seed: of the sample and the folds.
-    """
-    chosen = np.random.default_rng(seed).permutation(len(sentences))[:MOST_SENTENCES]
-    texts = [sentences[index] for index in chosen]
-    ours, other = np.asarray(categories)[chosen], np.asarray(twin)[chosen]
-    folds = KFold(min(FOLDS, len(texts)), shuffle=True, random_state=seed)
-    predicted = _predict_from_words(texts, ours, folds)
-    parts = [rows for _, rows in folds.split(texts)]
-    consistency = np.array([_macro_f1(ours[rows], predicted[rows]) for rows in parts])
-    stability = np.array([adjusted_mutual_info_score(ours[rows], other[rows]) for rows in parts])
-    independence = _independence(texts, ours, size)
-    per_part = (consistency + stability + independence) / 3
-    return OfflineScores(
-        consistency=float(consistency.mean()),
-        stability=float(stability.mean()),
-        independence=independence,
-        score=float(per_part.mean()),
-        standard_error=float(per_part.std(ddof=1) / len(parts) ** 0.5),
-    )
+    own: np.ndarray
+    others: Sequence[np.ndarray]
+    """From other seeds."""
+    halves: tuple[np.ndarray, np.ndarray]
+    """From each half of the sentences."""
+
+
+class Validator:
+    """Scores the cells of one layer; what they share is computed once."""
+
+    def __init__(
+        self, texts: Sequence[str], inputs: np.ndarray, others: np.ndarray | None, seed: int
+    ) -> None:
+        """Prepare folds and probes.
+
+        Args:
+            texts: the sentences looked at.
+            inputs: their normalised activations at the layer, (sentence, d_model).
+            others: their activations at the layers of the other half, (sentence, features).
+            seed: of the folds.
+        """
+        self.inputs = inputs
+        words = _embed_words(texts, seed)
+        self.words, self.others = words, words if others is None else others
+        count = min(FOLDS, len(texts))
+        folds = KFold(count, shuffle=True, random_state=seed)
+        self.folds = list(folds.split(np.arange(len(texts))))
+
+    def score(self, partitions: Sequence[Partition]) -> list[OfflineScores]:
+        """Score all cells of the layer."""
+        found = [partition.own for partition in partitions]
+        by_layers = _foretell(self.others, found, self.folds)
+        by_words = (
+            by_layers if self.others is self.words else _foretell(self.words, found, self.folds)
+        )
+        return [
+            self._score(partition, one, other)
+            for partition, one, other in zip(partitions, by_layers, by_words, strict=True)
+        ]
+
+    def _score(self, partition: Partition, layers: np.ndarray, words: np.ndarray) -> OfflineScores:
+        rows = [held_out for _, held_out in self.folds]
+        own = partition.own
+        consistency = [_macro_f1(own[r], layers[r]) for r in rows]
+        seeds = [fmean(adjusted_rand_score(own[r], o[r]) for o in partition.others) for r in rows]
+        first, second = partition.halves
+        halves = [adjusted_rand_score(first[r], second[r]) for r in rows]
+        separation = [_silhouette(self.inputs, own, r) for r in rows]
+        parts = [
+            fmean((c, (s + h) / 2, apart))
+            for c, s, h, apart in zip(consistency, seeds, halves, separation, strict=True)
+        ]
+        return OfflineScores(
+            consistency=fmean(consistency),
+            consistency_of_words=fmean(_macro_f1(own[r], words[r]) for r in rows),
+            stability_over_seeds=fmean(seeds),
+            stability_over_halves=fmean(halves),
+            separation=fmean(separation),
+            score=fmean(parts),
+            standard_error=float(np.std(parts, ddof=1) / len(parts) ** 0.5),
+        )
 
 
 def score_against_truth(
@@ -98,13 +151,47 @@ def score_against_truth(
     return TruthScores(
         nmi=float(normalized_mutual_info_score(truth, found)),
         purity=float(table.max(axis=0).sum() / table.sum()),
+        ari=float(adjusted_rand_score(truth, found)),
         sentences=len(known),
     )
 
 
-def _predict_from_words(texts: Sequence[str], categories: np.ndarray, folds: KFold) -> np.ndarray:
-    words = CountVectorizer(token_pattern=r"(?u)\w+|[^\w\s]", binary=True).fit_transform(texts)
-    predicted: np.ndarray = cross_val_predict(MultinomialNB(), words, categories, cv=folds)
+def confusion(
+    categories: Sequence[int], labels: Sequence[str | None], size: int
+) -> dict[str, list[int]]:
+    """For every label the number of its sentences in each of `size` categories."""
+    table: dict[str, list[int]] = {}
+    for category, label in zip(categories, labels, strict=True):
+        table.setdefault(label or "no label", [0] * size)[category] += 1
+    return dict(sorted(table.items()))
+
+
+def _embed_words(texts: Sequence[str], seed: int) -> np.ndarray:
+    """Latent semantic analysis: TF-IDF of words and pairs of words, reduced."""
+    counts = TfidfVectorizer(token_pattern=_WORD, ngram_range=(1, 2), sublinear_tf=True)
+    weights = counts.fit_transform(texts)
+    width = min(TEXT_DIMENSIONS, weights.shape[1] - 1)
+    if width < 1:
+        return np.zeros((len(texts), 1))
+    reduced: np.ndarray = TruncatedSVD(width, random_state=seed).fit_transform(weights)
+    return reduced
+
+
+def _foretell(
+    features: np.ndarray,
+    partitions: Sequence[np.ndarray],
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> list[np.ndarray]:
+    """Held-out predictions of all partitions at once, by ridge regression on their categories."""
+    widths = [int(one.max()) + 1 for one in partitions]
+    targets = np.hstack([np.eye(n)[one] for n, one in zip(widths, partitions, strict=True)])
+    columns = np.split(np.arange(targets.shape[1]), np.cumsum(widths)[:-1])
+    predicted = [np.empty_like(one) for one in partitions]
+    for train, held_out in folds:
+        probe = Ridge(alpha=RIDGE * len(train)).fit(features[train], targets[train])
+        scores = probe.predict(features[held_out]).reshape(len(held_out), -1)
+        for one, own in zip(predicted, columns, strict=True):
+            one[held_out] = scores[:, own].argmax(1)
     return predicted
 
 
@@ -112,8 +199,10 @@ def _macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(f1_score(truth, predicted, average="macro", zero_division=0))
 
 
-def _independence(texts: Sequence[str], categories: np.ndarray, size: int) -> float:
-    words = [set(one) for one in characteristic_words(texts, categories.tolist(), size) if one]
-    pairs = list(combinations(words, 2))
-    apart = sum(len(a & b) < 0.5 * min(len(a), len(b)) for a, b in pairs)
-    return apart / len(pairs) if pairs else 0.0
+def _silhouette(inputs: np.ndarray, categories: np.ndarray, rows: np.ndarray) -> float:
+    """Mean silhouette of some of the rows; 0 where they are all of one category."""
+    some = rows[:SILHOUETTE_SENTENCES]
+    kinds = len(np.unique(categories[some]))
+    if not 1 < kinds < len(some):
+        return 0.0
+    return float(silhouette_score(inputs[some], categories[some], metric="cosine"))

@@ -6,6 +6,7 @@ that the decision leads into, and clusters of the decision positions themselves.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,9 +21,44 @@ from howwhen.errors import SteeringError
 from howwhen.records import Gate, GateKind, Rollout, Taxonomy
 
 
+@dataclass(frozen=True)
+class GateSite:
+    """Where in the thinking model a gate reads, and the categories it names."""
+
+    model: str
+    layer: int
+    """0-based block whose output it reads."""
+    mean: Float[Tensor, " d_model"]
+    """Subtracted before the normalisation."""
+    titles: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return len(self.titles)
+
+
+def find_site(
+    taxonomy: Taxonomy, thinking: str, layer: int, found: Sequence[Decisions]
+) -> GateSite:
+    """The taxonomy's own site; where another model read the sentences, one in the thinking model.
+
+    Args:
+        taxonomy: the chosen taxonomy.
+        thinking: name of the thinking model.
+        layer: 0-based block that the decisions' states are from.
+        found: decisions of the training rollouts.
+    """
+    if taxonomy.model == thinking:
+        return GateSite(thinking, taxonomy.layer, taxonomy.mean, taxonomy.titles)
+    mean = torch.cat([one.states for one in found]).mean(0)
+    return GateSite(thinking, layer, mean, taxonomy.titles)
+
+
 def make_gate(
     kind: GateKind,
     taxonomy: Taxonomy,
+    site: GateSite,
     found: Sequence[Decisions],
     coming: Sequence[Sequence[int]],
     seed: int,
@@ -31,18 +67,27 @@ def make_gate(
 
     Args:
         kind: which.
-        taxonomy: owns the normaliser, and the number and titles of the categories.
+        taxonomy: the categories.
+        site: where the gate reads.
         found: decisions of the training rollouts.
         coming: for every decision the category of the sentence it leads into; -1 for none.
         seed: of the clustering.
+
+    Raises:
+        SteeringError: a gate of this kind cannot be had.
     """
     if kind == "taxonomy":
+        if taxonomy.model != site.model:
+            raise SteeringError(
+                f"the taxonomy reads {taxonomy.model}, but a gate reads {site.model}, the thinking "
+                "model; type --elicit.gate probe or --elicit.gate clusters"
+            )
         return taxonomy.gate()
     states = torch.cat([one.states for one in found])
-    inputs = functional.normalize(states - taxonomy.mean, dim=1)
+    inputs = functional.normalize(states - site.mean, dim=1)
     if kind == "clusters":
-        return _clusters(taxonomy, inputs, seed)
-    return _probe(taxonomy, inputs, [category for one in coming for category in one])
+        return _clusters(site, inputs, seed)
+    return _probe(site, inputs, [category for one in coming for category in one])
 
 
 def coming_categories(
@@ -86,24 +131,24 @@ def gate_sentence_agreement(
     return {"share": agreeing / len(pairs) if pairs else None, "decisions": len(pairs)}
 
 
-def _clusters(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], seed: int) -> Gate:
-    size = min(taxonomy.size, len(np.unique(inputs.numpy(), axis=0)))
+def _clusters(site: GateSite, inputs: Float[Tensor, "n d"], seed: int) -> Gate:
+    size = min(site.size, len(np.unique(inputs.numpy(), axis=0)))
     fitted = KMeans(size, n_init=4, random_state=seed).fit(inputs.numpy())
     centres = torch.from_numpy(fitted.cluster_centers_).float()
     # The nearest centre maximises x.c - |c|^2 / 2.
     titles = tuple(f"decisions {number}" for number in range(size))
     return Gate(
         kind="clusters",
-        model=taxonomy.model,
-        layer=taxonomy.layer,
-        mean=taxonomy.mean,
+        model=site.model,
+        layer=site.layer,
+        mean=site.mean,
         weights=centres,
         biases=-centres.square().sum(1) / 2,
         titles=titles,
     )
 
 
-def _probe(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], coming: Sequence[int]) -> Gate:
+def _probe(site: GateSite, inputs: Float[Tensor, "n d"], coming: Sequence[int]) -> Gate:
     rows = [row for row, category in enumerate(coming) if category >= 0]
     classes = sorted({coming[row] for row in rows})
     if len(classes) < 2:
@@ -114,8 +159,8 @@ def _probe(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], coming: Sequence[in
     fitted = LogisticRegression(C=100.0, max_iter=2000).fit(
         inputs[rows].numpy(), [coming[row] for row in rows]
     )
-    weights = torch.zeros(taxonomy.size, inputs.shape[1])
-    biases = torch.full((taxonomy.size,), -1e9)  # a category that never comes is never named
+    weights = torch.zeros(site.size, inputs.shape[1])
+    biases = torch.full((site.size,), -1e9)  # a category that never comes is never named
     coefficients = torch.from_numpy(fitted.coef_).float()
     intercepts = torch.from_numpy(fitted.intercept_).float()
     if len(classes) == 2:
@@ -124,10 +169,10 @@ def _probe(taxonomy: Taxonomy, inputs: Float[Tensor, "n d"], coming: Sequence[in
     weights[classes], biases[classes] = coefficients, intercepts
     return Gate(
         kind="probe",
-        model=taxonomy.model,
-        layer=taxonomy.layer,
-        mean=taxonomy.mean,
+        model=site.model,
+        layer=site.layer,
+        mean=site.mean,
         weights=weights,
         biases=biases,
-        titles=taxonomy.titles,
+        titles=site.titles,
     )

@@ -4,22 +4,20 @@ The judge is never the measure: it is a second reader, asked several times, whos
 unusable. What cannot be read as a verdict is counted as that and is no verdict.
 """
 
-import hashlib
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sklearn.metrics import cohen_kappa_score
 
 from howwhen.errors import InputError
-from howwhen.judging import JudgeClient, Request
+from howwhen.judging import Judge, Request
 from howwhen.measure.answers import Kind
 from howwhen.measure.grade import Item, kind_of
 from howwhen.records import Finish, Grade
+from howwhen.replies import back_to_latex, code_of, cut_middle, read_object, sendable
 
 PROMPT = r"""Compare the final answer of a text with the correct answer. You are not shown the problem, and you need not solve it.
 
@@ -112,7 +110,7 @@ class Agreement:
         return same / self.compared if self.compared else None
 
 
-def judge_answers(items: Sequence[Item], client: JudgeClient, repeats: int = 3) -> list[Judgement]:
+def judge_answers(items: Sequence[Item], client: Judge, repeats: int = 3) -> list[Judgement]:
     """Ask a judge whether the final answers of texts are equivalent to the gold answers, in order.
 
     Args:
@@ -172,71 +170,34 @@ def agreement(rules: Sequence[Grade], judged: Sequence[Judgement]) -> Agreement:
 
 def write_prompt(item: Item) -> str:
     """What the judge is asked about one answer."""
-    text, gold = (part.encode("utf-8", "replace").decode() for part in (item.text, item.gold))
-    mark = hashlib.sha256(f"{gold}\n{text}".encode()).hexdigest()[:16]
+    text, gold = sendable(item.text), sendable(item.gold)
+    code = code_of(gold, text)
     notes = [_ENDINGS[item.finish]]
     if kind_of(item.gold, item.dataset) is Kind.LETTER:
         notes.append(
             "The correct answer is the letter of an option: the text must name the letter."
         )
-    left_out = len(text) - START_CHARACTERS - END_CHARACTERS
-    if left_out > 0:
-        gap = f"<<<{left_out} characters left out {mark}>>>"
-        text = f"{text[:START_CHARACTERS]}\n{gap}\n{text[-END_CHARACTERS:]}"
+    text, gap = cut_middle(text, START_CHARACTERS, END_CHARACTERS, code)
+    if gap:
         notes.append(f"The text is too long to show: the line {gap} stands for its middle.")
-    return Template(PROMPT).substitute(mark=mark, gold=gold, text=text, notes=" ".join(notes))
+    return Template(PROMPT).substitute(mark=code, gold=gold, text=text, notes=" ".join(notes))
 
 
 def read_vote(reply: str) -> Vote | None:
     """The verdict in a judge's reply; None where it is not exactly one JSON object with a verdict.
 
-    Thinking up to `</think>`, code fences and words around the object are passed over. An object
-    that cannot be read spoils the reply, so that nothing inside it is taken for the verdict, and so
-    does thinking that was cut.
+    How the object is found: `read_object`.
     """
-    said = reply.rpartition("</think>")[2]
-    objects = _read_objects(_mend_escapes(said))
-    if "<think>" in said or objects is None or len(objects) != 1:
+    found = read_object(reply)
+    if found is None:
         return None
-    verdict, answer = (objects[0].get(key, False) for key in ("verdict", "final_answer"))
+    verdict, answer = (found.get(key, False) for key in ("verdict", "final_answer"))
     if not isinstance(verdict, str) or verdict.strip().lower() not in _VERDICTS:
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         return None
-    final = "" if answer is None else str(answer).translate(_CONTROLS).strip()
+    final = "" if answer is None else back_to_latex(str(answer)).strip()
     return Vote(_VERDICTS[verdict.strip().lower()], final)
-
-
-def _read_objects(text: str) -> list[dict[str, Any]] | None:
-    """Every JSON object that does not stand in another; None where one cannot be read."""
-    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
-    objects, position = [], 0
-    while start := _OBJECT.search(text, position):
-        try:
-            value, position = decoder.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
-            return None
-        objects.append(value)
-    return objects
-
-
-_OBJECT = re.compile(r'\{\s*"')
-"""Where an object starts; braces of LaTeX have no quote behind them."""
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return dict(pairs)
-
-
-def _mend_escapes(text: str) -> str:
-    r"""Double the backslashes that JSON does not know, as in `"\sqrt 2"`."""
-    return re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?', lambda m: m[0] if m[1] else r"\\", text)
-
-
-_CONTROLS = str.maketrans({"\b": r"\b", "\f": r"\f", "\r": r"\r", "\t": r"\t"})
-r"""What JSON makes of LaTeX written with single backslashes (`\frac`, `\text`), back to LaTeX."""
 
 
 def _count_votes(votes: Sequence[Vote | None]) -> Judgement:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from howwhen.discover.portraits import Portrait
 from howwhen.records import HybridTrace, Interval, Measurement, RungMeasurement
 
 
@@ -17,7 +18,7 @@ class ReportInput:
     measurement: Measurement
     confidence: float
     cells: Sequence[Mapping[str, Any]]
-    categories: Sequence[Mapping[str, Any]]
+    categories: Sequence[Portrait]
     training: Mapping[str, Any]
     decisions_per_category: Sequence[int]
     examples: Sequence[tuple[str, HybridTrace]]
@@ -229,25 +230,30 @@ def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
 
 def _taxonomy_text(given: ReportInput) -> str:
     cell = next(cell for cell in given.cells if cell["chosen"])
-    text = (
-        f"Chosen among {len(given.cells)} cells: layer {cell['layer']}, {cell['size']} categories, "
-        f"k = {cell['k']}; offline score {cell['score']:.2f} (consistency "
-        f"{cell['consistency']:.2f}, stability {cell['stability']:.2f}, independence "
-        f"{cell['independence']:.2f}), variance unexplained {cell['fvu']:.2f}."
-    )
-    if "nmi" in cell:
-        text += f" Against the known truth: purity {cell['purity']:.2f}, NMI {cell['nmi']:.2f}."
-    return text
+    parts = [
+        f"Chosen among {len(given.cells)} cells: {cell['method']} at layer {cell['layer']}, "
+        f"{cell['size']} categories, k = {cell['k']}; score {cell['score']:.2f} (consistency "
+        f"{cell['consistency']:.2f}, stability {cell['stability_over_seeds']:.2f} over seeds and "
+        f"{cell['stability_over_halves']:.2f} over halves, separation {cell['separation']:.2f})."
+    ]
+    if "fvu" in cell:
+        parts.append(f"Variance unexplained {cell['fvu']:.2f}, dead latents {cell['dead']}.")
+    for level in [key.removeprefix("nmi_") for key in cell if key.startswith("nmi_")]:
+        parts.append(
+            f"Against the known truth ({level}): purity {cell[f'purity_{level}']:.2f}, NMI "
+            f"{cell[f'nmi_{level}']:.2f}."
+        )
+    return " ".join(parts)
 
 
 def _category_rows(given: ReportInput) -> list[tuple[str, ...]]:
     return [
         (
-            str(row["category"]),
-            row["title"],
-            f"{row['sentences']} ({row['share']:.0%})",
+            str(row.category),
+            row.title,
+            f"{row.sentences} ({row.share:.0%})",
             str(decisions),
-            row["examples"][0] if row["examples"] else "",
+            row.typical[0].text if row.typical else "",
         )
         for row, decisions in zip(given.categories, given.decisions_per_category, strict=True)
     ]

@@ -1,11 +1,15 @@
-"""Step 1: the thinking model answers."""
+"""Step 1: the thinking model answers, or answers already written are read."""
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from howwhen.collect.cutters import find_cutter
 from howwhen.collect.problems import read_problems, split_problems
-from howwhen.collect.rollouts import collect_rollouts
+from howwhen.collect.rollouts import collect_rollouts, trace_rollout
+from howwhen.collect.traces import Trace, Traces, read_traces
 from howwhen.errors import SettingsError
-from howwhen.records import Problem, Rollout, Split
+from howwhen.records import Finish, Problem, Rollout, Split
 from howwhen.settings import RunSettings
 from howwhen.store import Json, StepFolder
 from howwhen.zoo.pairs import Pair
@@ -15,9 +19,13 @@ if TYPE_CHECKING:
 
 
 def collect(run: "Pipeline", step: StepFolder) -> Json:
-    """The thinking model answers everything but the test problems."""
+    """The thinking model answers everything but the test problems, unless that is done already."""
     settings = run.settings.collect
+    traces = None if settings.traces is None else read_traces(settings.traces, settings.limit)
+    written = {trace.problem.id: trace for trace in traces.kept} if traces else {}
     problems = draw_split(run.pair, run.settings)
+    if not any(problem.split is Split.TEST for problem in problems):
+        run.reporter.say(f"  WARNING: {_NO_TEST}")
     step.write_records("problems.jsonl", problems)
     wanted = [problem for problem in problems if problem.split is not Split.TEST]
     with run.reporter.task("rollouts", len(wanted)) as advance:
@@ -26,7 +34,7 @@ def collect(run: "Pipeline", step: StepFolder) -> Json:
             Rollout,
             wanted,
             settings.batch_size,
-            lambda batch: collect_rollouts(run.pair.thinking, batch, settings),
+            partial(_answer, run, written),
             advance,
         )
     return {
@@ -35,6 +43,29 @@ def collect(run: "Pipeline", step: StepFolder) -> Json:
         "rollouts_stopped": sum(rollout.finish == "stop" for rollout in rollouts),
         "tokens": sum(len(rollout.ids) for rollout in rollouts),
         "sentences": sum(len(rollout.spans) for rollout in rollouts),
+        **({} if traces is None else {"traces": _count(traces, rollouts)}),
+    }
+
+
+def _answer(
+    run: "Pipeline", written: Mapping[str, Trace], batch: Sequence[Problem]
+) -> list[Rollout]:
+    """The rollouts of one batch of problems: asked for, or read where answers are written."""
+    settings = run.settings.collect
+    if not written:
+        return collect_rollouts(run.pair.thinking, batch, settings)
+    cutter = find_cutter(settings)
+    return [trace_rollout(run.pair.thinking, written[problem.id], cutter) for problem in batch]
+
+
+def _count(traces: Traces, rollouts: Sequence[Rollout]) -> Json:
+    """Where every row of the files went."""
+    return {
+        "rows": traces.rows,
+        "kept": len(traces.kept),
+        "passed_over_by_role": dict(traces.passed_over),
+        "beyond_limit": traces.beyond_limit,
+        "truncated": sum(rollout.finish is Finish.LENGTH for rollout in rollouts),
     }
 
 
@@ -47,10 +78,26 @@ def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
     """
     chosen = settings.collect
     problems = _draw_problems(pair, settings)
-    if chosen.test_problems is None:
-        return split_problems(problems, chosen)
-    tested = read_problems(chosen.test_problems, chosen.limit)
-    return split_problems(problems, chosen, tested)
+    if chosen.test_problems is not None:
+        return split_problems(problems, chosen, read_problems(chosen.test_problems, chosen.limit))
+    return split_problems(problems, chosen, None if chosen.traces is None else ())
+
+
+def check_test_problems(problems: Sequence[Problem]) -> None:
+    """Refuse to go on to the hybrid without problems to test it on.
+
+    Raises:
+        SettingsError: no test problems among these.
+    """
+    if not any(problem.split is Split.TEST for problem in problems):
+        raise SettingsError(_NO_TEST)
+
+
+_NO_TEST = (
+    "traces are all trained on, so there are no test problems for the hybrid to answer; type "
+    "--collect.test-problems FILE.jsonl, with a question and an answer per line, or the name of a "
+    "published set"
+)
 
 
 def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
@@ -61,6 +108,8 @@ def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
         ProblemError: a file that cannot be used.
     """
     chosen = settings.collect
+    if chosen.traces is not None:
+        return [trace.problem for trace in read_traces(chosen.traces, chosen.limit).kept]
     if chosen.problems is not None:
         return read_problems(chosen.problems, chosen.limit)
     if pair.draw_problems is not None:

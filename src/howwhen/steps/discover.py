@@ -1,55 +1,233 @@
 """Step 2: a taxonomy of the sentences."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from howwhen.discover.activations import sentence_means
-from howwhen.discover.sae import Shape
-from howwhen.discover.taxonomy import CHOICE_RULE, Cell, Sentences, annotate, choose, discover_grid
+import numpy as np
+
+from howwhen.discover.activations import Activations, Passage, read_activations
+from howwhen.discover.judged import score_with_judge
+from howwhen.discover.judges import make_judge
+from howwhen.discover.names import Assigned, Naming, name_by_words, name_with_judge
+from howwhen.discover.passages import read_as_written, read_by_another
+from howwhen.discover.page import PageInput, make_page
+from howwhen.discover.portraits import Portrait, Transitions, count_transitions, paint
+from howwhen.discover.taxonomy import (
+    Cell,
+    CellScores,
+    LayerSentences,
+    annotate,
+    choose,
+    compare_with_truth,
+    discover_layer,
+    look_at,
+    normalise,
+    other_half,
+)
+from howwhen.discover.validate import confusion
+from howwhen.judging import Judge, describe_usage
+from howwhen.models import LanguageModel
 from howwhen.records import Rollout, Taxonomy
 from howwhen.store import Json, StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline
 
+TRACES_SHOWN = 3
+"""Whole answers that a judge sees beside the sentences."""
+
 
 def discover(run: "Pipeline", step: StepFolder) -> Json:
-    """Train the grid of taxonomies and choose one."""
-    layers = run.settings.discover.layers or run.pair.chosen_taxonomy_layers
-    settings = run.settings.discover
-    rollouts, questions = run.rollouts_with_questions()
-    prompts = [run.pair.thinking.prompt_ids(question) for question in questions]
-    means = sentence_means(run.pair.thinking, rollouts, prompts, layers, settings.batch_size)
-    texts = [text for rollout in rollouts for text in rollout.sentences()]
-    is_long = [len(text.split()) >= settings.min_words for text in texts]
-    rows = [index for index, keep in enumerate(is_long) if keep]
-    labels = _labels(run, rollouts)
-    sentences = Sentences(
-        texts=[texts[row] for row in rows],
-        means={layer: mean[rows] for layer, mean in means.items()},
-        labels={level: [column[row] for row in rows] for level, column in labels.items()},
-    )
-    shapes = [Shape(size, k) for size in settings.sizes for k in settings.ks]
-    name, report = run.pair.thinking.name, run.reporter.say
-    cells = discover_grid(name, sentences, shapes, settings, report)
-    chosen = choose(cells)
-    taxonomy = cells[chosen].taxonomy
-    scores = taxonomy.scores(means[taxonomy.layer])
-    annotations = annotate(rollouts, scores)
-    categories = [one.category for one in annotations]
-    step.write_json("scores.json", [_cell_row(c, i == chosen) for i, c in enumerate(cells)])
-    step.write_json("categories.json", _category_rows(taxonomy, texts, categories))
-    step.write_records("annotations.jsonl", annotations)
-    step.write_tensors("sentence_scores.safetensors", {"scores": scores}, {})
-    step.write_taxonomy(taxonomy)
+    """Read the sentences, train the grid of taxonomies, choose one and name its categories."""
+    study = _Study(run, step)
+    cells = [cell for layer in study.layers for cell in study.discover_layer(layer)]
+    scores = [cell.scores for cell in cells]
+    choice = choose(scores, study.settings)
+    chosen, naming = study.name(cells[choice.index])
+    run.reporter.say(f"  chosen: {choice.reason}")
+    counts = study.keep(chosen, naming)
+    rows = [{**_row(one), "chosen": number == choice.index} for number, one in enumerate(scores)]
+    step.write_json("scores.json", rows)
     return {
-        "sentences": len(texts),
-        "sentences_kept": len(rows),
-        "sentences_too_short": len(texts) - len(rows),
+        **counts,
         "cells": len(cells),
-        "cells_left_out": len(layers) * len(shapes) - len(cells),
-        "choice_rule": CHOICE_RULE,
+        "choice": choice.reason,
+        "judge": study.usage,
+        "unparsable_names": naming.unparsable,
+        "named_without_judge": list(naming.fell_back),
     }
+
+
+def write_page(run: "Pipeline") -> Path:
+    """Write the finished step's page beside its files, and return its path.
+
+    Raises:
+        StoreError: the step is not finished.
+    """
+    step = run.folder.step("discover")
+    step.check()
+    truth = step.path / "truth.json"
+    page = make_page(
+        PageInput(
+            title=f"What {run.pair.name} does when it thinks",
+            thinking=run.pair.thinking_source,
+            reader=run.reader.name,
+            counts=step.read_json("provenance.json")["counts"],
+            cells=step.read_json("scores.json"),
+            portraits=step.read_records("categories.jsonl", Portrait),
+            transitions=step.read_records("transitions.jsonl", Transitions)[0],
+            truth=step.read_json("truth.json") if truth.exists() else None,
+        )
+    )
+    return step.write_text("taxonomy.html", page)
+
+
+class _Study:
+    """The sentences of a run, and everything that is done with them."""
+
+    def __init__(self, run: "Pipeline", step: StepFolder) -> None:
+        self.run, self.step, self.settings = run, step, run.settings.discover
+        self.reader = run.reader
+        self.layers = run.taxonomy_layers
+        self.rollouts, questions = run.rollouts_with_questions()
+        self.texts = [text for rollout in self.rollouts for text in rollout.sentences()]
+        is_long = [len(text.split()) >= self.settings.min_words for text in self.texts]
+        self.trained = [number for number, keep in enumerate(is_long) if keep]
+        self.labels = _labels(run, self.rollouts)
+        self.activations = self._read(questions, is_long)
+        cache = run.folder.root / "judge-replies"
+        self.judge: Judge | None = make_judge(self.settings, cache, run.reporter.say)
+
+    @property
+    def usage(self) -> str:
+        """What the judge has used."""
+        return "none asked" if self.judge is None else describe_usage(self.judge)
+
+    def _read(self, questions: Sequence[str], is_long: Sequence[bool]) -> Activations:
+        passages = _passages(self.reader, self.rollouts, questions, is_long, self.run)
+        with self.run.reporter.task("rollouts read", len(passages)) as advance:
+            return read_activations(
+                self.step, self.reader, passages, self.layers, self.settings.batch_tokens, advance
+            )
+
+    def discover_layer(self, layer: int) -> list[Cell]:
+        """Train and score the cells of a layer, or read them where that was done already."""
+        name = f"grid/layer-{layer}"
+        if not (self.step.path / f"{name}.jsonl").exists():
+            cells = discover_layer(
+                self.reader.name, self._sentences(layer), self.settings, self.run.reporter.say
+            )
+            cells = [self._judged(cell) for cell in cells] if self.judge is not None else cells
+            for number, cell in enumerate(cells):
+                self.step.write_taxonomy(cell.taxonomy, f"{name}-{number:03}.safetensors")
+            self.step.write_records(f"{name}.jsonl", [cell.scores for cell in cells])
+        scores = self.step.read_records(f"{name}.jsonl", CellScores)
+        return [
+            Cell(self.step.read_taxonomy(f"{name}-{number:03}.safetensors"), one)
+            for number, one in enumerate(scores)
+        ]
+
+    def _sentences(self, layer: int) -> LayerSentences:
+        """The training sentences as a layer sees them."""
+        looked_at = look_at(len(self.trained), self.settings.seeds[0])
+        rows = [self.trained[number] for number in looked_at]
+        others = [
+            normalise(self.activations.rows(one, rows), self.activations.mean(one)).numpy()
+            for one in other_half(self.layers, layer)
+        ]
+        mean = self.activations.mean(layer)
+        return LayerSentences(
+            layer=layer,
+            mean=mean,
+            inputs=normalise(self.activations.rows(layer, self.trained), mean),
+            texts=self._of_trained(self.texts),
+            labels={level: self._of_trained(column) for level, column in self.labels.items()},
+            looked_at=looked_at,
+            others=np.hstack(others) if others else None,
+        )
+
+    def _of_trained(self, column: Sequence[Any]) -> list[Any]:
+        return [column[number] for number in self.trained]
+
+    def _assigned(self, taxonomy: Taxonomy) -> Assigned:
+        """The training sentences with their categories, as a namer sees them."""
+        scores = taxonomy.scores(self.activations.rows(taxonomy.layer, self.trained))
+        top = scores.max(1)
+        traces = [rollout.text for rollout in self.rollouts[:TRACES_SHOWN]]
+        texts = self._of_trained(self.texts)
+        return Assigned(texts, top.indices.tolist(), top.values.tolist(), taxonomy.size, traces)
+
+    def _judged(self, cell: Cell) -> Cell:
+        """A cell with names and scores of the judge."""
+        if self.judge is None:
+            raise RuntimeError("no judge to ask")
+        assigned = self._assigned(cell.taxonomy)
+        naming = name_with_judge(assigned, self.judge, self.settings)
+        scores = score_with_judge(assigned, naming.names, self.judge, self.settings)
+        self.run.reporter.say(f"  {cell.scores.name}: judged {scores.score:.3f}; {self.usage}")
+        return replace(cell, scores=replace(cell.scores, judged=scores))
+
+    def name(self, cell: Cell) -> tuple[Taxonomy, Naming]:
+        """The chosen taxonomy with names; the judge's replies are in its cache by now."""
+        assigned = self._assigned(cell.taxonomy)
+        if self.judge is None:
+            naming = name_by_words(assigned)
+        else:
+            naming = name_with_judge(assigned, self.judge, self.settings)
+        titles = tuple(name.title for name in naming.names)
+        return replace(cell.taxonomy, titles=titles), naming
+
+    def keep(self, taxonomy: Taxonomy, naming: Naming) -> Json:
+        """Write the chosen taxonomy and what it says of every sentence; returns the counts."""
+        scores = taxonomy.scores(self.activations.rows(taxonomy.layer))
+        annotations = annotate(self.rollouts, scores)
+        categories = [one.category for one in annotations]
+        self.step.write_taxonomy(taxonomy)
+        self.step.write_records("annotations.jsonl", annotations)
+        self.step.write_tensors("sentence_scores.safetensors", {"scores": scores}, {})
+        portraits = paint(self.rollouts, annotations, naming.names)
+        transitions = count_transitions(self.rollouts, annotations, taxonomy.size)
+        self.step.write_records("categories.jsonl", portraits)
+        self.step.write_records("transitions.jsonl", [transitions])
+        trained = self._of_trained(categories)
+        labels = {level: self._of_trained(column) for level, column in self.labels.items()}
+        if truth := compare_with_truth(trained, labels):
+            tables = {level: confusion(trained, labels[level], taxonomy.size) for level in truth}
+            found = {level: vars(one) for level, one in truth.items()}
+            self.step.write_json("truth.json", {"scores": found, "confusion": tables})
+        return {
+            "sentences": len(self.texts),
+            "sentences_trained_on": len(self.trained),
+            "sentences_too_short": len(self.texts) - len(self.trained),
+            "sentences_per_category": _tally(categories, taxonomy.size),
+        }
+
+
+def _tally(categories: Sequence[int], size: int) -> list[int]:
+    counts = Counter(categories)
+    return [counts[number] for number in range(size)]
+
+
+def _passages(
+    reader: LanguageModel,
+    rollouts: Sequence[Rollout],
+    questions: Sequence[str],
+    is_long: Sequence[bool],
+    run: "Pipeline",
+) -> list[Passage]:
+    """What the reader reads: the answers' own tokens, or its own tokens of their text."""
+    is_own = reader is run.pair.thinking
+    passages, first = [], 0
+    for rollout, question in zip(rollouts, questions, strict=True):
+        prompt = reader.prompt_ids(question)
+        trained = is_long[first : first + len(rollout.spans)]
+        first += len(rollout.spans)
+        read = read_as_written if is_own else read_by_another
+        passages.append(read(reader, rollout, prompt, trained))
+    return passages
 
 
 def _labels(run: "Pipeline", rollouts: Sequence[Rollout]) -> dict[str, list[str | None]]:
@@ -62,30 +240,16 @@ def _labels(run: "Pipeline", rollouts: Sequence[Rollout]) -> dict[str, list[str 
     return columns
 
 
-def _cell_row(cell: Cell, is_chosen: bool) -> dict[str, Any]:
-    taxonomy, offline = cell.taxonomy, vars(cell.offline)
-    row = {"layer": taxonomy.layer, "size": taxonomy.size, "k": taxonomy.scorer.k, "fvu": cell.fvu}
-    for level, scores in cell.truth.items():
-        suffix = "" if level == next(iter(cell.truth)) else f"_{level}"
-        row |= {f"nmi{suffix}": scores.nmi, f"purity{suffix}": scores.purity}
-    return {**row, **offline, "chosen": is_chosen}
-
-
-def _category_rows(
-    taxonomy: Taxonomy, texts: Sequence[str], categories: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Each category with its title, its share of the sentences and five examples."""
-    rows = []
-    for category, title in enumerate(taxonomy.titles):
-        mine = [t.strip() for t, c in zip(texts, categories, strict=True) if c == category]
-        examples = list(dict.fromkeys(mine))[:5]
-        rows.append(
-            {
-                "category": category,
-                "title": title,
-                "sentences": len(mine),
-                "share": len(mine) / len(texts),
-                "examples": examples,
-            }
-        )
-    return rows
+def _row(scores: CellScores) -> dict[str, Any]:
+    """A cell's scores as one flat row."""
+    row: dict[str, Any] = {
+        name: getattr(scores, name) for name in ("layer", "method", "size", "k", "unused")
+    }
+    row |= vars(scores.health) if scores.health is not None else {}
+    for level, truth in (scores.truth or {}).items():
+        row |= {f"{key}_{level}": value for key, value in vars(truth).items()}
+    row |= vars(scores.offline)
+    if scores.judged is not None:
+        judged = vars(scores.judged)
+        row |= {f"judged_{key}": v for key, v in judged.items() if key != "per_category"}
+    return row | {"score": scores.score, "standard_error": scores.standard_error}

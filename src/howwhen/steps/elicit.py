@@ -9,7 +9,7 @@ import torch
 
 from howwhen.alignment import ModelPair
 from howwhen.elicit.examples import Decisions, Example, find_decisions
-from howwhen.elicit.gates import coming_categories, gate_sentence_agreement, make_gate
+from howwhen.elicit.gates import coming_categories, find_site, gate_sentence_agreement, make_gate
 from howwhen.elicit.objective import UnsteeredStates
 from howwhen.elicit.self_gate import observe, train_self_gate
 from howwhen.elicit.spans import bias_examples, span_examples
@@ -108,7 +108,7 @@ class _Lab:
         rollouts, questions = run.rollouts_with_questions()
         models, taxonomy = run.models(), run.taxonomy()
         size = run.settings.elicit.batch_size
-        found = find_decisions(models, taxonomy.layer, rollouts, questions, size)
+        found = find_decisions(models, run.gate_layer, rollouts, questions, size)
         return cls(run, step, models, taxonomy, rollouts, found)
 
     def part(self, is_selection: bool) -> list[Decisions]:
@@ -124,11 +124,14 @@ class _Lab:
         assignments = [one.category for one in self.run.annotations()]
         coming = coming_categories(self.rollouts, self.found, assignments)
         train, selection = self._only(coming, False), self._only(coming, True)
+        site = find_site(
+            self.taxonomy, self.run.pair.thinking.name, self.run.gate_layer, self.part(False)
+        )
         chosen: Gate | None = None
         for kind in GATE_KINDS:
             try:
                 gate = make_gate(
-                    kind, self.taxonomy, self.part(False), train, self.settings.seeds[0]
+                    kind, self.taxonomy, site, self.part(False), train, self.settings.seeds[0]
                 )
             except SteeringError as error:
                 if kind == self.settings.gate:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from howwhen.alignment import ModelPair
 from howwhen.hybrid.decoder import decode
 from howwhen.records import HybridTrace, Problem, Rung, Split, VectorSet
+from howwhen.steps.collect import check_test_problems
 from howwhen.steps.rungs import Run, Rungs
 from howwhen.store import Json, StepFolder
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 def hybrid(run: "Pipeline", step: StepFolder) -> Json:
     """Decode the test problems on every rung of the ladder."""
-    problems, models = run.problems(Split.TEST), run.models()
+    problems = run.problems(Split.TEST)
+    check_test_problems(problems)
+    models = run.models()
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
     samples = [_decode(run, step, models, problems, one) for one in rungs.hybrids()]

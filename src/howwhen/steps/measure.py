@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter
 
-from howwhen.judging import JudgeClient
+from howwhen.judging import Judge, open_endpoint
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def measure(run: "Pipeline", step: StepFolder) -> Json:
     """Grade every trace and put all rungs on one scale."""
+    judge = open_endpoint(run.settings.measure, run.folder.judge_cache, run.reporter.say)
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
     decoded = run.folder.step("hybrid")
     graded: dict[Rung, list[GradedTrace]] = {}
@@ -37,8 +38,8 @@ def measure(run: "Pipeline", step: StepFolder) -> Json:
     )
     for rung, reduced in graded.items():
         step.write_records(grades_file(rung), reduced)
-    if run.settings.measure.judge_url is not None:
-        _judge(run, step, items, graded)
+    if judge is not None:
+        _judge(run, step, judge, items, graded)
     return {"problems": measurement.n, "rungs": len(measurement.rungs)}
 
 
@@ -54,6 +55,7 @@ def _item(trace: HybridTrace, problem: Problem) -> Item:
 def _judge(
     run: "Pipeline",
     step: StepFolder,
+    judge: Judge,
     items: Mapping[Rung, Sequence[Item]],
     graded: Mapping[Rung, Sequence[GradedTrace]],
 ) -> None:
@@ -62,16 +64,9 @@ def _judge(
     `judged/RUNG.jsonl` has a line for each line of `grades/RUNG.jsonl`.
     """
     settings = run.settings.measure
-    client = JudgeClient(
-        base_url=settings.judge_url or "",
-        model=settings.judge_model or "",
-        key_variable=settings.judge_key_variable,
-        cache=run.folder.root / "judge-cache",
-        say=run.reporter.say,
-    )
     judged: list[Judgement] = []
     for rung, asked in items.items():
-        fresh = judge_answers(asked, client, settings.judge_repeats)
+        fresh = judge_answers(asked, judge, settings.judge_repeats)
         step.write_records(f"judged/{rung}.jsonl", fresh)
         judged += fresh
     grades = [one for rung in items for one in graded[rung]]
@@ -80,14 +75,14 @@ def _judge(
     step.write_json(
         "judge.json",
         {
-            "model": client.model,
+            "model": judge.model,
             "repeats": settings.judge_repeats,
             "unparsable": sum(one.unparsable for one in judged),
             "agreement": {
                 mode: {**vars(one), "compared": one.compared, "raw": one.raw}
                 for mode, one in found.items()
             },
-            "usage": client.usage._asdict(),
+            "usage": judge.usage._asdict(),
         },
     )
 

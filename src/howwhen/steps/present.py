@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from howwhen.discover.portraits import Portrait
 from howwhen.present.charts import can_draw, draw_knock_outs
 from howwhen.present.report import ReportInput, make_report
 from howwhen.records import HybridTrace, Measurement, Split
@@ -28,7 +29,7 @@ def present(run: "Pipeline", step: StepFolder) -> Json:
             measurement=measurement,
             confidence=run.settings.measure.confidence,
             cells=discovered.read_json("scores.json"),
-            categories=discovered.read_json("categories.json"),
+            categories=discovered.read_records("categories.jsonl", Portrait),
             training=elicited.read_json("training.json"),
             decisions_per_category=decisions,
             examples=[(question[trace.problem_id], trace) for trace in shown],

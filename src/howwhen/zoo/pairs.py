@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
 from howwhen.models import LanguageModel, check_prompt, load_model
-from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP
+from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -30,6 +30,8 @@ class Pair:
     thinking_source: str
     base_prompt: str = PLAIN
     thinking_prompt: str = CHAT
+    thinking_markers: Markers = THINK
+    """What opens and what closes the thinking part of the thinking model's answers."""
     step_by_step_prompt: str | None = None
     """Asks the base to reason step by step; None for a base that cannot be asked so."""
     steer_layer: int | None = None
@@ -53,8 +55,8 @@ class Pair:
     def thinking(self) -> LanguageModel:
         """The thinking model, loaded on first use."""
         source = _resolve(self.thinking_source)
-        prompt = check_prompt(self.thinking_prompt)
-        return load_model(source, prompt=prompt, name=self.thinking_source)
+        prompt, markers = check_prompt(self.thinking_prompt), self.thinking_markers
+        return load_model(source, prompt=prompt, markers=markers, name=self.thinking_source)
 
     @property
     def chosen_steer_layer(self) -> int:
@@ -68,8 +70,21 @@ class Pair:
         """The blocks to read: the pair's own, or up to six spread over the model."""
         if self.taxonomy_layers is not None:
             return self.taxonomy_layers
-        count = self.thinking.layer_count
-        return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
+        return _spread(self.thinking)
+
+    def reader(self, source: str | None) -> LanguageModel:
+        """The model that reads the sentences: the thinking model, or one of another source."""
+        if source is None:
+            return self.thinking
+        return _load_reader(source)
+
+    def reading_layers(
+        self, reader: LanguageModel, layers: tuple[int, ...] | None
+    ) -> tuple[int, ...]:
+        """The blocks of `reader` to read: those asked for, the pair's own, or six spread ones."""
+        if layers is not None:
+            return layers
+        return self.chosen_taxonomy_layers if reader is self.thinking else _spread(reader)
 
     @property
     def overrides(self) -> Overrides:
@@ -109,7 +124,13 @@ def find_pair(name: str) -> Pair:
     )
 
 
-def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -> Pair:
+def own_pair(
+    base: str,
+    thinking: str,
+    base_prompt: str,
+    thinking_prompt: str,
+    thinking_markers: Markers = THINK,
+) -> Pair:
     """Any two causal language models, by hub id or folder."""
     return Pair(
         name="own",
@@ -118,6 +139,7 @@ def own_pair(base: str, thinking: str, base_prompt: str, thinking_prompt: str) -
         thinking_source=thinking,
         base_prompt=base_prompt,
         thinking_prompt=thinking_prompt,
+        thinking_markers=thinking_markers,
         step_by_step_prompt=STEP_BY_STEP if base_prompt == PLAIN else None,
     )
 
@@ -188,6 +210,17 @@ def _published_pairs() -> list[Pair]:
         )
         for name, base, thinking, steer, layer, size in rows
     ]
+
+
+@lru_cache(maxsize=1)
+def _load_reader(source: str) -> LanguageModel:
+    return load_model(_resolve(source), name=source)
+
+
+def _spread(model: LanguageModel) -> tuple[int, ...]:
+    """Up to six blocks spread over a model."""
+    count = model.layer_count
+    return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
 
 
 def _resolve(source: str) -> str | Path:

@@ -1,0 +1,82 @@
+"""Cutters by name: the paper's rule, and a model that finds sentences by meaning.
+
+The model is one of the SaT family (Frohmann et al. 2024, "Segment any Text"), run by the library
+`wtpsplit`. It is asked for probabilities only; the cuts are made here, at offsets of the text as
+it is, so that nothing is stripped or lost.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from howwhen.collect.sentences import Cutter, cut_at, cut_sentences
+from howwhen.errors import MissingExtraError, ModelError
+from howwhen.settings import CollectSettings
+
+_NEWLINES = re.compile(r"\n+")
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """What `wtpsplit.SaT` is to us."""
+
+    def predict_proba(self, text_or_texts: str) -> Sequence[float]:
+        """How likely a sentence ends at each character; a blank text has one number."""
+
+
+def find_cutter(settings: CollectSettings) -> Cutter:
+    """The cutter that the settings name; a model is loaded once.
+
+    Raises:
+        MissingExtraError: a model, without the library that runs it.
+        ModelError: a model that cannot be loaded.
+    """
+    return cut_sentences if settings.cutter == "rule" else _sat_cutter(settings.sat_model)
+
+
+@lru_cache(maxsize=1)
+def _sat_cutter(model: str) -> Cutter:
+    return segmenter_cutter(_load_sat(model), _threshold(model))
+
+
+def segmenter_cutter(segmenter: Segmenter, threshold: float) -> Cutter:
+    """Cut where the probability is above the threshold, and at newlines.
+
+    Newlines right after a cut belong to the sentence they end, as with the rule.
+    """
+
+    def cut(text: str) -> list[tuple[int, int]]:
+        if not text.strip():
+            return cut_at(text, [])
+        found = segmenter.predict_proba(text)
+        likely = {index + 1 for index, value in enumerate(found) if value > threshold}
+        cuts = likely | {newlines.end() for newlines in _NEWLINES.finditer(text)}
+        return cut_at(text, sorted(cut for cut in cuts if text[cut : cut + 1] != "\n"))
+
+    return cut
+
+
+def _load_sat(model: str) -> Any:
+    """A model by its name on the hub, or from a folder that holds its tokenizer too."""
+    try:
+        from wtpsplit import SaT
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the cutter sat runs {model} with the library `wtpsplit`; type "
+            "`pip install 'howwhen[sat]'`, or use --collect.cutter rule"
+        ) from error
+    local = {"tokenizer_name_or_path": model} if Path(model).is_dir() else {}
+    try:
+        return SaT(model, **local)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot load the sentence model {model!r}: {error}. Give a name such as sat-3l-sm, or "
+            "a folder with the model and its tokenizer (--collect.sat-model)"
+        ) from error
+
+
+def _threshold(model: str) -> float:
+    """The threshold that the model's authors recommend for it."""
+    return 0.25 if "-sm" in Path(model).name else 0.025
