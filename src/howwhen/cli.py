@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from howwhen.answering import open_rung
-from howwhen.convert import read_published_vectors
+from howwhen.convert import Format, Told, read_any, write_any
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
 from howwhen.pipeline import Pipeline, check_inputs
@@ -39,7 +39,7 @@ from howwhen.settings import (
 )
 from howwhen.steps.comparing import compare as compare_rungs
 from howwhen.steps.discover import write_page
-from howwhen.store import STEPS, Step, export_gguf, load_vectors, open_run, save_vectors
+from howwhen.store import STEPS, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
@@ -312,36 +312,32 @@ def convert(
     out: Path,
     model: str | None = None,
     layer: int | None = None,
-    to: Literal["safetensors", "gguf"] = "safetensors",
+    titles: Path | None = None,
+    mean: Path | None = None,
+    to: Format = "safetensors",
 ) -> None:
-    """Convert vectors: published `.pt` files to safetensors, or a vector set to GGUF.
+    """Convert vectors or a taxonomy: published `.pt` files, SAELens folders, files of howwhen.
 
     Parameters
     ----------
     paths:
-        `.pt` files or folders of them (keys `bias`, `idx0`, `idx1`, ...), or one `.safetensors`.
+        `.pt` files or folders of them (vectors under `bias`, `idx0`, `idx1`, ..., or one SAE), one
+        SAELens folder, or one `.safetensors` of howwhen.
     out:
-        File to write; for GGUF a folder, with one control vector per category.
+        File to write; for GGUF and SAELens a folder.
     model:
-        Base model that the `.pt` vectors steer.
+        Model that the vectors steer, or whose residuals the SAE reads.
     layer:
-        0-based block they steer; read from the hyperparameter files beside them where absent.
+        0-based block they steer or it reads; by default the one that files beside or a name tell.
+    titles:
+        JSON with one title per latent of an SAE: a list, or an object with `final_titles`.
+    mean:
+        Safetensors file with the corpus mean of an SAE's training sentences, under `mean`.
     to:
-        Format to write.
+        Format to write; `gguf` takes vectors, `saelens` a taxonomy.
     """
-    if len(paths) == 1 and paths[0].suffix == ".safetensors":
-        vectors = load_vectors(paths[0])
-    elif model is None:
-        raise SettingsError("whose vectors are these? Type --model with the base model's name")
-    else:
-        vectors = read_published_vectors(paths, model, layer)
-    if to == "gguf":
-        written = export_gguf(out, vectors)
-        print(f"{len(written)} control vectors: {out}")
-        return
-    save_vectors(out, vectors)
-    size, width = vectors.vectors.shape
-    print(f"{size} vectors of width {width} for layer {vectors.layer}: {out}")
+    found = read_any(paths, Told(model, layer, titles, mean))
+    print("\n".join(write_any(out, found, to)))
 
 
 @zoo.command(name="list")

@@ -179,7 +179,7 @@ class StepFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a whole JSON file."""
         text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-        _write_whole(self.path / name, text.encode())
+        write_whole(self.path / name, text.encode())
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file.
@@ -196,7 +196,7 @@ class StepFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole text file and return its path."""
-        _write_whole(self.path / name, text.encode())
+        write_whole(self.path / name, text.encode())
         return self.path / name
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
@@ -264,7 +264,7 @@ class StepFolder:
 
     def write_records(self, name: str, records: Sequence[Any]) -> None:
         """Write a whole JSONL file, one record per line."""
-        _write_whole(self.path / name, _lines(records))
+        write_whole(self.path / name, _lines(records))
 
     def read_records(self, name: str, kind: type[Record]) -> list[Record]:
         """Read a JSONL file of records.
@@ -312,7 +312,7 @@ class StepFolder:
             done += 1
         content = b"".join(whole[:kept])
         if not path.exists() or path.stat().st_size != len(content):
-            _write_whole(path, content)
+            write_whole(path, content)
         report(kept)
         for batch in batches[done:]:
             with path.open("ab") as file:
@@ -415,6 +415,18 @@ def load_vectors(path: Path) -> VectorSet:
     if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
         raise SteeringError(f"{path} holds values that are not finite; train the vectors again")
     return vectors
+
+
+def load_saved(path: Path) -> VectorSet | Taxonomy:
+    """Read a vector set or a taxonomy, whichever the file holds.
+
+    Raises:
+        StoreError: missing, damaged, or neither.
+        SteeringError: vectors that are not finite.
+    """
+    advice = "Expected vectors or a taxonomy that howwhen wrote, .pt files, or a SAELens folder"
+    _, notes = _read_tensors(path, advice)
+    return load_taxonomy(path) if "kind" in notes else load_vectors(path)
 
 
 def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
@@ -521,7 +533,7 @@ def _tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
     plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    _write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
+    write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
 
 
 def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
@@ -539,7 +551,8 @@ def _opened(path: Path, advice: str) -> Iterator[Any]:
         with safe_open(path, "pt") as opened:
             yield opened
     except (OSError, SafetensorError, KeyError, RecursionError, ValueError) as error:
-        raise StoreError(f"cannot read {path}: {_brief(str(error))}. {advice}") from error
+        why = "howwhen did not write it" if isinstance(error, KeyError) else _brief(str(error))
+        raise StoreError(f"cannot read {path}: {why}. {advice}") from error
 
 
 def _whole_lines(path: Path) -> list[bytes]:
@@ -551,7 +564,8 @@ def _lines(records: Sequence[Any]) -> bytes:
     return b"".join(TypeAdapter(type(one)).dump_json(one) + b"\n" for one in records)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:

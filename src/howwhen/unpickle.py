@@ -24,7 +24,10 @@ def main(paths: list[str]) -> int:
             return _refuse(path, f"it holds {type(content).__name__}, expected a dict of tensors")
         for key, value in content.items():
             tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-            tensors[f"{number}/{key}"] = tensor.contiguous()
+            # A copy: safetensors refuses tensors that share memory, as tied ones do.
+            tensors[f"{number}/{key}"] = tensor.detach().clone(
+                memory_format=torch.contiguous_format
+            )
     sys.stdout.buffer.write(save(tensors))
     return 0
 

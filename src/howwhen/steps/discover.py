@@ -12,8 +12,8 @@ from howwhen.discover.activations import Activations, Passage, read_activations
 from howwhen.discover.judged import score_with_judge
 from howwhen.discover.judges import make_judge
 from howwhen.discover.names import Assigned, Naming, name_by_words, name_with_judge
-from howwhen.discover.passages import read_as_written, read_by_another
 from howwhen.discover.page import PageInput, make_page
+from howwhen.discover.passages import read_as_written, read_by_another
 from howwhen.discover.portraits import Portrait, Transitions, count_transitions, paint
 from howwhen.discover.taxonomy import (
     Cell,
