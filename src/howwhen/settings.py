@@ -30,7 +30,7 @@ Method = Literal[
     "pca-mixture",
     "pca-agglomerative",
 ]
-"""How categories are found: Top-K autoencoders, or a clustering (`pca-`: of principal components)."""
+"""Top-K autoencoders, or a clustering (`pca-`: of principal components)."""
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
 

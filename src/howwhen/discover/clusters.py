@@ -83,7 +83,7 @@ def _spherical(rows: np.ndarray, size: int, seed: int) -> Linear:
 
 
 def _settle(unit: np.ndarray, centres: np.ndarray, most_steps: int = 300) -> np.ndarray:
-    """Lloyd's steps by cosine until no row changes its centre; an empty centre stays where it is."""
+    """Lloyd's steps by cosine until no row changes its centre; an empty centre stays put."""
     before = None
     for _ in range(most_steps):
         own = (unit @ centres.T).argmax(1)
