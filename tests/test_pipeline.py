@@ -70,7 +70,9 @@ def test_the_scores_list_every_cell_and_choose_one(finished: Path) -> None:
         (1, 4, 1), (1, 6, 1), (2, 4, 1), (2, 6, 1)
     }  # fmt: skip
     assert sum(cell["chosen"] for cell in cells) == 1
-    assert all(0 <= cell["nmi"] <= 1 and 0 < cell["purity"] <= 1 for cell in cells)
+    assert all(
+        0 <= cell["nmi_behaviour"] <= 1 and 0 < cell["purity_behaviour"] <= 1 for cell in cells
+    )
     assert all(0 < cell["fvu"] < 1 for cell in cells)
 
 
@@ -82,7 +84,7 @@ def test_counts_kept_and_dropped_add_up(finished: Path) -> None:
     assert sum(counts["collect"]["problems"].values()) == 30
     assert counts["collect"]["rollouts"] == 18
     discovered = counts["discover"]
-    kept, short = discovered["sentences_kept"], discovered["sentences_too_short"]
+    kept, short = discovered["sentences_trained_on"], discovered["sentences_too_short"]
     assert kept + short == discovered["sentences"] == counts["collect"]["sentences"]
     assert sum(counts["elicit"]["decisions_per_category"]) == counts["elicit"]["decisions"]
 
