@@ -6,34 +6,15 @@ binds. `python -m benchmarks decoding-tally` runs one of them.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from benchmarks import decoding, fuzzing, grading, training
+from benchmarks import decoding, discovering, fuzzing, grading, training
 from benchmarks.pairs import smol_shape, tally
-from benchmarks.timing import Result, compare
-from howwhen.discover.sae import Shape, train_grid
-from howwhen.settings import DiscoverSettings
+from benchmarks.timing import Result
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def sae_grid() -> Iterator[Result]:
-    """Ten sizes at once and one by one."""
-    inputs = torch.nn.functional.normalize(torch.randn(4000, 192), dim=1)
-    shapes = [Shape(size, 3) for size in range(5, 55, 5)]
-    settings = DiscoverSettings(steps=40, sentences_per_step=512)
-    yield compare(
-        "SAE grid: ten sizes one by one over all at once",
-        lambda: [train_grid(inputs, [shape], settings, 0) for shape in shapes],
-        lambda: train_grid(inputs, shapes, settings, 0),
-        "at least",
-        4.0,
-        "40 steps, one by one and together",
-    )
 
 
 BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
@@ -41,7 +22,8 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "decoding-135m": lambda: decoding.results(smol_shape(), False),
     "training-tally": lambda: training.results(tally(), True),
     "training-135m": lambda: training.results(smol_shape(), False),
-    "sae-grid": sae_grid,
+    "sae-grid": discovering.grid_results,
+    "reading": discovering.reading_results,
     "grading": grading.results,
     "fuzzing": fuzzing.results,
 }

@@ -29,6 +29,7 @@ SETTINGS = {
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "collect": (collect, "collect_rollouts", 3),
     "inside a line": (store, "_lines", 4),
+    "grid": (discover, "discover_layer", 2),
     "discover": (discover, "choose", 1),
     "elicit": (elicit, "train_vectors", 2),
     "practice": (elicit, "decode", 2),

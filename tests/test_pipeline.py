@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
-from howwhen.errors import SettingsError, StoreError
+from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.records import LADDER, Grade, HybridTrace
-from howwhen.store import STEPS
+from howwhen.store import STEPS, StepFolder
 from tests.killed_run import MOMENTS, SETTINGS
 
+SaveFolder = Callable[..., Path]
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,9 +44,13 @@ def test_a_run_killed_in_every_step_ends_with_the_same_files(
     finished: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "killed"
+    first_layer = folder / "2-discover" / "grid" / "layer-1.jsonl"
     for moment in MOMENTS:
         assert run_until(folder, moment) == -signal.SIGKILL, moment
+        if moment == "grid":
+            written = first_layer.stat().st_mtime_ns
     assert run_until(folder, "never") == 0
+    assert first_layer.stat().st_mtime_ns == written
     whole, resumed = contents(finished), contents(folder)
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if whole[name] != resumed[name]] == []
@@ -116,6 +122,47 @@ def test_a_changed_setting_redoes_exactly_what_depends_on_it(
     after = contents(folder)
     assert all(after[name] == before[name] for name in before if name[0] in "1234")
     assert after["5-measure/measurement.json"] != before["5-measure/measurement.json"]
+
+
+def test_another_model_reads_and_its_taxonomy_is_gated_by_what_the_pair_can_see(
+    finished: Path, save_folder: SaveFolder, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    reader = save_folder("reader", architecture="gpt2")
+    changes: dict[str, object] = {"discover": {"reader": str(reader)}}
+    with pytest.raises(SteeringError, match=r"the taxonomy reads .*reader.* --elicit\.gate probe"):
+        _pipeline(folder, changes)
+    assert contents(folder) == contents(finished)  # said before anything was redone
+    _pipeline(folder, {**changes, "elicit": {"gate": "probe"}})
+    taxonomy = StepFolder(folder / "2-discover", "discover").read_taxonomy()
+    assert taxonomy.model == str(reader)
+    training = json.loads((folder / "3-elicit" / "training.json").read_text())
+    assert set(training["gate_sentence_agreement"]) == {"probe", "clusters"}
+    hybrid = json.loads((folder / "4-hybrid" / "provenance.json").read_text())["counts"]
+    assert hybrid["decisions"] > 0
+
+
+def test_the_command_writes_the_taxonomys_page(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "copy", tmp_path / "settings.yaml"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    config.write_text(json.dumps(make_settings(SETTINGS).model_dump(mode="json")))
+    app(
+        ["discover", "tally-rl", "--out", str(folder), "--config", str(config), "--report"],
+        result_action="return_value",
+    )
+    page = folder / "2-discover" / "taxonomy.html"
+    captured = capsys.readouterr()
+    assert captured.out == f"Page: {page}\n"
+    assert "already done" in captured.err
+    text = page.read_text()
+    portraits = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
+    assert text.count('class="card"') == len(portraits)
+    assert "Against the truth: operation" in text
+    _pipeline(folder, {})  # the page is no part of the step: nothing is redone, nothing damaged
+    assert capsys.readouterr().err.count("already done") == 6
 
 
 def test_a_damaged_step_stops_the_later_ones(finished: Path, tmp_path: Path) -> None:

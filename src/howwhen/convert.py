@@ -152,8 +152,8 @@ def _write_taxonomy(out: Path, taxonomy: Taxonomy, to: Format) -> list[str]:
 
 WITHOUT_MEAN = (
     "Its corpus mean is 0, since none was given: what all residuals have in common counts towards "
-    "the categories, which are shifted. Convert with --mean FILE.safetensors, or centre it "
-    "on your own sentences: howwhen discover PAIR --discover.taxonomy FILE"
+    "the categories, which are shifted. Convert with --mean FILE.safetensors; the "
+    "taxonomy.safetensors of a run that reads the same model at the same layer holds one"
 )
 
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
 from howwhen.collect.cutters import find_cutter
+from howwhen.elicit.gates import check_gate
 from howwhen.models import LanguageModel
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
@@ -64,6 +65,8 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[Step] = STEP
     reader = pair.reader(settings.discover.reader)
     for layer in pair.reading_layers(reader, settings.discover.layers):
         check_layer(reader.model, layer)
+    if "elicit" in steps:
+        check_gate(settings.elicit.gate, reader.name, pair.thinking.name)
     if settings.elicit.layer is not None:
         pair.base.check_steering(settings.elicit.layer)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, _Grid, examine, train_grid
+from howwhen.discover.sae import Shape, _Grid, examine, first_latents, train_grid
 from howwhen.errors import InputError
 from howwhen.records import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
@@ -33,6 +33,24 @@ def test_planted_directions_are_found(k: int) -> None:
 
 def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, int]]:
     return [(c, int(which[category == c].mode().values)) for c in set(category.tolist())]
+
+
+def test_the_first_latents_are_cuts_of_one_hierarchy_of_the_seeds_sample() -> None:
+    inputs, which = planted()
+    truth = torch.stack([inputs[which == one].mean(0) for one in range(3)]) - inputs.mean(0)
+    three, six, again = first_latents(inputs, [3, 6, 3], 0)
+    cosines = functional.normalize(truth, dim=1) @ three.T
+    assert (cosines.amax(1) > 0.99).all()
+    assert (six @ three.T).amax(1).min() > 0.3  # each lies within one of the three
+    torch.testing.assert_close(six.norm(dim=1), torch.ones(6))
+    assert torch.equal(three, again)
+    assert not torch.equal(three, first_latents(inputs, [3], 1)[0])
+
+
+def test_equal_sentences_start_and_train_without_a_nan() -> None:
+    inputs = functional.normalize(torch.ones(40, 24), dim=1)
+    (sae,) = train_grid(inputs, [Shape(4, 1)], SETTINGS, 0)
+    assert all(one.isfinite().all() for one in (sae.encoder, sae.decoder, sae.decoder_bias))
 
 
 def test_more_latents_explain_more() -> None:
@@ -68,8 +86,10 @@ def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
 def test_the_grid_ends_where_plain_training_ends() -> None:
     inputs, _ = planted()
     shapes = [Shape(4, 1), Shape(9, 3)]
-    for sae, shape in zip(train_grid(inputs, shapes, SETTINGS, 0), shapes, strict=True):
-        plain = examine(train_plainly(inputs, shape, SETTINGS, 0), inputs).fvu
+    starts = first_latents(inputs, [4, 9], 0)
+    grid = train_grid(inputs, shapes, SETTINGS, 0)
+    for sae, start, shape in zip(grid, starts, shapes, strict=True):
+        plain = examine(train_plainly(inputs, start, shape, SETTINGS, 0), inputs).fvu
         assert examine(sae, inputs).fvu == pytest.approx(plain, rel=0.02)
 
 
@@ -106,8 +126,9 @@ def test_reconstruction_keeps_the_top_k_raw_scores() -> None:
 
 def test_impossible_cells_are_refused() -> None:
     inputs, _ = planted(count=6)
-    with pytest.raises(InputError, match="6 sentences cannot train.*7 latents"):
-        train_grid(inputs, [Shape(7, 1)], SETTINGS, 0)
+    with pytest.raises(InputError, match="6 sentences can start .* 4 latents at most, not of 5"):
+        train_grid(inputs, [Shape(5, 1)], SETTINGS, 0)
+    assert train_grid(inputs, [Shape(4, 1)], SETTINGS, 0)[0].encoder.isfinite().all()
     with pytest.raises(InputError, match="3 latents cannot keep k=4"):
         train_grid(inputs, [Shape(3, 4)], SETTINGS, 0)
 

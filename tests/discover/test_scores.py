@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from howwhen.discover.validate import Partition, Validator, confusion, score_against_truth
+from howwhen.discover.validate import (
+    Partition,
+    Validator,
+    _explained,
+    _foretell,
+    confusion,
+    score_against_truth,
+)
 from tests.discover.test_sae import planted
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
@@ -29,7 +36,10 @@ def test_a_true_taxonomy_scores_high_and_a_random_one_low(with_layers: bool) -> 
     assert good.consistency_of_words == pytest.approx(1)
     assert good.stability_over_seeds == good.stability_over_halves == pytest.approx(1)
     assert good.separation > 0.3
-    assert good.score == pytest.approx((good.consistency + 1 + good.separation) / 3)
+    parts = (good.consistency, good.completeness, 1, good.separation)
+    assert good.score == pytest.approx(sum(parts) / 4)
+    assert good.completeness > 0.5
+    assert -0.05 < bad.completeness < 0.05
     assert bad.consistency < 0.5
     assert abs(bad.stability_over_seeds) < 0.1
     assert bad.separation < 0.05
@@ -42,6 +52,47 @@ def test_a_cells_scores_do_not_depend_on_the_other_cells() -> None:
     one = Partition(which, [which], (which, which))
     other = Partition(which % 2, [which], (which, which))
     assert validator.score([one])[0] == validator.score([other, one])[1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_rare_categories_are_scored_without_a_warning() -> None:
+    validator, which = planted_validator(with_layers=True)
+    rare, single = which.copy(), np.zeros_like(which)
+    rare[:2], rare[2] = 3, 4
+    scores = validator.score([Partition(own, [own], (own, own)) for own in (rare, single)])
+    assert 0.5 < scores[0].consistency < 0.95
+    assert scores[1].consistency == 1  # the only category is always right, and says nothing:
+    assert abs(scores[1].completeness) < 0.01
+
+
+def test_a_category_between_two_others_is_not_masked() -> None:
+    """Plain regression on categories never foretells the middle one of three on a line."""
+    place = np.repeat([0, 1, 2], 100)
+    features = place[:, None] + 0.05 * np.random.default_rng(0).normal(size=(300, 1))
+    mixed = np.random.default_rng(1).permutation(300)
+    (found,) = _foretell(features, [place], [(mixed[:200], mixed[200:])])
+    assert (found[mixed[200:]] == place[mixed[200:]]).mean() > 0.98
+
+
+def test_merged_categories_are_less_complete_and_split_ones_hardly_more() -> None:
+    validator, which = planted_validator(with_layers=True)
+    halves = which + 3 * np.random.default_rng(2).integers(0, 2, len(which))
+    whole, merged, split = validator.score(
+        [Partition(own, [own], (own, own)) for own in (which, np.minimum(which, 1), halves)]
+    )
+    assert merged.completeness < whole.completeness - 0.1
+    assert abs(split.completeness - whole.completeness) < 0.02
+    assert whole.score > max(merged.score, split.score)
+
+
+def test_completeness_is_the_held_out_share_of_the_variance() -> None:
+    features = np.array([[0.0], [2.0], [10.0], [12.0]])
+    fold = (np.array([0, 2]), np.array([1, 3]))
+    # Means 0, 10 and 5 overall; the others, 3 off and 7 off it, are each 2 off their means.
+    found = _explained(features, np.array([0, 0, 1, 1]), fold)
+    assert found == pytest.approx(1 - (2**2 + 2**2) / (3**2 + 7**2))
+    alone = _explained(features, np.array([0, 1, 0, 1]), fold)  # category 1 has no other sentence
+    assert alone == 0
 
 
 def test_truth_scores_by_hand() -> None:

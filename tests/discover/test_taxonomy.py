@@ -29,7 +29,7 @@ WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.
 def cell(
     size: int, score: float, *, layer: int = 4, method: str = "sae", k: int = 1, error: float = 0.01
 ) -> CellScores:
-    offline = OfflineScores(score, score, score, score, score, score, error)
+    offline = OfflineScores(score, score, score, score, score, score, score, error)
     return CellScores(layer, method, size, k, offline, unused=0)
 
 

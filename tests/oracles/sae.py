@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, _spread_rows
+from howwhen.discover.sae import Shape
 from howwhen.records import Sae
 from howwhen.settings import DiscoverSettings
 
 
-def train_plainly(inputs: Tensor, shape: Shape, settings: DiscoverSettings, seed: int) -> Sae:
-    """What `train_grid` does for one shape."""
-    start = _spread_rows(inputs, shape, seed)
+def train_plainly(
+    inputs: Tensor, start: Tensor, shape: Shape, settings: DiscoverSettings, seed: int
+) -> Sae:
+    """What `train_grid` does for one shape, from these first latents."""
     encoder, decoder = start.clone().requires_grad_(), start.clone().requires_grad_()
     encoder_bias = torch.zeros(shape.size, requires_grad=True)
     decoder_bias = inputs.mean(0).clone().requires_grad_()

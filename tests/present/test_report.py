@@ -64,7 +64,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     category = Portrait(0, "a | b", "", "words", 3, 1.0, (example,), (), (3,) + (0,) * 9)
     cell = {"layer": 1, "method": "sae", "size": 1, "k": 1, "chosen": True, "fvu": 0.5, "dead": 0}
     stability = ("stability_over_seeds", "stability_over_halves")
-    scores = dict.fromkeys(("score", "consistency", "separation", *stability), 0.5)
+    scores = dict.fromkeys(("score", "consistency", "completeness", "separation", *stability), 0.5)
     seeds = {"chosen_seed": 0, "seeds": [{"seed": 0, "selection_loss": 1.0}]}
     given = ReportInput(
         title="T",

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from howwhen.discover.clusters import fit_clusters
 from howwhen.discover.judged import JudgedScores
-from howwhen.discover.sae import Health, Shape, examine, train_grid
+from howwhen.discover.sae import Health, Shape, examine, most_latents, train_grid
 from howwhen.discover.validate import (
     MOST_SENTENCES,
     OfflineScores,
@@ -222,11 +222,12 @@ def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Sh
         InputError: none can.
     """
     grid = [Shape(size, k) for size in settings.sizes for k in settings.ks]
-    kept = [shape for shape in grid if shape.k <= shape.size <= sentences // 2]
+    most = most_latents(sentences // 2)
+    kept = [shape for shape in grid if shape.k <= shape.size <= most]
     if not kept:
         raise InputError(
             f"{sentences} sentences are too few for any taxonomy of the grid, whose smallest has "
-            f"{min(settings.sizes)} categories (a half of the sentences must do for it); give more "
+            f"{min(settings.sizes)} categories, while a half of them can start {most}; give more "
             "problems (--collect.limit) or smaller --discover.sizes"
         )
     return kept, [shape for shape in grid if shape not in kept]

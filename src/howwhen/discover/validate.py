@@ -4,6 +4,8 @@ The paper's scores ask a language model (`judged`). These ask the sentences them
 
 - consistency: can a sentence's category be foretold by a linear probe that does not see the layer
   it was found in? (macro-F1, held out, from the other half of the layers)
+- completeness: how much of what those layers hold does a category say of its sentences? (share of
+  their variance that category means explain, held out); too few categories leave much unsaid
 - stability: do other seeds, and other sentences, lead to the same categories? (adjusted Rand index)
 - separation: is a sentence nearer to its own category than to the next one? (silhouette, cosine)
 """
@@ -14,6 +16,7 @@ from statistics import fmean
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import Ridge
 from sklearn.metrics import (
@@ -34,6 +37,8 @@ TEXT_DIMENSIONS = 128
 """Width of the embedding of a sentence's words."""
 RIDGE = 1e-4
 """The probe's penalty, per sentence."""
+SHRINKAGE = 1e-3
+"""Of the covariance of what the probe says, towards equal variances."""
 _WORD = r"(?u)\w+|[^\w\s]"
 
 
@@ -46,6 +51,9 @@ class OfflineScores:
     only one layer is read."""
     consistency_of_words: float
     """The same from an embedding of the sentence's words (TF-IDF, reduced)."""
+    completeness: float
+    """Held-out share of variance, at the other half of the layers (or of the words' embedding,
+    where only one layer is read), that the means of the categories explain."""
     stability_over_seeds: float
     """Mean adjusted Rand index with trainings from other seeds."""
     stability_over_halves: float
@@ -53,7 +61,7 @@ class OfflineScores:
     separation: float
     """Mean silhouette with cosine distance, from -1 to 1."""
     score: float
-    """Mean of consistency, the mean of both stabilities, and separation."""
+    """Mean of consistency, completeness, the mean of both stabilities, and separation."""
     standard_error: float
     """Of `score`, over five disjoint fifths of the sentences."""
 
@@ -124,13 +132,17 @@ class Validator:
         first, second = partition.halves
         halves = [adjusted_rand_score(first[r], second[r]) for r in rows]
         separation = [_silhouette(self.inputs, own, r) for r in rows]
+        completeness = [_explained(self.others, own, fold) for fold in self.folds]
         parts = [
-            fmean((c, (s + h) / 2, apart))
-            for c, s, h, apart in zip(consistency, seeds, halves, separation, strict=True)
+            fmean((c, e, (s + h) / 2, apart))
+            for c, e, s, h, apart in zip(
+                consistency, completeness, seeds, halves, separation, strict=True
+            )
         ]
         return OfflineScores(
             consistency=fmean(consistency),
             consistency_of_words=fmean(_macro_f1(own[r], words[r]) for r in rows),
+            completeness=fmean(completeness),
             stability_over_seeds=fmean(seeds),
             stability_over_halves=fmean(halves),
             separation=fmean(separation),
@@ -182,17 +194,57 @@ def _foretell(
     partitions: Sequence[np.ndarray],
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
 ) -> list[np.ndarray]:
-    """Held-out predictions of all partitions at once, by ridge regression on their categories."""
+    """Held-out predictions of all partitions at once, by penalised discriminant analysis.
+
+    One ridge regression on the categories of all partitions, then each partition's linear
+    discriminants of what that regression says (Hastie, Buja and Tibshirani 1995). The regression's
+    highest value alone would mask categories that lie between others.
+    """
     widths = [int(one.max()) + 1 for one in partitions]
     targets = np.hstack([np.eye(n)[one] for n, one in zip(widths, partitions, strict=True)])
     columns = np.split(np.arange(targets.shape[1]), np.cumsum(widths)[:-1])
     predicted = [np.empty_like(one) for one in partitions]
     for train, held_out in folds:
         probe = Ridge(alpha=RIDGE * len(train)).fit(features[train], targets[train])
-        scores = probe.predict(features[held_out]).reshape(len(held_out), -1)
-        for one, own in zip(predicted, columns, strict=True):
-            one[held_out] = scores[:, own].argmax(1)
+        said = probe.predict(features).reshape(len(features), -1)
+        for one, found, own in zip(predicted, partitions, columns, strict=True):
+            one[held_out] = _discriminate(said[:, own], found, train, held_out)
     return predicted
+
+
+def _discriminate(
+    said: np.ndarray, categories: np.ndarray, train: np.ndarray, held_out: np.ndarray
+) -> np.ndarray:
+    """Categories of the held-out rows by the linear discriminants of the others.
+
+    A category with fewer than two other sentences is never foretold.
+    """
+    counts = np.bincount(categories[train])
+    rows = train[counts[categories[train]] > 1]
+    if len(np.unique(categories[rows])) < 2:
+        return np.full(len(held_out), counts.argmax())
+    # The columns add up to 1, so the last one says nothing new.
+    discriminants = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
+    discriminants.fit(said[rows, :-1], categories[rows])
+    found: np.ndarray = discriminants.predict(said[held_out, :-1])
+    return found
+
+
+def _explained(
+    features: np.ndarray, categories: np.ndarray, fold: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """Share of the held-out variance that the other sentences' category means explain.
+
+    A category without any other sentence has the mean of all of them.
+    """
+    train, held_out = fold
+    members = np.eye(int(categories.max()) + 1)[categories]
+    overall = features[train].mean(0)
+    sums = members[train].T @ (features[train] - overall)
+    means = sums / np.maximum(members[train].sum(0), 1)[:, None]
+    away = features[held_out] - overall
+    left = np.square(away - means[categories[held_out]]).sum()
+    return 1 - float(left) / max(float(np.square(away).sum()), 1e-12)
 
 
 def _macro_f1(truth: np.ndarray, predicted: np.ndarray) -> float:

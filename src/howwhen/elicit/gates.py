@@ -77,17 +77,31 @@ def make_gate(
         SteeringError: a gate of this kind cannot be had.
     """
     if kind == "taxonomy":
-        if taxonomy.model != site.model:
-            raise SteeringError(
-                f"the taxonomy reads {taxonomy.model}, but a gate reads {site.model}, the thinking "
-                "model; type --elicit.gate probe or --elicit.gate clusters"
-            )
+        check_gate(kind, taxonomy.model, site.model)
         return taxonomy.gate()
     states = torch.cat([one.states for one in found])
     inputs = functional.normalize(states - site.mean, dim=1)
     if kind == "clusters":
         return _clusters(site, inputs, seed)
     return _probe(site, inputs, [category for one in coming for category in one])
+
+
+def check_gate(kind: str, reader: str, thinking: str) -> None:
+    """Refuse a gate that would read another model's activations.
+
+    Args:
+        kind: of the gate.
+        reader: name of the model that the taxonomy reads.
+        thinking: name of the thinking model, which every gate reads.
+
+    Raises:
+        SteeringError: the taxonomy itself is to be the gate, and reads another model.
+    """
+    if kind == "taxonomy" and reader != thinking:
+        raise SteeringError(
+            f"the taxonomy reads {reader}, but a gate reads {thinking}, the thinking model; type "
+            "--elicit.gate probe or --elicit.gate clusters"
+        )
 
 
 def coming_categories(

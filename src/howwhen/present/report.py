@@ -233,7 +233,8 @@ def _taxonomy_text(given: ReportInput) -> str:
     parts = [
         f"Chosen among {len(given.cells)} cells: {cell['method']} at layer {cell['layer']}, "
         f"{cell['size']} categories, k = {cell['k']}; score {cell['score']:.2f} (consistency "
-        f"{cell['consistency']:.2f}, stability {cell['stability_over_seeds']:.2f} over seeds and "
+        f"{cell['consistency']:.2f}, completeness {cell['completeness']:.2f}, stability "
+        f"{cell['stability_over_seeds']:.2f} over seeds and "
         f"{cell['stability_over_halves']:.2f} over halves, separation {cell['separation']:.2f})."
     ]
     if "fvu" in cell:

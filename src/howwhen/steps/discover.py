@@ -90,6 +90,10 @@ class _Study:
 
     def __init__(self, run: "Pipeline", step: StepFolder) -> None:
         self.run, self.step, self.settings = run, step, run.settings.discover
+        # A judge that cannot be asked is known before anything is read.
+        self.judge: Judge | None = make_judge(
+            self.settings, run.folder.judge_cache, run.reporter.say
+        )
         self.reader = run.reader
         self.layers = run.taxonomy_layers
         self.rollouts, questions = run.rollouts_with_questions()
@@ -98,8 +102,6 @@ class _Study:
         self.trained = [number for number, keep in enumerate(is_long) if keep]
         self.labels = _labels(run, self.rollouts)
         self.activations = self._read(questions, is_long)
-        cache = run.folder.root / "judge-replies"
-        self.judge: Judge | None = make_judge(self.settings, cache, run.reporter.say)
 
     @property
     def usage(self) -> str:

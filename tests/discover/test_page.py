@@ -1,0 +1,113 @@
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+from howwhen.discover.page import PageInput, make_page
+from howwhen.discover.portraits import Example, Portrait, Transitions
+
+HOSTILE = 'wait <script>alert("1")</script> & {{ 7 * 7 }}'
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and whether all that were opened were closed in order."""
+
+    VOID = ("meta", "rect", "br", "link", "img")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def cell(layer: int, size: int, score: float, *, chosen: bool = False, k: int = 1) -> Any:
+    stability = ("stability_over_seeds", "stability_over_halves")
+    parts = ("consistency", "consistency_of_words", "completeness", "separation", "standard_error")
+    return {
+        "layer": layer, "method": "sae", "size": size, "k": k, "chosen": chosen, "score": score,
+        "fvu": 0.4, "dead": 0, **dict.fromkeys((*parts, *stability), 0.25),
+    }  # fmt: skip
+
+
+def portrait(category: int, title: str) -> Portrait:
+    example = Example(HOSTILE, "p", 1.0, 1 - category, 0.1)
+    positions = (3, 1) + (0,) * 8
+    return Portrait(category, title, "", "words", 4, 0.5, (example,), (example,), positions)
+
+
+def page(**changes: Any) -> str:
+    given = {
+        "title": "What it does",
+        "thinking": "its maker/model",
+        "reader": "reader",
+        "counts": {
+            "sentences": 1234,
+            "sentences_trained_on": 1000,
+            "sentences_too_short": 234,
+            "choice": "because",
+            "judge": "none asked",
+        },
+        "cells": [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True), cell(2, 5, 0.4)],
+        "portraits": [portrait(0, HOSTILE), portrait(1, "second")],
+        "transitions": Transitions((3, 1), ((0, 3), (1, 0)), (1, 3)),
+    }
+    return make_page(PageInput(**{**given, **changes}))
+
+
+def test_the_page_is_whole_and_asks_for_nothing() -> None:
+    made = page()
+    tags = Tags(made)
+    assert tags.open == []
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in tags.seen}
+    assert "src=" not in made
+    assert "url(" not in made
+    assert "{{" not in made.replace("{{ 7 * 7 }}", "")
+
+
+def test_text_of_models_is_shown_and_not_obeyed() -> None:
+    made = page()
+    assert "<script" not in made
+    assert made.count("&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; {{ 7 * 7 }}") >= 5
+
+
+def test_the_heat_map_has_every_cell_and_frames_the_chosen_one() -> None:
+    made = page()
+    assert re.findall(r'<td class="shade( chosen)?" style="--s:(\d+)%" title="standard', made) == [
+        ("", "0"),
+        (" chosen", "60"),
+        ("", "30"),
+    ]
+    assert "<td></td>" in made  # layer 2 has no cell of size 10
+
+
+def test_transitions_are_shares_of_their_row() -> None:
+    shown = page(transitions=Transitions((4, 0), ((1, 3), (0, 0)), (2, 2)))
+    assert 'title="3 of 4">75<' in shown
+    assert 'title="1 of 4">25<' in shown
+    assert 'title="4 of 4">100<' in shown
+
+
+def test_the_truth_is_shown_where_it_is_known() -> None:
+    assert "Against the truth" not in page()
+    scores = {"nmi": 0.5, "purity": 0.75, "ari": 0.25, "sentences": 8}
+    truth = {"scores": {"operation": scores}, "confusion": {"operation": {"add": [6, 2]}}}
+    made = page(truth=truth)
+    assert "NMI 0.500, purity 0.750" in made
+    assert 'title="6 of 8">75<' in made
+
+
+def test_methods_stand_side_by_side() -> None:
+    other = {**cell(1, 5, 0.6), "method": "kmeans"}
+    made = page(cells=[cell(1, 10, 0.5, chosen=True), other])
+    assert made.index("The best of each method") < made.index('class="name">kmeans')
