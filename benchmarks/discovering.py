@@ -24,7 +24,7 @@ from howwhen.store import StepFolder
 from tests.oracles.sae import train_plainly
 
 SIZES = range(5, 55, 5)
-BATCH_TOKENS = 8192
+SETTINGS = DiscoverSettings()
 SENTENCE_TOKENS = 12
 SENTENCES_PER_TEXT = 25
 
@@ -94,14 +94,15 @@ def pass_against_forward(bench: Bench, texts: int, layers: tuple[int, ...]) -> R
 
     @torch.no_grad()
     def forward() -> None:
-        for batch in _batches(passages, BATCH_TOKENS):
+        for batch in _batches(passages, SETTINGS.batch_tokens):
             chosen = [passages[number] for number in batch]
-            bare(**pad([[*one.prompt, *one.ids] for one in chosen]).inputs(), use_cache=False)
+            ids = pad([[*one.prompt, *one.ids] for one in chosen]).ids
+            bare(input_ids=ids, use_cache=False)
 
     tokens = sum(passage.length for passage in passages)
     return compare(
         f"{bench.name}: reading sentences at {len(layers)} layers over a plain forward to the last",
-        lambda: sentence_means(model, passages, layers, BATCH_TOKENS),
+        lambda: sentence_means(model, passages, layers, SETTINGS),
         forward,
         "at most",
         1.1,
@@ -167,7 +168,7 @@ def peak_of_reading(sentences: int) -> float:
     passages = make_passages(model, sentences // SENTENCES_PER_TEXT)
     with TemporaryDirectory() as folder:
         step = StepFolder(Path(folder), "discover")
-        read_activations(step, model, passages, (1, 2, 3), BATCH_TOKENS, lambda _: None)
+        read_activations(step, model, passages, (1, 2, 3), SETTINGS, lambda _: None)
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

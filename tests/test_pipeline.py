@@ -14,6 +14,7 @@ from howwhen.cli import app
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.store import STEPS, StepFolder
+from tests.discover.test_judged import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
 
 SaveFolder = Callable[..., Path]
@@ -138,9 +139,11 @@ def test_another_model_reads_and_its_taxonomy_is_gated_by_what_the_pair_can_see(
     taxonomy = StepFolder(folder / "2-discover", "discover").read_taxonomy()
     assert taxonomy.model == str(reader)
     training = json.loads((folder / "3-elicit" / "training.json").read_text())
-    assert set(training["gate_sentence_agreement"]) == {"probe", "clusters"}
+    agreement = training["gate_sentence_agreement"]
+    assert "the taxonomy reads" in agreement["taxonomy"]["why"]
+    assert agreement["probe"]["share"] is not None
     hybrid = json.loads((folder / "4-hybrid" / "provenance.json").read_text())["counts"]
-    assert hybrid["decisions"] > 0
+    assert hybrid["steered_fraction"] > 0
 
 
 def test_the_command_writes_the_taxonomys_page(
@@ -161,8 +164,103 @@ def test_the_command_writes_the_taxonomys_page(
     portraits = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
     assert text.count('class="card"') == len(portraits)
     assert "Against the truth: operation" in text
-    _pipeline(folder, {})  # the page is no part of the step: nothing is redone, nothing damaged
-    assert capsys.readouterr().err.count("already done") == 6
+
+
+def reply_of(prompt: str) -> str:
+    """A judge that says little, but as it was asked to."""
+    if "title has at most six words" in prompt:
+        return json.dumps({"title": f"kind {len(prompt)}", "description": "They are."})
+    count = len(items_of(prompt))
+    if kind_of(prompt) == "belong":
+        return json.dumps({"belong": list(range(1, count + 1))})
+    return json.dumps(dict.fromkeys(map(str, range(1, count + 1)), 5))
+
+
+def _discover_with_judge(folder: Path, url: str) -> None:
+    judge = {"judge_url": url, "judge_model": "judge-1", "judge_cells": 2, "judge_repeats": 2}
+    with open_run(folder) as run:
+        settings = make_settings(SETTINGS, {"discover": judge})
+        Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+
+
+def test_a_judge_names_and_scores_the_most_promising_taxonomies_and_is_paid_once(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    with judging(reply_of) as endpoint:
+        _discover_with_judge(folder, endpoint.url)
+        asked = len(endpoint.bodies)
+        (folder / "2-discover" / "provenance.json").unlink()  # as if killed before the end
+        _discover_with_judge(folder, endpoint.url)
+        assert len(endpoint.bodies) == asked > 10
+    cells = json.loads((folder / "2-discover" / "scores.json").read_text())
+    judged = [cell for cell in cells if "judged_score" in cell]
+    best = sorted(cells, key=lambda cell: -cell["score"])[:2]
+    assert sorted(judged, key=lambda cell: -cell["score"]) == best
+    assert sum(cell["chosen"] for cell in judged) == 1
+    assert all(cell["judged_completeness"] == 0.5 for cell in judged)
+    names = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
+    named = {json.loads(line)["named_by"] for line in names if json.loads(line)["sentences"]}
+    assert named == {"judge-1"}
+    assert "Scores of the judge" in (folder / "2-discover" / "taxonomy.html").read_text()
+
+
+def test_a_judge_without_a_usable_word_is_warned_of_and_leaves_the_offline_names(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    with judging(lambda _: "I would rather not.") as endpoint:
+        _discover_with_judge(folder, endpoint.url)
+    assert "replies of judge-1 were unusable" in capsys.readouterr().err
+    counts = json.loads((folder / "2-discover" / "provenance.json").read_text())["counts"]
+    assert counts["unparsable_scores"] > 0
+    assert len(counts["named_without_judge"]) >= 2
+    names = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
+    assert {json.loads(line)["named_by"] for line in names} == {"words"}
+
+
+def test_another_grid_reads_nothing_again(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    shard = folder / "2-discover" / "activations" / "00000.safetensors"
+    written = shard.stat().st_mtime_ns
+    for change, is_kept in (({"sizes": (4, 5)}, True), ({"layers": (0, 2)}, False)):
+        settings = make_settings(SETTINGS, {"discover": change})
+        with open_run(folder) as run:
+            Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+        assert (shard.stat().st_mtime_ns == written) is is_kept
+
+
+def test_another_choice_trains_and_reads_nothing_again(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    discover = folder / "2-discover"
+    kept = [*(discover / "grid").iterdir(), *(discover / "activations").iterdir()]
+    written = [path.stat().st_mtime_ns for path in kept]
+    chosen = {"chosen_layer": 2, "chosen_size": 6}
+    with open_run(folder) as run:
+        settings = make_settings(SETTINGS, {"discover": chosen})
+        Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+    assert [path.stat().st_mtime_ns for path in kept] == written
+    taxonomy = StepFolder(discover, "discover").read_taxonomy()
+    assert (taxonomy.layer, taxonomy.size) == (2, 6)
+    assert "sae at layer 2, size 6" in (discover / "taxonomy.html").read_text()
+    impossible = make_settings(SETTINGS, {"discover": {"chosen_size": 7}})
+    with open_run(folder) as run:
+        pipeline = Pipeline(find_pair("tally-rl"), impossible, run, Reporter())
+        with pytest.raises(SettingsError, match="no cell of the grid is size 7"):
+            pipeline.do("discover")
 
 
 def test_a_damaged_step_stops_the_later_ones(finished: Path, tmp_path: Path) -> None:

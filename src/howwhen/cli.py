@@ -38,8 +38,8 @@ from howwhen.settings import (
     read_config,
 )
 from howwhen.steps.comparing import compare as compare_rungs
-from howwhen.steps.discover import write_page
-from howwhen.store import STEPS, Step, open_run
+from howwhen.steps.discover import PAGE
+from howwhen.store import STEPS, RunFolder, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
@@ -190,15 +190,14 @@ def discover(
     pair:
         A pair of `howwhen zoo list`.
     report:
-        Write a page about the taxonomy too: the grid, the categories, what leads to what.
+        Say where the page about the taxonomy is: the grid, the categories, what leads to what.
     run:
         Where the run is, and its settings.
     """
     run.do(pair, "discover")
     if report:
-        what = run.source.pair(pair)
-        with open_run(run.folder(what), is_new=False) as folder:
-            print(f"Page: {write_page(Pipeline(what, run.choose(pair), folder, Reporter()))}")
+        folder = RunFolder(run.folder(run.source.pair(pair)))
+        print(f"Page: {folder.step('discover').path / PAGE}")
 
 
 @app.command

@@ -15,12 +15,13 @@ from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
 from howwhen.collect.cutters import find_cutter
+from howwhen.discover import activations
 from howwhen.elicit.gates import check_gate
 from howwhen.models import LanguageModel
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split, Taxonomy
 from howwhen.residual import check_layer
-from howwhen.settings import RunSettings
+from howwhen.settings import DiscoverSettings, RunSettings
 from howwhen.steps.collect import check_test_problems, collect, draw_split
 from howwhen.steps.discover import discover
 from howwhen.steps.elicit import elicit
@@ -41,9 +42,15 @@ BODIES: dict[Step, Callable[["Pipeline", StepFolder], Json]] = {
 """What each step does."""
 
 EXTENT: dict[Step, tuple[str, ...]] = {
+    "discover": tuple(
+        name for name in DiscoverSettings.model_fields if name.startswith(("chosen_", "judge_"))
+    ),
     "hybrid": ("rungs", "random_seeds", "samples", "knock_outs"),
 }
-"""Settings that say how much a step does: more of it is done beside what is there."""
+"""Settings that say how much a step does, or which of its results it takes: what is there stays."""
+
+SPARED: dict[Step, tuple[str, ...]] = {"discover": (activations.FOLDER,)}
+"""Folders of a step that know themselves whether they fit."""
 
 
 def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[Step] = STEPS) -> None:
@@ -98,7 +105,7 @@ class Pipeline:
             step.check()
             self.reporter.say(f"{number}: already done")
             return
-        if step.begin(key):
+        if step.begin(key, SPARED.get(name, ())):
             self.reporter.say(f"{number}: settings or input changed, so it runs again")
         else:
             self.reporter.say(number)

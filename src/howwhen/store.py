@@ -117,8 +117,12 @@ class StepFolder:
         provenance = self.path / "provenance.json"
         return self.read_json("provenance.json")["key"] if provenance.exists() else None
 
-    def begin(self, key: Key) -> bool:
+    def begin(self, key: Key, spared: Sequence[str] = ()) -> bool:
         """Prepare to run under `key`; output of the same key, or of another extent, is kept.
+
+        Args:
+            key: of the run to come.
+            spared: names in the folder that are kept under any key; their users `claim` them.
 
         Returns:
             Whether output of another key was removed.
@@ -128,12 +132,23 @@ class StepFolder:
             started.exists() and self.read_json("started.json")["key"] == key.content_digest
         )
         if is_stale:
-            shutil.rmtree(self.path)
+            for path in self.path.iterdir():
+                if path.name not in spared:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.path.mkdir(exist_ok=True)
         (self.path / "provenance.json").unlink(missing_ok=True)
         self.write_json("started.json", {"key": key.content_digest})
         self.write_json("settings.json", {**key.settings, **key.extent})
         return is_stale
+
+    def claim(self, folder: str, described: Json) -> None:
+        """Make a subfolder that holds only what belongs to this description, emptied if need be."""
+        path, label = self.path / folder, f"{folder}/described.json"
+        if path.exists():
+            if (self.path / label).exists() and self.read_json(label) == described:
+                return
+            shutil.rmtree(path)
+        self.write_json(label, described)
 
     def finish(self, key: Key, counts: Json) -> None:
         """Write the provenance, with a hash of every output file; the step is done."""

@@ -4,20 +4,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional
 
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover import activations
 from howwhen.discover.activations import Passage, read_activations, sentence_means
-from howwhen.discover.passages import read_as_written, read_by_another
+from howwhen.discover.passages import _token_ranges, read_as_written, read_by_another
 from howwhen.errors import InputError, StoreError
 from howwhen.models import LanguageModel
-from howwhen.records import Rollout
+from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.residual import reading
-from howwhen.settings import CollectSettings
+from howwhen.settings import CollectSettings, DiscoverSettings
 from howwhen.store import StepFolder, open_run
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
 
+HOW = DiscoverSettings(batch_tokens=400)
 PROBLEMS = tally_problems(5, seed=31)
 
 
@@ -38,7 +40,9 @@ def test_means_of_padded_batches_equal_means_of_single_sentences(
 ) -> None:
     model = make_model(architecture)
     rollouts, passages = answers(model)
-    means = sentence_means(model, passages, [0, 2], batch_tokens)
+    means = sentence_means(
+        model, passages, [0, 2], HOW.model_copy(update={"batch_tokens": batch_tokens})
+    )
     number = 0
     for rollout, passage in zip(rollouts, passages, strict=True):
         with reading(model.model, [0, 2]) as seen:
@@ -64,7 +68,7 @@ def step(tmp_path: Path) -> StepFolder:
 def read(
     step: StepFolder, model: LanguageModel, passages: list[Passage]
 ) -> activations.Activations:
-    return read_activations(step, model, passages, [0, 2], 400, lambda _: None)
+    return read_activations(step, model, passages, [0, 2], HOW, lambda _: None)
 
 
 def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
@@ -75,7 +79,7 @@ def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
     rollouts, passages = answers(model)
     passages[1] = passages[1]._replace(is_trained=[False] * len(rollouts[1].spans))
     found = read(step, model, passages)
-    whole = sentence_means(model, passages, [0, 2], 400)
+    whole = sentence_means(model, passages, [0, 2], HOW)
     counts = [len(rollout.spans) for rollout in rollouts]
     assert len(found) == sum(counts)
     torch.testing.assert_close(found.rows(2), whole[2], atol=1e-5, rtol=1e-5)
@@ -97,14 +101,22 @@ def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
     assert torch.equal(read(step, model, passages).rows(0), found.rows(0))
 
 
-def test_a_damaged_shard_and_one_of_another_reading_are_refused(
+def test_another_reading_takes_the_place_of_the_shards(
     make_model: MakeModel, step: StepFolder
 ) -> None:
     model = make_model()
     _, passages = answers(model)
+    whole = read(step, model, passages).rows(2)
+    part = read(step, model, passages[:3]).rows(2)
+    torch.testing.assert_close(part, whole[: len(part)], atol=1e-5, rtol=1e-5)
+    other = read(step, make_model(seed=1), passages[:3]).rows(2)
+    assert not torch.allclose(other, part)
+
+
+def test_a_damaged_shard_is_refused(make_model: MakeModel, step: StepFolder) -> None:
+    model = make_model()
+    _, passages = answers(model)
     read(step, model, passages)
-    with pytest.raises(StoreError, match=r"layer 0, expected \d+ sentences. Delete"):
-        read(step, model, passages[:3])
     path = step.path / "activations/00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StoreError, match="cannot read"):
@@ -125,13 +137,51 @@ def test_answers_beyond_the_readers_context_are_refused(
         read(step, model, [long._replace(spans=[], is_trained=[])])
 
 
+def test_a_sentence_that_no_token_ends_in_shares_the_token_across_it(
+    make_model: MakeModel,
+) -> None:
+    """As `?\\n!` in the words of many tokenizers: the end of one sentence and of the next."""
+    model = make_model()
+    rollout = Rollout(
+        "1", (), "Ann has?!", Finish.STOP, (SentenceSpan(0, 7, 0, 2), SentenceSpan(7, 8, 2, 3),
+        SentenceSpan(8, 9, 3, 4)),
+    )  # fmt: skip
+    ids, ends = [5, 6, 7], [3, 7, 9]
+    ranges = _token_ranges(rollout, ends)
+    assert ranges == [(0, 2), (2, 3), (2, 3)]
+    means = sentence_means(model, [Passage([4], ids, ranges, [True] * 3)], [1], HOW)[1]
+    assert means.isfinite().all()
+    assert torch.equal(means[1], means[2])
+
+
+def test_a_shard_without_a_sentence_is_a_shard(
+    make_model: MakeModel, step: StepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "SHARD_TEXTS", 1)
+    model = make_model()
+    passages = [Passage([4], [5, 6], [(0, 2)], [True]), Passage([4], [], [], [])]
+    found = read(step, model, passages)
+    assert (len(found), found.counts) == (1, (1, 0))
+    assert found.mean(0).isfinite().all()
+
+
+def test_bfloat16_reads_nearly_the_same_directions(make_model: MakeModel) -> None:
+    model = make_model()
+    _, passages = answers(model)
+    exact = sentence_means(model, passages, [2], HOW)[2]
+    rough = sentence_means(model, passages, [2], HOW.model_copy(update={"bfloat16": True}))[2]
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert functional.cosine_similarity(rough, exact, dim=1).min() > 0.99
+
+
 def test_the_deepest_layer_read_is_the_last_one_computed(make_model: MakeModel) -> None:
     model = make_model()
     _, passages = answers(model)
     ran = []
     handle = model.model.model.layers[2].register_forward_hook(lambda *_: ran.append(1))
     try:
-        sentence_means(model, passages, [0, 1], 400)
+        sentence_means(model, passages, [0, 1], HOW)
     finally:
         handle.remove()
     assert not ran

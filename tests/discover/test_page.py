@@ -49,7 +49,7 @@ def portrait(category: int, title: str) -> Portrait:
 def page(**changes: Any) -> str:
     given = {
         "title": "What it does",
-        "thinking": "its maker/model",
+        "source": "its maker/model",
         "reader": "reader",
         "counts": {
             "sentences": 1234,

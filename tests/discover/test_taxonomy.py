@@ -1,10 +1,12 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from howwhen.discover.judged import JudgedScores
 from howwhen.discover.sae import Shape
 from howwhen.discover.taxonomy import (
     CellScores,
@@ -16,6 +18,7 @@ from howwhen.discover.taxonomy import (
     normalise,
     other_half,
     possible_shapes,
+    shortlist,
 )
 from howwhen.discover.validate import OfflineScores
 from howwhen.errors import InputError, SettingsError
@@ -31,6 +34,25 @@ def cell(
 ) -> CellScores:
     offline = OfflineScores(score, score, score, score, score, score, score, error)
     return CellScores(layer, method, size, k, offline, unused=0)
+
+
+def judged_scores(score: float) -> JudgedScores:
+    return JudgedScores(score, score, score, score, 0.01, 10, 0, 20, ())
+
+
+def test_only_judged_cells_are_chosen_where_a_judge_was_asked() -> None:
+    cells = [cell(8, 0.9), cell(6, 0.8), cell(10, 0.7)]
+    settings = DiscoverSettings(judge_cells=2)
+    assert shortlist(cells, settings) == [0, 1]
+    judged = [
+        replace(cells[0], judged=judged_scores(0.4)),
+        replace(cells[1], judged=judged_scores(0.6)),
+        cells[2],
+    ]
+    choice = choose(judged, settings)
+    assert choice.index == 1
+    assert "judge's score 0.600" in choice.reason
+    assert "1 of 2 cells that are judged are that good" in choice.reason
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,25 @@ grows with sentences and not with tokens. What was read goes into shards of the 
 row with its rollout and span; a killed reading goes on after its last shard.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from howwhen.errors import InputError, StoreError
 from howwhen.models import LanguageModel, pad
 from howwhen.residual import residuals
-from howwhen.store import StepFolder
+from howwhen.settings import DiscoverSettings
+from howwhen.store import Json, StepFolder
 
-SHARD_TEXTS = 256
+FOLDER = "activations"
+"""Of the shards, in the folder of the step."""
+SHARD_TEXTS = 128
 """Texts whose sentences share a file."""
 
 
@@ -30,7 +35,7 @@ class Passage(NamedTuple):
     ids: Sequence[int]
     """Token ids of the answer."""
     spans: Sequence[tuple[int, int]]
-    """Half-open token ranges of its sentences in `ids`; none is empty."""
+    """Half-open token ranges of its sentences in `ids`; none is empty, two may share a token."""
     is_trained: Sequence[bool]
     """Whether a sentence counts in the corpus mean."""
 
@@ -42,15 +47,18 @@ class Passage(NamedTuple):
 
 @torch.no_grad()
 def sentence_means(
-    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], batch_tokens: int
+    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], how: DiscoverSettings
 ) -> dict[int, Float[Tensor, "sentence d_model"]]:
     """Read every passage once and average the residuals within its sentences.
+
+    Padding stands at the right, where a causal model never looks, so that no mask is needed.
 
     Args:
         reader: the model whose residuals are read.
         passages: what it reads.
         layers: 0-based blocks.
-        batch_tokens: tokens read at a time, padding included (at least one passage).
+        how: `batch_tokens` are read at a time, padding included (at least one passage); products
+            are in bfloat16 where `bfloat16` says so, sums in float32 all the same.
 
     Returns:
         For each layer the raw (not normalised) means in float32, in order of passages and spans.
@@ -60,12 +68,12 @@ def sentence_means(
     means = {
         layer: torch.empty(starts[-1], reader.model.config.hidden_size) for layer in set(layers)
     }
-    for batch in _batches(passages, batch_tokens):
+    device = reader.model.device
+    for batch in _batches(passages, how.batch_tokens):
         chosen = [passages[number] for number in batch]
-        tokens = pad([[*one.prompt, *one.ids] for one in chosen]).to(reader.model.device)
-        pooled = residuals(
-            reader.model, layers, _pooling(_owners(chosen, tokens.ids)), **tokens.inputs()
-        )
+        ids = pad([[*one.prompt, *one.ids] for one in chosen]).ids.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=how.bfloat16):
+            pooled = residuals(reader.model, layers, _pooling(chosen, device), input_ids=ids)
         rows = torch.cat([torch.arange(starts[n], starts[n + 1]) for n in batch])
         for layer, found in pooled.items():
             means[layer][rows] = found.float().cpu()
@@ -84,33 +92,30 @@ def _batches(passages: Sequence[Passage], batch_tokens: int) -> Iterator[list[in
         yield batch
 
 
-def _owners(
-    passages: Sequence[Passage], ids: Int[Tensor, "batch position"]
-) -> Int[Tensor, "batch position"]:
-    """Number of the sentence each position belongs to, counted over the batch; -1 for none."""
-    owner = torch.full(ids.shape, -1)
-    number = 0
-    for row, passage in enumerate(passages):
-        offset = len(passage.prompt)
-        for start, end in passage.spans:
-            owner[row, offset + start : offset + end] = number
-            number += 1
-    return owner.to(ids.device)
-
-
-def _pooling(owner: Int[Tensor, "batch position"]) -> Callable[[Tensor], Tensor]:
-    """Takes a residual to the means over sentences."""
-    inside = owner >= 0
-    numbers = owner[inside]
-    lengths = numbers.bincount()
+def _pooling(passages: Sequence[Passage], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Takes a batch's residual to the means over its sentences."""
+    firsts = accumulate((len(passage.spans) for passage in passages), initial=0)
+    places = [
+        (row, len(passage.prompt) + position, number)
+        for row, (passage, first) in enumerate(zip(passages, firsts, strict=False))
+        for number, (start, end) in enumerate(passage.spans, start=first)
+        for position in range(start, end)
+    ]
+    rows, positions, numbers = torch.tensor(places, dtype=torch.long, device=device).view(-1, 3).T
+    lengths = numbers.bincount(minlength=_sentences(passages))
 
     def pool(
         residual: Float[Tensor, "batch position d_model"],
     ) -> Float[Tensor, "sentence d_model"]:
         sums = residual.new_zeros(len(lengths), residual.shape[-1], dtype=torch.float32)
-        return sums.index_add_(0, numbers, residual[inside].float()) / lengths[:, None]
+        sums.index_add_(0, numbers, residual[rows, positions].float())
+        return sums.div_(lengths[:, None])
 
     return pool
+
+
+def _sentences(passages: Sequence[Passage]) -> int:
+    return sum(len(passage.spans) for passage in passages)
 
 
 @dataclass(frozen=True)
@@ -153,19 +158,20 @@ def read_activations(
     reader: LanguageModel,
     passages: Sequence[Passage],
     layers: Sequence[int],
-    batch_tokens: int,
+    how: DiscoverSettings,
     report: Callable[[int], None],
 ) -> Activations:
-    """Read all passages into shards, except those whose shard is there already.
+    """Read all passages into shards, except those whose shard of the same reading is there already.
 
     Args:
         step: folder of the step; shards are `activations/00000.safetensors`, ... with `layer.L`
             (sentence, d_model), `rollout` and `span` (sentence,), `sum.L` (d_model,) in float64 and
-            `trained` (number of sentences in that sum).
+            `trained` (number of sentences in that sum). `activations/described.json` says what was
+            read, by whom; shards of another reading are removed.
         reader: the model whose residuals are read.
         passages: what it reads, one per rollout.
         layers: 0-based blocks.
-        batch_tokens: tokens read at a time.
+        how: see `sentence_means`.
         report: told the number of passages after each shard.
 
     Raises:
@@ -173,11 +179,12 @@ def read_activations(
         StoreError: a shard that is damaged, or of another reading.
     """
     _check_passages(reader, passages)
+    step.claim(FOLDER, _reading(reader, passages, layers, how))
     counts = []
     for number, start in enumerate(range(0, len(passages), SHARD_TEXTS)):
         own = passages[start : start + SHARD_TEXTS]
         if not (step.path / _name(number)).exists():
-            means = sentence_means(reader, own, layers, batch_tokens)
+            means = sentence_means(reader, own, layers, how)
             step.write_tensors(_name(number), _shard(start, own, means), {})
         counts.append(_check_shard(step, number, own, layers))
         report(start + len(own))
@@ -185,13 +192,32 @@ def read_activations(
 
 
 def _name(shard: int) -> str:
-    return f"activations/{shard:05}.safetensors"
+    return f"{FOLDER}/{shard:05}.safetensors"
+
+
+def _reading(
+    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], how: DiscoverSettings
+) -> Json:
+    """Everything that the shards depend on."""
+    texts = hashlib.sha256()
+    for passage in passages:
+        texts.update(repr(tuple(map(tuple, passage))).encode())
+    return {
+        "reader": reader.name,
+        "fingerprint": reader.fingerprint,
+        "layers": sorted(layers),
+        "batch_tokens": how.batch_tokens,
+        "bfloat16": how.bfloat16,
+        "shard_texts": SHARD_TEXTS,
+        "passages": texts.hexdigest(),
+    }
 
 
 def _shard(
     first: int, passages: Sequence[Passage], means: dict[int, Float[Tensor, "sentence d_model"]]
 ) -> dict[str, Tensor]:
-    is_trained = torch.tensor([one for passage in passages for one in passage.is_trained])
+    trained = [one for passage in passages for one in passage.is_trained]
+    is_trained = torch.tensor(trained, dtype=torch.bool)
     places = [
         (first + number, span)
         for number, passage in enumerate(passages)
@@ -212,7 +238,7 @@ def _check_shard(
     step: StepFolder, number: int, passages: Sequence[Passage], layers: Sequence[int]
 ) -> int:
     """Number of sentences in a shard, which must be those of its passages."""
-    expected = sum(len(passage.spans) for passage in passages)
+    expected = _sentences(passages)
     found = step.tensor_shapes(_name(number))
     for layer in layers:
         shape = found.get(f"layer.{layer}", ())
@@ -227,10 +253,12 @@ def _check_shard(
 def _check_passages(reader: LanguageModel, passages: Sequence[Passage]) -> None:
     if not any(passage.spans for passage in passages):
         raise InputError("there is not one sentence to read; collect answers with thinking in them")
-    longest = max(passage.length for passage in passages)
-    if reader.context is not None and longest > reader.context:
+    longest = max(range(len(passages)), key=lambda number: passages[number].length)
+    length = passages[longest].length
+    if reader.context is not None and length > reader.context:
         raise InputError(
-            f"an answer and its prompt have {longest} tokens in the words of {reader.name}, which "
-            f"can attend to {reader.context}; collect shorter answers (--max-new-tokens), or let a "
-            "model of longer context read (--discover.reader)"
+            f"answer {longest} (from 0) and its prompt have {length} tokens in the words of "
+            f"{reader.name}, which can attend to {reader.context}; collect shorter answers "
+            "(--max-new-tokens), leave that line of --traces out, or let a model of longer context "
+            "read (--discover.reader)"
         )

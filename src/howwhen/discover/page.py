@@ -21,7 +21,8 @@ class PageInput:
     """Everything the page shows."""
 
     title: str
-    thinking: str
+    source: str
+    """Whose sentences they are: the thinking model, or files of answers."""
     reader: str
     counts: Mapping[str, Any]
     """Counts of the step's provenance."""
@@ -66,6 +67,7 @@ def make_page(given: PageInput) -> str:
         given=given,
         chosen=next(cell for cell in given.cells if cell["chosen"]),
         heat_maps=_heat_maps(given.cells),
+        judged=[cell for cell in given.cells if "judged_score" in cell],
         baselines=_best_of_each_method(given.cells),
         bars=[_bars(portrait.positions) for portrait in given.portraits],
         moves=[_shares(row) for row in given.transitions.follows],

@@ -50,16 +50,6 @@ class CellScores:
     """Where a judge was asked."""
 
     @property
-    def score(self) -> float:
-        """What the choice goes by: the judge's score, or else the offline one."""
-        return self.offline.score if self.judged is None else self.judged.score
-
-    @property
-    def standard_error(self) -> float:
-        """Of `score`; 0 where a judge was asked only once."""
-        return (self.judged or self.offline).standard_error or 0.0
-
-    @property
     def name(self) -> str:
         """What the cell is called in messages."""
         kept = f", k {self.k}" if self.method == "sae" else ""
@@ -236,8 +226,43 @@ def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Sh
 def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
     """The smallest taxonomy within one standard error of the best score, among the allowed cells.
 
-    Allowed are the cells of the first method, or those that the settings `chosen_...` name. Among
-    cells of one size the best score decides.
+    Allowed are the cells of the first method, or those that the settings `chosen_...` name; where a
+    judge scored any of them, only those that it scored, by its scores. Among cells of one size the
+    best score decides.
+
+    Raises:
+        SettingsError: no cell is as the settings want it.
+    """
+    allowed = find_allowed(cells, settings)
+    judged = {n: found for n in allowed if (found := cells[n].judged) is not None}
+    offline = {number: cells[number].offline for number in allowed}
+    scores: Mapping[int, JudgedScores | OfflineScores] = judged or offline
+    best = max(scores, key=lambda number: scores[number].score)
+    error = scores[best].standard_error or 0.0
+    good = [n for n, one in scores.items() if one.score >= scores[best].score - error]
+    index = min(good, key=lambda number: (cells[number].size, -scores[number].score))
+    kind = "judge's score" if judged else "offline score"
+    traits = ", ".join(one for one in (_wish(settings), "judged" if judged else "") if one)
+    return Choice(
+        index,
+        f"{cells[index].name}: {kind} {scores[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
+        f"{scores[best].score:.3f} ± {error:.3f} ({cells[best].name}); {len(good)} of "
+        f"{len(scores)} cells {f'that are {traits} ' if traits else ''}are that good",
+    )
+
+
+def shortlist(cells: Sequence[CellScores], settings: DiscoverSettings) -> list[int]:
+    """Numbers of the allowed cells that a judge is asked about, the best offline scores first.
+
+    Raises:
+        SettingsError: no cell is as the settings want it.
+    """
+    ranked = sorted(find_allowed(cells, settings), key=lambda n: -cells[n].offline.score)
+    return ranked[: settings.judge_cells]
+
+
+def find_allowed(cells: Sequence[CellScores], settings: DiscoverSettings) -> list[int]:
+    """Numbers of the cells that may be chosen.
 
     Raises:
         SettingsError: no cell is as the settings want it.
@@ -249,18 +274,7 @@ def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
             f"{sorted({c.layer for c in cells})}, sizes {sorted({c.size for c in cells})}, "
             f"k {sorted({c.k for c in cells})}, methods {sorted({c.method for c in cells})}"
         )
-    best = cells[max(allowed, key=lambda number: cells[number].score)]
-    bar = best.score - best.standard_error
-    good = [number for number in allowed if cells[number].score >= bar]
-    index = min(good, key=lambda number: (cells[number].size, -cells[number].score))
-    kind = "offline score" if best.judged is None else "judge's score"
-    wish = _wish(settings)
-    return Choice(
-        index,
-        f"{cells[index].name}: {kind} {cells[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
-        f"{best.score:.3f} ± {best.standard_error:.3f} ({best.name}); {len(good)} of "
-        f"{len(allowed)} cells {f'that are {wish} ' if wish else ''}are that good",
-    )
+    return allowed
 
 
 def _is_allowed(cell: CellScores, settings: DiscoverSettings) -> bool:

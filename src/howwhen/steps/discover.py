@@ -26,6 +26,7 @@ from howwhen.discover.taxonomy import (
     look_at,
     normalise,
     other_half,
+    shortlist,
 )
 from howwhen.discover.validate import confusion
 from howwhen.judging import Judge, describe_usage
@@ -36,6 +37,8 @@ from howwhen.store import Json, StepFolder
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline
 
+PAGE = "taxonomy.html"
+"""What `howwhen discover --report` points to."""
 TRACES_SHOWN = 3
 """Whole answers that a judge sees beside the sentences."""
 
@@ -44,6 +47,7 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
     """Read the sentences, train the grid of taxonomies, choose one and name its categories."""
     study = _Study(run, step)
     cells = [cell for layer in study.layers for cell in study.discover_layer(layer)]
+    cells = study.ask_judge(cells)
     scores = [cell.scores for cell in cells]
     choice = choose(scores, study.settings)
     chosen, naming = study.name(cells[choice.index])
@@ -51,38 +55,35 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
     counts = study.keep(chosen, naming)
     rows = [{**_row(one), "chosen": number == choice.index} for number, one in enumerate(scores)]
     step.write_json("scores.json", rows)
-    return {
-        **counts,
+    judged = scores[choice.index].judged
+    counts |= {
         "cells": len(cells),
         "choice": choice.reason,
         "judge": study.usage,
         "unparsable_names": naming.unparsable,
+        "unparsable_scores": None if judged is None else judged.unparsable,
         "named_without_judge": list(naming.fell_back),
     }
+    step.write_text(PAGE, _page(run, step, counts, rows))
+    return counts
 
 
-def write_page(run: "Pipeline") -> Path:
-    """Write the finished step's page beside its files, and return its path.
-
-    Raises:
-        StoreError: the step is not finished.
-    """
-    step = run.folder.step("discover")
-    step.check()
-    truth = step.path / "truth.json"
-    page = make_page(
+def _page(run: "Pipeline", step: StepFolder, counts: Json, cells: Sequence[Json]) -> str:
+    """The page about the taxonomy whose files are in the step's folder."""
+    truth, traces = step.path / "truth.json", run.settings.collect.traces
+    writers = [run.pair.thinking_source] if traces is None else [Path(one).name for one in traces]
+    return make_page(
         PageInput(
-            title=f"What {run.pair.name} does when it thinks",
-            thinking=run.pair.thinking_source,
+            title=f"What {run.pair.name if traces is None else 'a model'} does when it thinks",
+            source=", ".join(writers),
             reader=run.reader.name,
-            counts=step.read_json("provenance.json")["counts"],
-            cells=step.read_json("scores.json"),
+            counts=counts,
+            cells=cells,
             portraits=step.read_records("categories.jsonl", Portrait),
             transitions=step.read_records("transitions.jsonl", Transitions)[0],
             truth=step.read_json("truth.json") if truth.exists() else None,
         )
     )
-    return step.write_text("taxonomy.html", page)
 
 
 class _Study:
@@ -112,7 +113,7 @@ class _Study:
         passages = _passages(self.reader, self.rollouts, questions, is_long, self.run)
         with self.run.reporter.task("rollouts read", len(passages)) as advance:
             return read_activations(
-                self.step, self.reader, passages, self.layers, self.settings.batch_tokens, advance
+                self.step, self.reader, passages, self.layers, self.settings, advance
             )
 
     def discover_layer(self, layer: int) -> list[Cell]:
@@ -122,7 +123,6 @@ class _Study:
             cells = discover_layer(
                 self.reader.name, self._sentences(layer), self.settings, self.run.reporter.say
             )
-            cells = [self._judged(cell) for cell in cells] if self.judge is not None else cells
             for number, cell in enumerate(cells):
                 self.step.write_taxonomy(cell.taxonomy, f"{name}-{number:03}.safetensors")
             self.step.write_records(f"{name}.jsonl", [cell.scores for cell in cells])
@@ -162,13 +162,26 @@ class _Study:
         texts = self._of_trained(self.texts)
         return Assigned(texts, top.indices.tolist(), top.values.tolist(), taxonomy.size, traces)
 
-    def _judged(self, cell: Cell) -> Cell:
-        """A cell with names and scores of the judge."""
+    def ask_judge(self, cells: Sequence[Cell]) -> list[Cell]:
+        """The cells, the most promising of them with scores of the judge, if there is one."""
         if self.judge is None:
-            raise RuntimeError("no judge to ask")
+            return list(cells)
+        asked = shortlist([cell.scores for cell in cells], self.settings)
+        judged = {number: self._judged(cells[number], self.judge) for number in asked}
+        found = [one.scores.judged for one in judged.values() if one.scores.judged is not None]
+        replies, unusable = sum(one.replies for one in found), sum(one.unparsable for one in found)
+        if unusable > replies / 2:
+            self.run.reporter.say(
+                f"  WARNING: {unusable} of {replies} replies of {self.judge.model} were unusable "
+                "and count as the worst; its scores say little. Name a more able judge"
+            )
+        return [judged.get(number, cell) for number, cell in enumerate(cells)]
+
+    def _judged(self, cell: Cell, judge: Judge) -> Cell:
+        """A cell with scores of the judge."""
         assigned = self._assigned(cell.taxonomy)
-        naming = name_with_judge(assigned, self.judge, self.settings)
-        scores = score_with_judge(assigned, naming.names, self.judge, self.settings)
+        naming = name_with_judge(assigned, judge, self.settings)
+        scores = score_with_judge(assigned, naming.names, judge, self.settings)
         self.run.reporter.say(f"  {cell.scores.name}: judged {scores.score:.3f}; {self.usage}")
         return replace(cell, scores=replace(cell.scores, judged=scores))
 
@@ -243,7 +256,7 @@ def _labels(run: "Pipeline", rollouts: Sequence[Rollout]) -> dict[str, list[str 
 
 
 def _row(scores: CellScores) -> dict[str, Any]:
-    """A cell's scores as one flat row."""
+    """A cell's scores as one flat row; `score` is the offline one."""
     row: dict[str, Any] = {
         name: getattr(scores, name) for name in ("layer", "method", "size", "k", "unused")
     }
@@ -254,4 +267,4 @@ def _row(scores: CellScores) -> dict[str, Any]:
     if scores.judged is not None:
         judged = vars(scores.judged)
         row |= {f"judged_{key}": v for key, v in judged.items() if key != "per_category"}
-    return row | {"score": scores.score, "standard_error": scores.standard_error}
+    return row
