@@ -25,6 +25,8 @@ from pydantic import TypeAdapter
 
 from benchmarks.timing import Result
 from howwhen.collect.sentences import cut_sentences, sentence_spans, thinking_part
+from howwhen.collect.traces import read_traces
+from howwhen.convert import read_titles
 from howwhen.errors import HowwhenError
 from howwhen.prompts import THINK, Markers
 from howwhen.records import (
@@ -39,6 +41,7 @@ from howwhen.records import (
     Taxonomy,
     VectorSet,
 )
+from howwhen.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
 from howwhen.store import (
     StepFolder,
     load_taxonomy,
@@ -162,7 +165,7 @@ def fuzz_files(inputs: int, seed: int = 0) -> Outcome:
         originals = _originals(folder)
         for _ in range(inputs):
             original, load = rng.choice(originals)
-            damage = rng.choice(_RECORD_DAMAGES if load is _read_records else _TENSOR_DAMAGES)
+            damage = rng.choice(_DAMAGES.get(load, _TENSOR_DAMAGES))
             (folder / "damaged").write_bytes(damage(rng, original))
             kind = f"{damage.__name__} for {load.__name__}"
             attempt(outcome, kind, lambda: _check_file(load, folder / "damaged"))  # noqa: B023
@@ -200,6 +203,25 @@ def _read_records(path: Path) -> object:
     return StepFolder(path.parent, "collect").read_records(path.name, Rollout)
 
 
+def _read_traces(path: Path) -> object:
+    return read_traces([path])
+
+
+def _read_config(path: Path) -> object:
+    """A SAELens folder whose config is this file."""
+    folder = path.parent / "config"
+    (folder / CONFIG).write_bytes(path.read_bytes())
+    return read_saelens(folder)
+
+
+def _read_weights(path: Path) -> object:
+    """A SAELens folder whose weights are this file."""
+    folder = path.parent / "weights"
+    (folder / WEIGHTS).write_bytes(path.read_bytes())
+    taxonomy = read_saelens(folder)
+    return taxonomy.categorise(torch.zeros(2, taxonomy.mean.shape[0]))
+
+
 def _originals(folder: Path) -> list[tuple[bytes, Load]]:
     """Whole artifacts of every kind, with what reads them."""
     rows = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
@@ -220,7 +242,26 @@ def _originals(folder: Path) -> list[tuple[bytes, Load]]:
     spans = (SentenceSpan(0, 2, 0, 1), SentenceSpan(2, 4, 1, 3))
     rollout = Rollout("a", (1, 2, 3), "A. é", Finish.STOP, spans)
     line = TypeAdapter(Rollout).dump_json(rollout) + b"\n"
-    return [*found, (line * 3, _read_records)]
+    found.append((line * 3, _read_records))
+    return [*found, *_foreign_originals(folder)]
+
+
+def _foreign_originals(folder: Path) -> list[tuple[bytes, Load]]:
+    """The same of the formats that others write."""
+    row = {"question": "2 + 2?", "text": "<think>4.</think>4", "id": "a", "finish": "stop"}
+    lines = b"".join(json.dumps({**row, "id": name}).encode() + b"\n" for name in "abc")
+    rows = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
+    sae = Sae(rows, torch.zeros(3), rows, torch.zeros(4), 1)
+    taxonomy = Taxonomy("m", 1, torch.zeros(4), sae, ("a", "b", "c"))
+    for name in ("config", "weights"):
+        export_saelens(folder / name, taxonomy)
+    config = json.dumps(json.loads((folder / "config" / CONFIG).read_bytes())).encode()
+    return [
+        (lines, _read_traces),
+        (json.dumps({"final_titles": ["a", "b"]}).encode(), read_titles),
+        (config, _read_config),
+        ((folder / "weights" / WEIGHTS).read_bytes(), _read_weights),
+    ]
 
 
 def flip_bits(rng: random.Random, content: bytes) -> bytes:
@@ -313,6 +354,10 @@ _TENSOR_DAMAGES: list[Damage] = [
     edit_notes,
 ]
 _RECORD_DAMAGES: list[Damage] = [flip_bits, cut_or_grow, edit_records]
+_DAMAGES: dict[Load, list[Damage]] = {
+    **dict.fromkeys((_read_records, _read_traces, _read_config, read_titles), _RECORD_DAMAGES),
+    _read_weights: [flip_bits, cut_or_grow, edit_header, swap_types, reshape_whole],
+}
 _TYPES = [
     "BOOL",
     "U8",

@@ -89,6 +89,24 @@ def test_the_published_sae_becomes_a_taxonomy() -> None:
     torch.testing.assert_close(centred.scores(residual + mean), by_hand, atol=1e-4, rtol=1e-4)
 
 
+def test_a_layer_is_read_only_from_the_sheets_that_bear_the_vectors_names(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours / "vectors", ours / "hyperparams", theirs / "deep"):
+        folder.mkdir(parents=True)
+    vector = ours / "vectors" / "m_idx0.pt"
+    torch.save({"idx0": torch.ones(4)}, vector)
+    (theirs / "deep" / "x_hyperparams_m_idx0.json").write_text('{"hyperparameters": {"layer": 7}}')
+    with pytest.raises(InputError, match="0 layers are named in the 0 hyperparameter files"):
+        read_published_vectors([vector], "m")
+    sheet = ours / "hyperparams" / "x_hyperparams_m_idx0.json"
+    sheet.write_text('{"hyperparameters": {"layer": 5}}')
+    assert read_published_vectors([vector], "m").layer == 5
+    for broken in ("{}", "[[", '{"hyperparameters": {"layer": "five"}}'):
+        sheet.write_text(broken)
+        with pytest.raises(InputError, match="--layer N"):
+            read_published_vectors([vector], "m")
+
+
 def sae_content(**other: object) -> dict[str, object]:
     """What a published SAE file holds, for 3 latents of width 8; None leaves a key out."""
     rows = torch.nn.functional.normalize(random(3, 8), dim=1)
@@ -187,7 +205,7 @@ def test_the_command_converts_a_taxonomy_there_and_back(
     said = capsys.readouterr().out
     assert said.count("Its corpus mean is 0, since none was given") == 1
     assert "--mean FILE.safetensors" in said
-    assert "--discover.taxonomy FILE" in said
+    assert "taxonomy.safetensors of a run" in said
 
 
 @needs_data

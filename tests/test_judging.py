@@ -285,7 +285,7 @@ def test_a_silent_endpoint_is_asked_again() -> None:
 def test_nobody_there() -> None:
     with answering(FINE) as endpoint:
         pass
-    with pytest.raises(JudgeError, match=r"no connection \(.*refused.*Check base_url"):
+    with pytest.raises(JudgeError, match=r"no connection \(.*refused.*Check the address"):
         connect(endpoint).ask(ask("a"))
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.records import LADDER, Grade, HybridTrace
+from howwhen.saelens import read_saelens
 from howwhen.store import STEPS, StepFolder
 from tests.discover.test_judged import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
@@ -81,6 +83,14 @@ def test_the_scores_list_every_cell_and_choose_one(finished: Path) -> None:
         0 <= cell["nmi_behaviour"] <= 1 and 0 < cell["purity_behaviour"] <= 1 for cell in cells
     )
     assert all(0 < cell["fvu"] < 1 for cell in cells)
+
+
+def test_the_chosen_autoencoder_is_a_saelens_folder_too(finished: Path) -> None:
+    step = finished / "2-discover"
+    ours, theirs = StepFolder(step, "discover").read_taxonomy(), read_saelens(step / "saelens")
+    assert (theirs.model, theirs.layer, theirs.titles) == (ours.model, ours.layer, ours.titles)
+    assert torch.equal(theirs.mean, ours.mean)
+    assert torch.equal(theirs.scorer.weights, ours.scorer.weights)
 
 
 def test_counts_kept_and_dropped_add_up(finished: Path) -> None:
@@ -256,11 +266,6 @@ def test_another_choice_trains_and_reads_nothing_again(finished: Path, tmp_path:
     taxonomy = StepFolder(discover, "discover").read_taxonomy()
     assert (taxonomy.layer, taxonomy.size) == (2, 6)
     assert "sae at layer 2, size 6" in (discover / "taxonomy.html").read_text()
-    impossible = make_settings(SETTINGS, {"discover": {"chosen_size": 7}})
-    with open_run(folder) as run:
-        pipeline = Pipeline(find_pair("tally-rl"), impossible, run, Reporter())
-        with pytest.raises(SettingsError, match="no cell of the grid is size 7"):
-            pipeline.do("discover")
 
 
 def test_a_damaged_step_stops_the_later_ones(finished: Path, tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ WRONG = [
         "both judge_url and judge_local name a judge",
     ),
     ({"discover": {"judge_prices": (1.0, -1.0)}}, r"judge_prices\.1: .*greater than or equal"),
+    ({"measure": {"judge_model": "m"}}, "judge_model without judge_url"),
+    ({"discover": {"judge_prices": (1.0, 1.0)}}, "judge_prices without judge_url"),
+    ({"discover": {"judge_local": "n", "judge_model": "m"}}, "judge_model without judge_url"),
+    ({"discover": {"seeds": (0, 0)}}, r"seeds \[0, 0\]; expected one or more, each once"),
+    ({"discover": {"layers": ()}}, r"layers \[\]; expected one or more"),
+    ({"discover": {"sizes": (5, 10, 5)}}, r"sizes \[5, 10, 5\]; expected"),
+    ({"discover": {"chosen_size": 7}}, r"chosen_size 7 is not in the grid; expected one of \[5, 1"),
+    ({"discover": {"chosen_method": "kmeans"}}, "chosen_method kmeans is not in the grid"),
     ({"hybrid": {"cache_policy": "none"}}, "'transient' or 'persistent'"),
 ]
 
@@ -46,6 +54,14 @@ WRONG = [
 def test_wrong_settings_are_refused(layer: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         make_settings(layer)
+
+
+@pytest.mark.parametrize("text", ["none", "None", ""])
+def test_an_endpoint_may_want_no_key(text: str) -> None:
+    assert (
+        make_settings({"discover": {"judge_key_variable": text}}).discover.judge_key_variable
+        is None
+    )
 
 
 def test_every_field_is_documented() -> None:

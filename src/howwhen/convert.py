@@ -5,6 +5,7 @@ killed, and refused when it asks for anything but tensors. What a file holds is 
 content, never from its name.
 """
 
+import glob
 import json
 import re
 import subprocess
@@ -194,7 +195,8 @@ def read_published_vectors(
         paths: files with one vector each, under the key `bias` or `idxN` (N is the category), or
             folders of such files.
         model: name of the base model they steer.
-        layer: 0-based block; read from `*hyperparameters*.json` files beside them where absent.
+        layer: 0-based block; read from the files `*hyperparams_NAME.json` beside them where
+            absent.
 
     Raises:
         InputError: no vectors, a category twice or missing, or no layer.
@@ -254,15 +256,33 @@ def _ordered(named: dict[str, Tensor]) -> list[Tensor]:
 
 def _layer_beside(files: Sequence[Path]) -> int:
     """The steer layer that the authors' hyperparameter files name."""
-    folders = {folder for file in files for folder in (file.parent, file.parent.parent)}
-    sheets = [sheet for folder in folders for sheet in folder.rglob("*hyperparams*.json")]
-    layers = {json.loads(sheet.read_text())["hyperparameters"]["layer"] for sheet in sheets}
+    sheets = [sheet for file in files for sheet in _sheets(file)]
+    layers = {_layer_of_sheet(sheet) for sheet in sheets}
     if len(layers) != 1:
         raise InputError(
             f"the steer layer is not known: {len(layers)} layers are named in the "
             f"{len(sheets)} hyperparameter files beside the vectors; type --layer N"
         )
-    return int(layers.pop())
+    return layers.pop()
+
+
+def _sheets(file: Path) -> list[Path]:
+    """The hyperparameter files that bear a vector's name: beside it, or in a folder beside its."""
+    name = f"*hyperparams_{glob.escape(file.stem)}.json"
+    folder = file.parent
+    return [*folder.glob(name), *folder.parent.glob(f"*hyperparams*/{name}")]
+
+
+def _layer_of_sheet(sheet: Path) -> int:
+    try:
+        layer = json.loads(sheet.read_bytes())["hyperparameters"]["layer"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"cannot read a layer in {sheet}: {error!r}; type --layer N, or mend the file"
+        ) from error
+    if not isinstance(layer, int) or layer < 0:
+        raise InputError(f"{sheet} says layer {layer!r}; expected a block's number; type --layer N")
+    return layer
 
 
 def read_published_sae(
@@ -331,7 +351,7 @@ def read_titles(path: Path) -> list[str]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path}: {error}; expected JSON with titles") from error
     titles = content.get("final_titles") if isinstance(content, dict) else content
     if not (isinstance(titles, list) and all(isinstance(title, str) for title in titles)):

@@ -127,8 +127,7 @@ class JudgeClient:
     sampling: Mapping[str, JsonValue] = field(default_factory=dict)
     """Sent as they are (`temperature`, `max_tokens`, ...); the endpoint decides what is absent."""
     cache: Path | None = None
-    """Folder of replies; None keeps none. The base URL is not part of a reply's name: where two
-    endpoints mean different models by one name, give each a folder."""
+    """Folder of replies; None keeps none."""
     threads: int = 8
     """Requests under way at once in `ask_many`."""
     timeout_seconds: float = 60.0
@@ -346,16 +345,16 @@ class JudgeClient:
     def _advice(self, error: "_AttemptError") -> str:
         kept = "" if self.cache is None else f"; replies until then are kept in {self.cache}"
         if not error.passes:
-            key = f"the key in {self.key_variable}" if self.key_variable else "key_variable"
-            return f"Check base_url, model, sampling and {key}{kept}"
+            key = f"the key in {self.key_variable}" if self.key_variable else "whether it wants one"
+            return f"Check the address, the name of the model and {key}{kept}"
         if error.asked_seconds > self.longest_wait_seconds:
             return (
-                f"It asks to wait {error.asked_seconds:.0f} s, longer than longest_wait_seconds = "
-                f"{self.longest_wait_seconds:g}: try again then, or raise it{kept}"
+                f"It asks to wait {error.asked_seconds:.0f} s, longer than the "
+                f"{self.longest_wait_seconds:g} s that are waited here: try again then{kept}"
             )
         return (
-            "Check base_url, try again later, or set fewer threads, more attempts or a longer "
-            f"timeout_seconds{kept}"
+            "Check the address, try again later, or set fewer judge_threads or a longer "
+            f"judge_timeout_seconds{kept}"
         )
 
     def _shorten(self, text: str) -> str:
@@ -372,6 +371,7 @@ class JudgeClient:
     def _body(self, request: Request) -> dict[str, JsonValue]:
         """Everything a reply depends on."""
         return {
+            "base_url": self.base_url,
             "model": self.model,
             "messages": [dict(message) for message in request.messages],
             "sampling": dict(self.sampling),
@@ -387,7 +387,7 @@ class JudgeClient:
             raise SettingsError(
                 f"the environment variable {self.key_variable} {found}; it should hold the key of "
                 f"{self.base_url}; type: export {self.key_variable}=... (an endpoint without keys: "
-                "key_variable=None)"
+                "set judge_key_variable to none)"
             )
         return key
 
@@ -405,7 +405,7 @@ class JudgeClient:
         if url.username is not None or url.password is not None:
             raise SettingsError(
                 "base_url holds a user name or password, which would be shown in messages; put the "
-                "key into an environment variable and name it in key_variable"
+                "key into an environment variable and name it in judge_key_variable"
             )
         if own := {"model", "messages", "stream", "n"} & set(self.sampling):
             raise SettingsError(
@@ -443,6 +443,8 @@ def open_endpoint(
         model=settings.judge_model,
         key_variable=settings.judge_key_variable,
         cache=cache,
+        threads=settings.judge_threads,
+        timeout_seconds=settings.judge_timeout_seconds,
         prices=None if settings.judge_prices is None else Prices(*settings.judge_prices),
         say=say,
     )

@@ -41,9 +41,13 @@ BODIES: dict[Step, Callable[["Pipeline", StepFolder], Json]] = {
 }
 """What each step does."""
 
+IDLE = ("judge_key_variable", "judge_prices", "judge_threads", "judge_timeout_seconds")
+"""Settings that change no result."""
 EXTENT: dict[Step, tuple[str, ...]] = {
     "discover": tuple(
-        name for name in DiscoverSettings.model_fields if name.startswith(("chosen_", "judge_"))
+        name
+        for name in DiscoverSettings.model_fields
+        if name.startswith(("chosen_", "judge_")) and name not in IDLE
     ),
     "hybrid": ("rungs", "random_seeds", "samples", "knock_outs"),
 }
@@ -183,7 +187,7 @@ class Pipeline:
             upstream[earlier] = folder.digest
         if name == "collect":
             upstream["problems"] = self._problems_digest()
-        own: Json = getattr(self.settings, name).model_dump(mode="json")
+        own: Json = getattr(self.settings, name).model_dump(mode="json", exclude=set(IDLE))
         extent = {key: own.pop(key) for key in EXTENT.get(name, ())}
         described = {role: self._describe(getattr(self.pair, role)) for role in models}
         if name == "discover" and self.reader is not self.pair.thinking:

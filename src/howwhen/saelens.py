@@ -148,7 +148,7 @@ def _read_config(path: Path) -> Json:
     try:
         config = json.loads(path.read_bytes())
         found = {name: config.get(name, "none") for name in _EXPECTED}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(
             f"cannot read {path}: {error}; expected a folder that SAELens or howwhen wrote"
         ) from error
@@ -161,6 +161,13 @@ def _read_config(path: Path) -> Json:
     about = config.get("metadata", {})
     if not isinstance(about, dict):
         raise InputError(f"{path} has no metadata that is an object; found {about!r}")
+    kinds = {"model_name": str, "hook_name": str, "titles": list}
+    for name, kind in kinds.items():
+        if not isinstance(about.get(name), kind | None):
+            raise InputError(
+                f"{path} has {name} {str(about[name])[:60]!r} in its metadata; expected a "
+                f"{kind.__name__}, or none"
+            )
     return {**config, "metadata": about}
 
 
@@ -175,7 +182,7 @@ def _read_sae(path: Path, config: Json) -> Sae:
     state = _read_tensors(path)
     if sorted(state) != sorted(_STATE):
         raise InputError(f"{path} holds {', '.join(sorted(state))}; expected {', '.join(_STATE)}")
-    encoder, bias, decoder, shift = (state[name] for name in _STATE)
+    encoder, bias, decoder, shift = (state[name].float() for name in _STATE)
     shapes = [tuple(tensor.shape) for tensor in (encoder, bias, decoder, shift)]
     width, size = config.get("d_in"), config.get("d_sae")
     if shapes != [(width, size), (size,), (size, width), (width,)]:
@@ -233,7 +240,7 @@ def check_sae(
             f"{source}: decoder rows have norms from {float(norms.min()):.4g} to "
             f"{float(norms.max()):.4g}; expected unit norm, which makes latents comparable"
         )
-    if not (isinstance(k, int) and 1 <= k <= size):
+    if not (type(k) is int and 1 <= k <= size):
         raise InputError(f"{source}: k is {k!r}; expected a whole number from 1 to {size}")
     return Sae(encoder.float(), encoder_bias.float(), decoder.float(), decoder_bias.float(), k)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from howwhen.errors import SettingsError
 from howwhen.records import LadderRung
@@ -41,6 +41,11 @@ class _Settings(BaseModel):
     )
 
 
+def _or_none(value: Any) -> Any:
+    """What stands for the absence of a text on the command line."""
+    return None if value in ("", "none", "None", "null") else value
+
+
 class JudgeSettings(_Settings):
     """What the steps that may ask a judge share; a judge is asked only where one is named."""
 
@@ -49,16 +54,23 @@ class JudgeSettings(_Settings):
     where absent."""
     judge_model: str | None = None
     """The endpoint's name of the judging model."""
-    judge_key_variable: str | None = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key."""
+    judge_key_variable: Annotated[str | None, BeforeValidator(_or_none)] = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key; `none` where the endpoint wants none."""
     judge_prices: tuple[Price, Price] | None = None
     """What the endpoint charges per million tokens of prompts and of replies; without it the cost
     is not known."""
+    judge_threads: Count = 8
+    """Requests to the endpoint under way at once."""
+    judge_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest silence of the endpoint."""
 
     @model_validator(mode="after")
     def _names_its_model(self) -> "JudgeSettings":
         if self.judge_url is not None and self.judge_model is None:
             raise ValueError("judge_url without judge_model; expected the name of a model with it")
+        for name in ("judge_model", "judge_prices"):
+            if self.judge_url is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} without judge_url; expected the address of an endpoint")
         return self
 
 
@@ -75,13 +87,13 @@ class CollectSettings(_Settings):
     read instead of asking the thinking model; all of them train, so `test_problems` must be given
     for the later steps."""
     limit: Count = 1000
-    """Problems (or traces) taken in all, before they are split."""
+    """Problems taken in all, before they are split; of more traces, so many drawn at random."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
     """Share of the problems kept for choosing among seeds."""
     seed: int = 0
-    """Seed of the problems' order (and of the pair's own problems)."""
+    """Seed of the problems' order (of the pair's own problems, and of the traces drawn)."""
     max_new_tokens: Count = 1024
     """Longest answer, in tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -177,6 +189,21 @@ class DiscoverSettings(JudgeSettings):
     judge_sentences: Count = 200
     """Sentences of one category that the judge is shown for a name, and in one sample of a score,
     at most."""
+
+    @model_validator(mode="after")
+    def _is_a_grid(self) -> "DiscoverSettings":
+        for name in ("layers", "methods", "sizes", "ks", "seeds"):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{name} {list(values)}; expected one or more, each once")
+        wishes = {"layer": self.layers, "size": self.sizes, "k": self.ks, "method": self.methods}
+        for name, values in wishes.items():
+            wish = getattr(self, f"chosen_{name}")
+            if wish is not None and values is not None and wish not in values:
+                raise ValueError(
+                    f"chosen_{name} {wish} is not in the grid; expected one of {list(values)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> "DiscoverSettings":

@@ -47,9 +47,21 @@ def test_other_roles_and_what_the_limit_leaves_out_are_counted(tmp_path: Path) -
     path = tmp_path / "t.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, [*rows, {"role": "base"}])).encode()))
     found = read_traces([str(path)], limit=1)
-    assert [trace.problem.id for trace in found.kept] == ["t-2"]
+    assert found.kept[0].problem.id in ("t-2", "t-5")
     assert (found.rows, found.passed_over, found.beyond_limit) == (6, {"base": 3, "hybrid": 1}, 1)
     assert found.rows == len(found.kept) + sum(found.passed_over.values()) + found.beyond_limit
+
+
+def test_a_limit_draws_from_every_file_and_keeps_the_order(tmp_path: Path) -> None:
+    paths = []
+    for name in "ab":
+        rows = [{**GOOD, "id": f"{name}{number:02}"} for number in range(40)]
+        paths.append(write(tmp_path / f"{name}.jsonl", *rows))
+    drawn = [trace.problem.id for trace in read_traces(paths, limit=20, seed=3).kept]
+    assert drawn == sorted(set(drawn))
+    assert {name[0] for name in drawn} == {"a", "b"}
+    assert drawn == [trace.problem.id for trace in read_traces(paths, limit=20, seed=3).kept]
+    assert drawn != [trace.problem.id for trace in read_traces(paths, limit=20, seed=4).kept]
 
 
 def test_ids_are_told_apart_by_the_model(tmp_path: Path) -> None:

@@ -49,13 +49,6 @@ def thinking_part(text: str, markers: Markers = THINK) -> tuple[int, int]:
     return start, closed if closed >= 0 else len(text)
 
 
-def is_left_open(text: str, markers: Markers = THINK) -> bool:
-    """Whether the text opens a thinking part and never closes it."""
-    opening, closing = markers
-    opened = text.find(opening)
-    return opened >= 0 and text.find(closing, 0 if opening != closing else opened + 1) < 0
-
-
 def cut_sentences(text: str) -> list[tuple[int, int]]:
     """Half-open character ranges of the sentences: they tile the text, so nothing is lost."""
     return cut_at(text, (found.end() for found in _CUT.finditer(text) if _is_cut(text, found)))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from howwhen.collect.problems import file_rows
@@ -41,16 +42,17 @@ class Traces:
     kept: tuple[Trace, ...]
     rows: int
     """All rows of all files."""
-    passed_over: Mapping[str, int]
+    passed_over: Counter[str]
     """Rows of another role than the thinking model's, by role."""
     beyond_limit: int
     """Rows of the thinking model's role that the limit left out."""
 
 
-def read_traces(paths: Sequence[str | Path], limit: int | None = None) -> Traces:
-    """The first `limit` answers of the role `thinking` (or of none) in all files together.
+def read_traces(paths: Sequence[str | Path], limit: int | None = None, seed: int = 0) -> Traces:
+    """Answers of the role `thinking` (or of none) in all files, in their order.
 
-    A row's problem has the row's own id where that is unique over all files, else `model/id`.
+    Where there are more than `limit`, as many are drawn at random, so that every file has its
+    share. A row's problem has its own id where that is unique over all files, else `model/id`.
 
     Raises:
         ProblemError: a file that cannot be read, a row that cannot be used, two rows that no id
@@ -74,7 +76,10 @@ def read_traces(paths: Sequence[str | Path], limit: int | None = None) -> Traces
         )
     kept = tuple(_with_unique_ids(found))
     rows = len(kept) + passed_over.total()
-    chosen = kept[:limit]
+    drawn: Sequence[int] = range(len(kept))
+    if limit is not None and limit < len(kept):
+        drawn = sorted(Random(f"traces-{seed}").sample(drawn, limit))
+    chosen = tuple(kept[number] for number in drawn)
     return Traces(chosen, rows, passed_over, len(kept) - len(chosen))
 
 

@@ -90,6 +90,8 @@ class LocalJudge:
         Otherwise material could end the user's message and speak in the judge's place.
         """
         tokenizer = self.language_model.tokenizer
-        for token in tokenizer.all_special_tokens:
+        added = tokenizer.added_tokens_decoder.values()
+        own = {token.content for token in added if token.special}
+        for token in sorted(own | set(tokenizer.all_special_tokens)):
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

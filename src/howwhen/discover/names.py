@@ -5,7 +5,7 @@ from. A judge that names nothing usable leaves a category its offline name.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from string import Template
@@ -84,10 +84,6 @@ class Naming(NamedTuple):
     """Categories whose draws were all unparsable; they keep their offline names."""
 
 
-Namer = Callable[[Assigned], Naming]
-"""Names all categories of a taxonomy."""
-
-
 def name_by_words(assigned: Assigned) -> Naming:
     """Names without a judge or a network: characteristic phrases and typical sentences."""
     phrases = characteristic_phrases(assigned.texts, assigned.categories, assigned.size)
@@ -130,61 +126,46 @@ LONGER_SHARE = 0.5
 """A phrase gives way to a longer one around it that has at least this share of its weight."""
 
 
-def characteristic_words(
-    sentences: Sequence[str], categories: Sequence[int], size: int
-) -> list[tuple[str, ...]]:
-    """The most characteristic words of each of `size` categories, best first.
-
-    A word's weight in a category is its share of the category's words times
-    `log(1 + mean words per category / its count overall)` (Grootendorst 2022, c-TF-IDF). A
-    category without sentences, or whose sentences hold no word, has none.
-    """
-    ranked = _rank(sentences, categories, size, longest=1)
-    return [tuple(word for word, _ in words[:PHRASES_PER_TITLE]) for words in ranked]
-
-
-def make_titles(sentences: Sequence[str], categories: Sequence[int], size: int) -> tuple[str, ...]:
-    """One title per category, such as `plus · is`; an unused category says so."""
-    used = set(categories)
-    words = characteristic_words(sentences, categories, size)
-    return tuple(
-        " · ".join(words[category]) or (WORDLESS if category in used else UNUSED)
-        for category in range(size)
-    )
-
-
 def characteristic_phrases(
     sentences: Sequence[str], categories: Sequence[int], size: int
 ) -> list[tuple[str, ...]]:
-    """As `characteristic_words`, with phrases of up to three words that do not overlap."""
-    ranked = _rank(sentences, categories, size, LONGEST_PHRASE)
+    """The most characteristic phrases of each of `size` categories, best first.
+
+    They have up to three words and do not overlap. A phrase's weight in a category is class-based
+    TF-IDF (Grootendorst 2022): its share of the category's phrases times its rarity, which is here
+    the log of how much larger that share is than the phrase's share of all phrases. (The usual
+    rarity, from counts alone, ranks "the" first wherever categories are few and large.) A category
+    without sentences, or whose sentences hold no word, has none.
+    """
+    ranked = _rank(sentences, categories, size)
     return [_settle_overlaps(phrases)[:PHRASES_PER_TITLE] for phrases in ranked]
 
 
 def _rank(
-    sentences: Sequence[str], categories: Sequence[int], size: int, longest: int
+    sentences: Sequence[str], categories: Sequence[int], size: int
 ) -> list[list[tuple[str, float]]]:
     """The best few phrases of each category with their weights."""
-    counts, vocabulary = _count_phrases(tuple(sentences), longest)
+    counts, vocabulary = _count_phrases(tuple(sentences))
     cells = (np.asarray(categories, dtype=int), np.arange(len(sentences)))
     belongs = csr_array((np.ones(len(sentences)), cells), shape=(size, len(sentences)))
     of_category = (belongs @ counts).tocsr()
     of_category.sort_indices()  # so that equal weights keep the order of appearance
     totals = np.asarray(of_category.sum(axis=1)).clip(min=1)
-    rarity = np.log1p(totals.mean() / np.asarray(of_category.sum(axis=0)).clip(min=1))
+    overall = np.asarray(of_category.sum(axis=0)) / totals.sum()
     ranked = []
     for category, (start, end) in enumerate(
         zip(of_category.indptr, of_category.indptr[1:], strict=False)
     ):
         columns = of_category.indices[start:end]
-        weights = of_category.data[start:end] / totals[category] * rarity[columns]
+        shares = of_category.data[start:end] / totals[category]
+        weights = shares * np.log(shares / overall[columns])
         best = np.argsort(-weights, kind="stable")[:CANDIDATES]
         ranked.append([(vocabulary[columns[one]], float(weights[one])) for one in best])
     return ranked
 
 
 @lru_cache(maxsize=2)
-def _count_phrases(sentences: tuple[str, ...], longest: int) -> tuple[Any, tuple[str, ...]]:
+def _count_phrases(sentences: tuple[str, ...]) -> tuple[Any, tuple[str, ...]]:
     """A sparse table, sentences by phrases, and the phrases in order of appearance.
 
     It is kept, since every cell of a grid names the same sentences.
@@ -193,16 +174,14 @@ def _count_phrases(sentences: tuple[str, ...], longest: int) -> tuple[Any, tuple
     columns: list[int] = []
     ends = [0]
     for sentence in sentences:
-        columns += [
-            vocabulary.setdefault(phrase, len(vocabulary)) for phrase in _phrases(sentence, longest)
-        ]
+        columns += [vocabulary.setdefault(phrase, len(vocabulary)) for phrase in _phrases(sentence)]
         ends.append(len(columns))
     shape = (len(sentences), len(vocabulary))
     counts = csr_array((np.ones(len(columns)), columns, ends), shape=shape)
     return counts, tuple(vocabulary)
 
 
-def _phrases(sentence: str, longest: int) -> Iterator[str]:
+def _phrases(sentence: str) -> Iterator[str]:
     """All runs of words that nothing but spaces separates, numbers and commas included."""
     runs: list[list[str]] = []
     end = -1
@@ -212,7 +191,7 @@ def _phrases(sentence: str, longest: int) -> Iterator[str]:
         runs[-1].append(match[0])
         end = match.end()
     for run in runs:
-        for length in range(1, min(longest, len(run)) + 1):
+        for length in range(1, min(LONGEST_PHRASE, len(run)) + 1):
             for start in range(len(run) - length + 1):
                 yield " ".join(run[start : start + length])
 

@@ -1,7 +1,7 @@
 """The grid of taxonomies of one layer, its scores, and the choice of one cell among all layers."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -109,8 +109,8 @@ def discover_layer(
 ) -> list[Cell]:
     """Train and score every cell of one layer.
 
-    Every cell is trained from several seeds and on two disjoint halves of the sentences; of the
-    seeds the one that explains the sentences best is kept.
+    Every cell is trained from several seeds and on two disjoint halves of the sentences. Kept are
+    the autoencoder whose seed explains the sentences best, and the clustering of the first seed.
 
     Raises:
         InputError: too few sentences for any of the sizes.
@@ -120,7 +120,7 @@ def discover_layer(
         report(f"  left out (k above size, or more categories than sentences): {left_out}")
     trained = [
         *(_train_saes(sentences, shapes, settings) if "sae" in settings.methods else ()),
-        *_train_baselines(sentences, shapes, settings),
+        *_train_baselines(sentences, settings),
     ]
     inputs = sentences.inputs
     partitions = [_partition(own, others, sentences) for own, others in trained]
@@ -154,12 +154,12 @@ def _train_saes(
 
 
 def _train_baselines(
-    sentences: LayerSentences, shapes: Sequence[Shape], settings: DiscoverSettings
+    sentences: LayerSentences, settings: DiscoverSettings
 ) -> list[tuple[Clusters, list[Clusters]]]:
     """The same for every clustering and size."""
     methods = [method for method in settings.methods if method != "sae"]
-    sizes = sorted({shape.size for shape in shapes})
     inputs, dimensions = sentences.inputs, settings.pca_dimensions
+    sizes = [size for size in settings.sizes if size <= most_latents(len(inputs) // 2)]
     found = []
     for method, size in product(methods, sizes):
         runs = [(inputs, seed) for seed in settings.seeds]
@@ -321,8 +321,3 @@ def normalise(
 ) -> Float[Tensor, "sentence d_model"]:
     """Activations as every taxonomy reads them."""
     return functional.normalize(rows - mean, dim=1)
-
-
-def with_titles(cell: Cell, titles: Sequence[str]) -> Cell:
-    """The cell with named categories."""
-    return replace(cell, taxonomy=replace(cell.taxonomy, titles=tuple(titles)))

@@ -10,7 +10,7 @@ from howwhen.collect.rollouts import collect_rollouts, trace_rollout
 from howwhen.collect.traces import Trace, Traces, read_traces
 from howwhen.errors import SettingsError
 from howwhen.records import Finish, Problem, Rollout, Split
-from howwhen.settings import RunSettings
+from howwhen.settings import CollectSettings, RunSettings
 from howwhen.store import Json, StepFolder
 from howwhen.zoo.pairs import Pair
 
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 def collect(run: "Pipeline", step: StepFolder) -> Json:
     """The thinking model answers everything but the test problems, unless that is done already."""
     settings = run.settings.collect
-    traces = None if settings.traces is None else read_traces(settings.traces, settings.limit)
+    traces = _read_traces(settings)
     written = {trace.problem.id: trace for trace in traces.kept} if traces else {}
+    if traces:
+        run.reporter.say(
+            f"  traces: {len(traces.kept)} of {traces.rows} rows; {traces.passed_over.total()} "
+            f"have another role, {traces.beyond_limit} are beyond --limit"
+        )
     problems = draw_split(run.pair, run.settings)
     if not any(problem.split is Split.TEST for problem in problems):
         run.reporter.say(f"  WARNING: {_NO_TEST}")
@@ -45,6 +50,12 @@ def collect(run: "Pipeline", step: StepFolder) -> Json:
         "sentences": sum(len(rollout.spans) for rollout in rollouts),
         **({} if traces is None else {"traces": _count(traces, rollouts)}),
     }
+
+
+def _read_traces(settings: CollectSettings) -> Traces | None:
+    if settings.traces is None:
+        return None
+    return read_traces(settings.traces, settings.limit, settings.seed)
 
 
 def _answer(
@@ -108,8 +119,8 @@ def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
         ProblemError: a file that cannot be used.
     """
     chosen = settings.collect
-    if chosen.traces is not None:
-        return [trace.problem for trace in read_traces(chosen.traces, chosen.limit).kept]
+    if traces := _read_traces(chosen):
+        return [trace.problem for trace in traces.kept]
     if chosen.problems is not None:
         return read_problems(chosen.problems, chosen.limit)
     if pair.draw_problems is not None:

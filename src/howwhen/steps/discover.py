@@ -31,12 +31,15 @@ from howwhen.discover.taxonomy import (
 from howwhen.discover.validate import confusion
 from howwhen.judging import Judge, describe_usage
 from howwhen.models import LanguageModel
-from howwhen.records import Rollout, Taxonomy
+from howwhen.records import Rollout, Sae, Taxonomy
+from howwhen.saelens import export_saelens
 from howwhen.store import Json, StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline
 
+SAELENS = "saelens"
+"""Folder of the chosen autoencoder as SAELens reads it."""
 PAGE = "taxonomy.html"
 """What `howwhen discover --report` points to."""
 TRACES_SHOWN = 3
@@ -50,7 +53,7 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
     cells = study.ask_judge(cells)
     scores = [cell.scores for cell in cells]
     choice = choose(scores, study.settings)
-    chosen, naming = study.name(cells[choice.index])
+    chosen, naming = study.name(choice.index, cells[choice.index])
     run.reporter.say(f"  chosen: {choice.reason}")
     counts = study.keep(chosen, naming)
     rows = [{**_row(one), "chosen": number == choice.index} for number, one in enumerate(scores)]
@@ -70,7 +73,8 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
 
 def _page(run: "Pipeline", step: StepFolder, counts: Json, cells: Sequence[Json]) -> str:
     """The page about the taxonomy whose files are in the step's folder."""
-    truth, traces = step.path / "truth.json", run.settings.collect.traces
+    truth = step.path / "truth.json"
+    traces = run.folder.step("collect").read_json("settings.json")["traces"]
     writers = [run.pair.thinking_source] if traces is None else [Path(one).name for one in traces]
     return make_page(
         PageInput(
@@ -91,10 +95,11 @@ class _Study:
 
     def __init__(self, run: "Pipeline", step: StepFolder) -> None:
         self.run, self.step, self.settings = run, step, run.settings.discover
-        # A judge that cannot be asked is known before anything is read.
+        # What can be known of the judge without asking it is known before anything is read.
         self.judge: Judge | None = make_judge(
             self.settings, run.folder.judge_cache, run.reporter.say
         )
+        self.namings: dict[int, Naming] = {}
         self.reader = run.reader
         self.layers = run.taxonomy_layers
         self.rollouts, questions = run.rollouts_with_questions()
@@ -167,7 +172,7 @@ class _Study:
         if self.judge is None:
             return list(cells)
         asked = shortlist([cell.scores for cell in cells], self.settings)
-        judged = {number: self._judged(cells[number], self.judge) for number in asked}
+        judged = {number: self._judged(number, cells[number], self.judge) for number in asked}
         found = [one.scores.judged for one in judged.values() if one.scores.judged is not None]
         replies, unusable = sum(one.replies for one in found), sum(one.unparsable for one in found)
         if unusable > replies / 2:
@@ -177,21 +182,17 @@ class _Study:
             )
         return [judged.get(number, cell) for number, cell in enumerate(cells)]
 
-    def _judged(self, cell: Cell, judge: Judge) -> Cell:
-        """A cell with scores of the judge."""
+    def _judged(self, number: int, cell: Cell, judge: Judge) -> Cell:
+        """A cell with scores of the judge, which names it first."""
         assigned = self._assigned(cell.taxonomy)
-        naming = name_with_judge(assigned, judge, self.settings)
+        naming = self.namings[number] = name_with_judge(assigned, judge, self.settings)
         scores = score_with_judge(assigned, naming.names, judge, self.settings)
         self.run.reporter.say(f"  {cell.scores.name}: judged {scores.score:.3f}; {self.usage}")
         return replace(cell, scores=replace(cell.scores, judged=scores))
 
-    def name(self, cell: Cell) -> tuple[Taxonomy, Naming]:
-        """The chosen taxonomy with names; the judge's replies are in its cache by now."""
-        assigned = self._assigned(cell.taxonomy)
-        if self.judge is None:
-            naming = name_by_words(assigned)
-        else:
-            naming = name_with_judge(assigned, self.judge, self.settings)
+    def name(self, number: int, cell: Cell) -> tuple[Taxonomy, Naming]:
+        """The chosen taxonomy with the judge's names, or else the offline ones."""
+        naming = self.namings.get(number) or name_by_words(self._assigned(cell.taxonomy))
         titles = tuple(name.title for name in naming.names)
         return replace(cell.taxonomy, titles=titles), naming
 
@@ -201,6 +202,8 @@ class _Study:
         annotations = annotate(self.rollouts, scores)
         categories = [one.category for one in annotations]
         self.step.write_taxonomy(taxonomy)
+        if isinstance(taxonomy.scorer, Sae):
+            export_saelens(self.step.path / SAELENS, taxonomy)
         self.step.write_records("annotations.jsonl", annotations)
         self.step.write_tensors("sentence_scores.safetensors", {"scores": scores}, {})
         portraits = paint(self.rollouts, annotations, naming.names)
