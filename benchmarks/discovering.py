@@ -31,8 +31,8 @@ SENTENCES_PER_TEXT = 25
 
 def grid_results() -> Iterator[Result]:
     """A grid of ten sizes at the width of tally and of SmolLM2-135M."""
-    yield grid_against_one_by_one(192, steps=200)
-    yield grid_against_one_by_one(576, steps=100)
+    yield grid_against_one_by_one(192, steps=1000)
+    yield grid_against_one_by_one(576, steps=500)
 
 
 def grid_against_one_by_one(width: int, steps: int) -> Result:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.cluster.hierarchy import cut_tree, ward
 from torch import Tensor
 from torch.nn import functional
@@ -127,17 +127,19 @@ class _Grid:
         offset = (self.rows * bias).sum(2)
         offset[0] -= self.encoder_bias
         scores, overlaps = (self.rows.flatten(0, 1) @ batch.T - offset.view(-1, 1)).chunk(2)
-        slopes_and_codes = torch.empty(2, *scores.shape)
-        slopes, codes = slopes_and_codes
-        own = torch.empty_like(decoder)
+        work = scores.new_empty(3, *scores.shape)
+        slopes, codes, kept = work
         for cell, k in zip(self.cells, self.ks, strict=True):
-            rows, kept = decoder[cell], _highest(scores[cell], k)
-            torch.mul(scores[cell], kept, out=codes[cell])
-            torch.mm(rows @ rows.T, codes[cell], out=slopes[cell])
-            slopes[cell].sub_(overlaps[cell]).mul_(kept)
-            torch.mm(codes[cell] @ codes[cell].T, rows, out=own[cell])
-        sums = slopes_and_codes.sum(2)
-        gradient = torch.matmul(slopes_and_codes, batch) - sums[:, :, None] * bias
+            _mark_highest(scores[cell], k, out=kept[cell])
+        torch.mul(scores, kept, out=codes)
+        grams, products = decoder @ decoder.T, decoder.new_zeros(len(decoder), len(decoder))
+        for cell in self.cells:
+            torch.mm(grams[cell, cell], codes[cell], out=slopes[cell])
+            products[cell, cell] = codes[cell] @ codes[cell].T
+        slopes.sub_(overlaps).mul_(kept)
+        own = products @ decoder
+        sums = work[:2].sum(2)
+        gradient = torch.matmul(work[:2], batch) - sums[:, :, None] * bias
         gradient[1] = own - gradient[1]
         in_bias = sums[1, :, None] * decoder - sums[0, :, None] * encoder
         total = batch.sum(0)
@@ -170,13 +172,22 @@ class _Grid:
         ]
 
 
-def _highest(scores: Float[Tensor, "latent n"], k: int) -> Bool[Tensor, "latent n"]:
-    """Where a sentence's k highest scores are: k passes of a maximum are far faster than a sort."""
-    rest, lowest = scores, scores.amax(0)
+def _mark_highest(
+    scores: Float[Tensor, "latent n"], k: int, out: Float[Tensor, "latent n"]
+) -> None:
+    """Set `out` to 1 where a sentence's k highest scores are, else to 0.
+
+    k maxima are far faster than a sort, and numbers far faster to work with than truth values.
+    """
+    rest = scores
     for _ in range(k - 1):
-        rest = rest.masked_fill(rest >= lowest, -torch.inf)
-        lowest = rest.amax(0)
-    return scores >= lowest
+        torch.ge(rest, rest.amax(0), out=out)
+        rest = torch.add(rest, out, alpha=-_FAR)
+    torch.ge(scores, rest.amax(0), out=out)
+
+
+_FAR = 1e30
+"""More than any two scores are apart."""
 
 
 def _check(shape: Shape, sentences: int) -> None:
