@@ -90,13 +90,14 @@ WISHES = [
 
 @pytest.mark.parametrize(("wish", "chosen"), WISHES)
 def test_the_choice_can_be_overridden(wish: dict[str, object], chosen: int) -> None:
-    settings = DiscoverSettings.model_validate(wish)
+    grid = {"sizes": (6, 8), "methods": ("sae", "kmeans")}
+    settings = DiscoverSettings.model_validate({**grid, **wish})
     assert choose(GRID, settings).index == chosen
 
 
 def test_a_wish_that_no_cell_meets_is_refused_with_what_there_is() -> None:
     with pytest.raises(SettingsError, match=r"layer 9, size 6; the grid has layers \[2, 4\]"):
-        choose(GRID, DiscoverSettings(chosen_layer=9, chosen_size=6))
+        choose(GRID, DiscoverSettings(sizes=(6, 8), chosen_layer=9, chosen_size=6))
 
 
 def test_shapes_that_cannot_be_trained_are_listed() -> None:
