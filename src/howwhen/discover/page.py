@@ -5,7 +5,6 @@ It needs no network and no script. Shades say what the printed numbers say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -78,15 +77,12 @@ def make_page(given: PageInput) -> str:
 
 
 def _heat_maps(cells: Sequence[Mapping[str, Any]]) -> list[HeatMap]:
-    def kind(cell: Mapping[str, Any]) -> tuple[str, int]:
-        return cell["method"], cell["k"]
-
+    """One table per method and k, in the order in which they were tried."""
+    kinds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        kinds.setdefault((cell["method"], cell["k"]), []).append(cell)
     scores = [cell["score"] for cell in cells]
-    lowest, highest = min(scores), max(scores)
-    return [
-        _heat_map(name, list(own), lowest, highest)
-        for name, own in groupby(sorted(cells, key=kind), key=kind)
-    ]
+    return [_heat_map(name, own, min(scores), max(scores)) for name, own in kinds.items()]
 
 
 def _heat_map(
