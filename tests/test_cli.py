@@ -192,9 +192,9 @@ def test_traces_are_collected_instead_of_answers(
         "truncated": 0,
     }  # fmt: skip
     rollouts = (out / "1-collect" / "rollouts.jsonl").read_text().splitlines()
-    assert {json.loads(line)["text"] for line in rollouts} == {
-        f"[Bob has pens. So the answer is {n}." for n in range(8)
-    }
+    texts = [json.loads(line)["text"] for line in rollouts]
+    assert len(set(texts)) == 8
+    assert set(texts) < {f"[Bob has pens. So the answer is {n}." for n in range(10)}
     run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
     assert "already done" in capsys.readouterr().err
     traces.write_text(traces.read_text().replace("Bob has pens", "Ann has pens"))
