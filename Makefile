@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 
 # Every test runs on one thread, so two cores take two files at a time.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check src tests benchmarks docs

@@ -28,6 +28,14 @@ settings.register_profile("howwhen", derandomize=True, database=None, deadline=N
 settings.load_profile("howwhen")
 torch.set_num_threads(1)  # two only get in each other's way on models of this size
 
+SLOWEST_FILES = ("test_pipeline.py", "test_measuring.py", "test_convert.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process ends up alone with one of them."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
+
+
 DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Real problems and answers, kept beside the checkout; not part of the project."""
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data at {DATA}")
