@@ -176,6 +176,17 @@ def test_the_command_writes_the_taxonomys_page(
     assert "Against the truth: operation" in text
 
 
+@pytest.fixture
+def judged_copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, where a judge on this machine can be asked."""
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    return folder
+
+
 def reply_of(prompt: str) -> str:
     """A judge that says little, but as it was asked to."""
     if "title has at most six words" in prompt:
@@ -194,13 +205,9 @@ def _discover_with_judge(folder: Path, url: str) -> None:
 
 
 def test_a_judge_names_and_scores_the_most_promising_taxonomies_and_is_paid_once(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judged_copy: Path,
 ) -> None:
-    pytest.importorskip("openai")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folder = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    folder = judged_copy
     with judging(reply_of) as endpoint:
         _discover_with_judge(folder, endpoint.url)
         asked = len(endpoint.bodies)
@@ -220,16 +227,9 @@ def test_a_judge_names_and_scores_the_most_promising_taxonomies_and_is_paid_once
 
 
 def test_a_judge_without_a_usable_word_is_warned_of_and_leaves_the_offline_names(
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    judged_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("openai")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folder = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    folder = judged_copy
     with judging(lambda _: "I would rather not.") as endpoint:
         _discover_with_judge(folder, endpoint.url)
     assert "replies of judge-1 were unusable" in capsys.readouterr().err
@@ -266,6 +266,19 @@ def test_another_choice_trains_and_reads_nothing_again(finished: Path, tmp_path:
     taxonomy = StepFolder(discover, "discover").read_taxonomy()
     assert (taxonomy.layer, taxonomy.size) == (2, 6)
     assert "sae at layer 2, size 6" in (discover / "taxonomy.html").read_text()
+
+
+def test_a_choice_of_clusters_leaves_no_folder_of_the_autoencoder(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(finished), str(folder)], check=True)
+    for method, is_there in (("sae", True), ("kmeans", False)):
+        change = {"methods": ("sae", "kmeans"), "chosen_method": method}
+        settings = make_settings(SETTINGS, {"discover": change})
+        with open_run(folder) as run:
+            Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+        assert (folder / "2-discover" / "saelens").exists() is is_there
 
 
 def test_a_damaged_step_stops_the_later_ones(finished: Path, tmp_path: Path) -> None:

@@ -150,6 +150,11 @@ class StepFolder:
             shutil.rmtree(path)
         self.write_json(label, described)
 
+    def discard(self, folder: str) -> None:
+        """Remove a subfolder that an earlier extent left, if there is one."""
+        if (self.path / folder).exists():
+            shutil.rmtree(self.path / folder)
+
     def finish(self, key: Key, counts: Json) -> None:
         """Write the provenance, with a hash of every output file; the step is done."""
         files = sorted(path for path in self.path.rglob("*") if path.is_file())

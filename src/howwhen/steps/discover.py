@@ -202,6 +202,7 @@ class _Study:
         annotations = annotate(self.rollouts, scores)
         categories = [one.category for one in annotations]
         self.step.write_taxonomy(taxonomy)
+        self.step.discard(SAELENS)
         if isinstance(taxonomy.scorer, Sae):
             export_saelens(self.step.path / SAELENS, taxonomy)
         self.step.write_records("annotations.jsonl", annotations)
