@@ -4,8 +4,10 @@ Flags are made from the settings classes. Precedence, low to high: defaults, `--
 pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
 """
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,28 +380,39 @@ def zoo_show(name: str) -> None:
 
 
 @zoo.command(name="build")
-def zoo_build(name: str, *, out: Path | None = None, seed: int = 0) -> None:
-    """Build embedded weights again: `tally` (trains, about an hour) or `smollm2` (converts).
+def zoo_build(
+    name: str, *, out: Path | None = None, seed: int = 0, hours: float = math.inf
+) -> None:
+    """Build weights again: `tally`, `smol` (both train, for hours) or `smollm2` (converts).
 
     Parameters
     ----------
     name:
-        `tally` or `smollm2`.
+        `tally`, `smol` or `smollm2`.
     out:
-        Folder for tally's three models; a killed build goes on where it stopped.
+        Folder of what is trained, runs/zoo-NAME by default; a killed build goes on where it
+        stopped.
     seed:
-        Seed of tally's training; the weights in the package are of seed 0.
+        Seed of the training; what comes with the package is of seed 0.
+    hours:
+        Stop after this time; the same command goes on from there (`smol` only).
     """
-    from howwhen.zoo.tally.train import BuildSettings, build
+    from howwhen.zoo.smol import train as smol
+    from howwhen.zoo.tally import train as tally
 
+    folder, say = out or Path("runs") / f"zoo-{name}", Reporter().say
     if name == SMOLLM2:
-        print(f"{SMOLLM2}: {smollm2_folder()}")
+        folder = smollm2_folder()
     elif name == "tally":
-        folder = out or Path("runs") / "zoo-tally"
-        build(folder, BuildSettings(seed=seed), Reporter().say)
-        print(f"tally: {folder}")
+        tally.build(folder, tally.BuildSettings(seed=seed), say)
+    elif name == "smol":
+        deadline = time.monotonic() + 3600 * hours
+        smol.build(folder, smol.BuildSettings(seed=seed), say, deadline)
     else:
-        raise SettingsError(f"there is nothing to build for {name!r}; expected tally or {SMOLLM2}")
+        raise SettingsError(
+            f"there is nothing to build for {name!r}; expected tally, smol or {SMOLLM2}"
+        )
+    print(f"{name}: {folder}")
 
 
 _COMMANDS: dict[str, tuple[tuple[Step, ...], str]] = {

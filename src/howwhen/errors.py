@@ -9,6 +9,7 @@
     │   └── SteeringError     vectors that do not fit: category, width, layer, values
     ├── StoreError            a run folder that is damaged or lacks a step
     ├── MissingExtraError     an optional dependency that is not installed
+    ├── OutOfTimeError        a training's time budget is used up; it goes on where it stopped
     └── JudgeError            a judge that gave no reply (in `judging`)
 
 A new error joins the tree when a caller could act on it differently. Messages say what was found,
@@ -50,3 +51,7 @@ class StoreError(HowwhenError):
 
 class MissingExtraError(HowwhenError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class OutOfTimeError(HowwhenError):
+    """A training's time budget is used up; it goes on where it stopped."""

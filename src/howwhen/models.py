@@ -112,9 +112,10 @@ class Padded:
         }
 
 
-def pad(sequences: Sequence[Sequence[int]], *, left: bool = False) -> Padded:
-    """Pad token sequences to the longest; padding holds id 0 and is masked."""
+def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int = 1) -> Padded:
+    """Pad token sequences to the longest, or the next multiple; padding has id 0 and is masked."""
     longest = max(len(sequence) for sequence in sequences)
+    longest += -longest % multiple
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
@@ -166,11 +167,38 @@ def load_model(
             f"cannot load a causal language model and its tokenizer from {str(source)!r}: "
             f"{error}. Give a folder written by save_pretrained, or a hub id reachable from here"
         ) from error
+    return wrap_model(model, tokenizer, prompt=prompt, markers=markers, name=name or str(source))
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str = CHAT,
+    markers: Markers = THINK,
+    name: str,
+) -> LanguageModel:
+    """A model at hand as a language model: frozen, in evaluation mode, its blocks found.
+
+    Raises:
+        ModelError: its blocks cannot be found.
+        InputError: an empty marker.
+    """
     model.eval().requires_grad_(False)
     find_blocks(model)
+    _read_densely(model)
     revision = getattr(model.config, "_commit_hash", None)
-    title = name or str(source)
-    return LanguageModel(title, fingerprint(model), model, tokenizer, prompt, revision, markers)
+    return LanguageModel(name, fingerprint(model), model, tokenizer, prompt, revision, markers)
+
+
+def _read_densely(model: PreTrainedModel) -> None:
+    """Let the output embedding copy its input where that is a slice of a batch.
+
+    A matrix product of such a slice would copy the whole vocabulary for every sequence instead.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
 def fingerprint(model: PreTrainedModel) -> str:

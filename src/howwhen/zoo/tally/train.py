@@ -1,31 +1,28 @@
 """Train tally: the base on its documents, tally-rl by expert iteration, tally-sft by distillation.
 
 Every batch is drawn from a generator seeded by its own step, and a checkpoint (weights and
-optimiser) is written every hundred steps, so a killed build resumes to the same weights on the
+optimiser) is written every fifty steps, so a killed build resumes to the same weights on the
 same machine. Nothing but the outcome (is the concluded number right?) reaches tally-rl.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from howwhen.collect.rollouts import Sampling, generate
-from howwhen.errors import ModelError, StoreError
+from howwhen.errors import ModelError
 from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.truth import TallyProblem, draw_problem
+from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
 
-Report = Callable[[str], None]
 MOST_ANSWER_TOKENS = 150
-CHECKPOINT_EVERY = 100
-"""Steps."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,6 @@ class BuildSettings:
     distil_learning_rate: float = 5e-4
 
 
-@dataclass(frozen=True)
-class Example:
-    """Token ids of one document; the loss counts from token `scored_from` on."""
-
-    ids: tuple[int, ...]
-    scored_from: int
-
-
 def build(out: Path, settings: BuildSettings, report: Report) -> None:
     """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders; finished parts are kept.
 
@@ -63,8 +52,7 @@ def build(out: Path, settings: BuildSettings, report: Report) -> None:
         StoreError: `out` holds checkpoints of other settings.
     """
     work = out / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    _claim(work, settings)
+    claim(work, asdict(settings))
     stages = _Stages(build_tokenizer(), work, settings, report)
     for name, train in {"base": stages.base, "rl": stages.rl, "sft": stages.sft}.items():
         if (out / name / "model.safetensors").exists():
@@ -132,7 +120,7 @@ class _Stages:
             )
             steps, rate = self.settings.round_steps, self.settings.round_learning_rate
             self._fit(model, self._draws_of(kept, number), steps, rate, f"rl-{number}")
-            _write(model.state_dict(), done)
+            write_tensors(model.state_dict(), done)
 
     def _documents(
         self, stage: str, draw: Callable[[Random], tuple[str, str]], is_whole: bool
@@ -159,7 +147,8 @@ class _Stages:
         rate: float,
         name: str,
     ) -> None:
-        fit(model, batch, steps, rate, self.work / f"{name}.safetensors", self.report)
+        course = Course(steps, rate, self.work / f"{name}.safetensors", self.report)
+        fit(model, lambda step: answer_loss(model, batch(step)), course)
 
 
 def sample_right(
@@ -239,35 +228,6 @@ def encode(
     return Example((*prompt, *answer, tokenizer.eos_token_id), 1 if whole else len(prompt))
 
 
-def fit(
-    model: LlamaForCausalLM,
-    batch: Callable[[int], list[Example]],
-    steps: int,
-    learning_rate: float,
-    checkpoint: Path,
-    report: Report,
-) -> None:
-    """Minimise next-token cross-entropy for `steps` batches, resuming from `checkpoint`."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
-    )
-    start = _resume(model, optimizer, checkpoint)
-    model.train()
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _schedule(step, steps)
-        loss = answer_loss(model, batch(step))
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % 20 == 0:
-            report(f"{checkpoint.stem}: step {step + 1}/{steps}, loss {loss.item():.4f} nats")
-        if (step + 1) % CHECKPOINT_EVERY == 0:
-            _checkpoint(model, optimizer, step + 1, checkpoint)
-    model.eval()
-
-
 def answer_loss(model: LlamaForCausalLM, examples: Sequence[Example]) -> torch.Tensor:
     """Mean cross-entropy in nats over the scored tokens of a right-padded batch."""
     longest = max(len(example.ids) for example in examples)
@@ -279,59 +239,6 @@ def answer_loss(model: LlamaForCausalLM, examples: Sequence[Example]) -> torch.T
         targets[row, example.scored_from : len(example.ids)] = scored
     logits = model(input_ids=ids, use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up over 5 % of the steps, then linear decay to a tenth."""
-    warm_up = max(1, steps // 20)
-    return min((step + 1) / warm_up, 1 - 0.9 * (step - warm_up) / max(1, steps - warm_up))
-
-
-def _claim(work: Path, settings: BuildSettings) -> None:
-    """Refuse to mix checkpoints of different settings in one folder."""
-    path = work / "settings.json"
-    stated = json.dumps(asdict(settings), indent=2)
-    if path.exists() and path.read_text() != stated:
-        raise StoreError(
-            f"{path} was written by a build with other settings; expected {stated}; "
-            "delete the folder or choose another one"
-        )
-    path.write_text(stated)
-
-
-def _state(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, torch.Tensor]]:
-    names = [name for name, _ in model.named_parameters()]
-    for name, parameter in model.named_parameters():
-        yield f"model/{name}", parameter.detach()
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            yield f"{key}/{names[index]}", value
-
-
-def _checkpoint(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int, path: Path
-) -> None:
-    _write({**dict(_state(model, optimizer)), "step": torch.tensor(step)}, path)
-
-
-def _resume(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, path: Path) -> int:
-    if not path.exists():
-        return 0
-    saved = load_file(path)
-    for name, parameter in model.named_parameters():
-        parameter.data.copy_(saved[f"model/{name}"])
-        optimizer.state[parameter] = {
-            key: saved[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    return int(saved["step"])
-
-
-def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
 
 
 def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,0 +1,389 @@
+"""Train smol: mid-train SmolLM2 on mixed documents, reinforce that by outcome, distil a sibling.
+
+Every stage trains a low-rank adapter (Hu et al. 2021) on frozen weights. The base learns from
+documents in which every mechanism occurs and most writers are hasty. Nothing but the outcome (is
+the concluded number right?) reaches the reinforced model, by expert iteration on samples of its
+own (Anthony et al. 2017). The distilled sibling copies people's worked solutions, whose manner
+the base's documents do not contain.
+
+Batches are drawn from generators seeded by their number and checkpoints are written, so a killed
+build goes on to the same weights on the same machine.
+"""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from howwhen.errors import MissingExtraError, ModelError
+from howwhen.hybrid.streams import open_streams
+from howwhen.models import LanguageModel, pad, wrap_model
+from howwhen.prompts import PLAIN
+from howwhen.zoo.smol.corpus import (
+    WITHOUT_DRILLS,
+    base_solution,
+    draw_problem,
+    teacher_solution,
+)
+from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
+from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder
+from howwhen.zoo.smol.word_problems import WordProblem
+from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
+
+MOST_ANSWER_TOKENS = 140
+MOST_TOKENS = 260
+"""Longer documents are left out of the training."""
+SAMPLES_AT_A_TIME = 192
+_CONCLUSION = re.compile(r"The answer is (\d+)\.$")
+_LENGTH_MULTIPLE = 32
+_SCORED_MULTIPLE = 256
+"""Shapes that recur keep the memory from splintering."""
+IGNORED = -100
+_SORTED_DOCUMENTS = 192
+"""Batches are cut from this many documents at a time, sorted by length: little is padding."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Size of one training; one step is one batch of documents of like length."""
+
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Size of the expert iteration."""
+
+    rounds: int = 8
+    problems: int = 320
+    """Drawn in every round."""
+    samples: int = 4
+    """Per problem and round, at temperature 1."""
+    keep: int = 2
+    """Right samples kept per problem, so that easy problems do not crowd out hard ones."""
+    steps: int = 24
+    """Per round."""
+    learning_rate: float = 3e-4
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Sizes of the build."""
+
+    seed: int = 0
+    rank: int = 16
+    """Of every adapter; all linear maps but the output embedding have one."""
+    batch_tokens: int = 2304
+    """Most tokens of a batch, padding included."""
+    base: Fit = Fit(steps=480, learning_rate=1e-3)
+    rl: Rounds = Rounds()
+    sft: Fit = Fit(steps=160, learning_rate=5e-4)
+
+
+Batch = Callable[[int], list[Example]]
+
+
+def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
+    """Write the adapters `out/base`, `out/rl` and `out/sft`; finished ones are kept.
+
+    Args:
+        out: folder of the adapters, and of the checkpoints in `work`.
+        settings: sizes.
+        report: takes a line about the progress.
+        deadline: when to stop for now, in seconds of `time.monotonic`.
+
+    Raises:
+        MissingExtraError: PEFT or SmolLM2's weights are not installed.
+        StoreError: `out` holds checkpoints of other settings.
+        OutOfTimeError: the deadline passed; the same call goes on from there.
+    """
+    for name, chain in LAYERS.items():
+        work = out / "work" / name
+        described = asdict(settings)
+        others = [other for other in LAYERS if other not in chain]
+        claim(work, {key: one for key, one in described.items() if key not in others})
+        if (out / name).is_dir():
+            report(f"{name}: already built")
+            continue
+        stage = _Stage(work, settings, report, deadline)
+        model = new_adapter(_start_of(name, out), settings)
+        train: Callable[[Any], None] = getattr(stage, name)
+        train(model)
+        save_adapter(model, out / name)
+
+
+def _start_of(name: SmolName, out: Path) -> PreTrainedModel:
+    """What a stage's adapter is put on: SmolLM2, or the mid-trained base."""
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2_folder(), dtype=torch.float32, attn_implementation="eager"
+    )
+    for earlier in LAYERS[name][:-1]:
+        model = add_adapter(model, out / earlier)
+    return model
+
+
+def new_adapter(model: PreTrainedModel, settings: BuildSettings) -> Any:
+    """The model, frozen, with a fresh adapter of low rank (a PEFT model)."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("training smol takes PEFT; type: pip install peft") from error
+    torch.manual_seed(settings.seed)
+    shape = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
+    return get_peft_model(model, shape)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One training in its folder; changes the adapter it is given."""
+
+    work: Path
+    settings: BuildSettings
+    report: Report
+    deadline: float
+
+    def base(self, model: Any) -> None:
+        """Mid-train on documents of mixed quality."""
+        svamp, gsm8k = svamp_train(), gsm8k_train()
+
+        def draw(rng: Random) -> tuple[str, str]:
+            problem = draw_problem(svamp, gsm8k, rng)
+            return problem.question, base_solution(problem, rng)
+
+        self._fit(model, self._documents("base", draw), self.settings.base, "base")
+
+    def sft(self, model: Any) -> None:
+        """Fine-tune the base on people's solutions."""
+        gsm8k = gsm8k_train()
+
+        def draw(rng: Random) -> tuple[str, str]:
+            problem = rng.choice(gsm8k)
+            return problem.question, teacher_solution(problem)
+
+        self._fit(model, self._documents("sft", draw), self.settings.sft, "sft")
+
+    def rl(self, model: Any) -> None:
+        """Expert iteration: sample, keep what ends in the right number, train on it, repeat."""
+        rounds = self.settings.rl
+        trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        for number in range(rounds.rounds):
+            done = self.work / f"round-{number}.safetensors"
+            if not done.exists():
+                kept = self._right_samples(model, number)
+                size = Fit(rounds.steps, rounds.learning_rate)
+                self._fit(model, self._draws_of(kept, number), size, f"rl-{number}")
+                write_tensors({name: one.detach() for name, one in trained.items()}, done)
+            model.load_state_dict(load_file(done), strict=False)
+
+    def _right_samples(self, model: Any, number: int) -> list[Example]:
+        """Right samples of one round; drawn once and kept beside the checkpoints."""
+        path = self.work / f"round-{number}.json"
+        if not path.exists():
+            kept, share = sample_right(model, self.settings, number)
+            rounds = self.settings.rl.rounds
+            self.report(f"rl round {number + 1}/{rounds}: {share:.1%} of samples right")
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps([asdict(example) for example in kept]))
+            partial.replace(path)
+        rows = json.loads(path.read_text())
+        return [Example(tuple(row["ids"]), row["scored_from"]) for row in rows]
+
+    def _documents(self, stage: str, draw: Callable[[Random], tuple[str, str]]) -> Batch:
+        """Batches of documents, cut from several batches' worth sorted by length."""
+        tokenizer = smol_tokenizer()
+
+        def several(number: int) -> list[list[Example]]:
+            rng = Random(f"{self.settings.seed}-{stage}-{number}")
+            examples: list[Example] = []
+            while len(examples) < _SORTED_DOCUMENTS:
+                example = encode(tokenizer, *draw(rng))
+                if len(example.ids) <= MOST_TOKENS:
+                    examples.append(example)
+            return _sorted_batches(examples, self.settings.batch_tokens, rng)
+
+        return _one_by_one(several)
+
+    def _draws_of(self, kept: Sequence[Example], number: int) -> Batch:
+        """Batches of kept samples, every one as often as every other."""
+
+        def once(number_of_pass: int) -> list[list[Example]]:
+            rng = Random(f"{self.settings.seed}-round-{number}-{number_of_pass}")
+            return _sorted_batches(kept, self.settings.batch_tokens, rng)
+
+        return _one_by_one(once)
+
+    def _fit(self, model: Any, batch: Batch, size: Fit, name: str) -> None:
+        place = self.work / f"{name}.safetensors"
+        course = Course(size.steps, size.learning_rate, place, self.report, deadline=self.deadline)
+        fit(model, lambda step: answer_loss(model, batch(step)), course)
+
+
+def _one_by_one(several: Callable[[int], list[list[Example]]]) -> Batch:
+    """Batches by number, from lists of batches by number."""
+    batches: list[list[Example]] = []
+    lists = count()
+
+    def batch(step: int) -> list[Example]:
+        while len(batches) <= step:
+            batches.extend(several(next(lists)))
+        return batches[step]
+
+    return batch
+
+
+def _sorted_batches(examples: Sequence[Example], most: int, rng: Random) -> list[list[Example]]:
+    """Batches of examples of like length, each of at most `most` tokens, in random order."""
+    drawn = list(examples)
+    rng.shuffle(drawn)
+    drawn.sort(key=lambda example: len(example.ids), reverse=True)
+    batches: list[list[Example]] = []
+    while drawn:
+        longest = len(drawn[0].ids)
+        size = max(1, most // (longest + -longest % _LENGTH_MULTIPLE))
+        batches.append(drawn[:size])
+        drawn = drawn[size:]
+    rng.shuffle(batches)
+    return batches
+
+
+def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list[Example], float]:
+    """Right samples of one round as examples, and the share of all samples that were right.
+
+    Raises:
+        ModelError: none was right.
+    """
+    rng = Random(f"{settings.seed}-sample-{number}")
+    svamp, gsm8k = svamp_train(), gsm8k_train()
+    problems = [
+        draw_problem(svamp, gsm8k, rng, WITHOUT_DRILLS) for _ in range(settings.rl.problems)
+    ]
+    problems.sort(key=lambda problem: len(problem.question))
+    merged = copy.deepcopy(model).merge_and_unload().to(torch.bfloat16)
+    language_model = wrap_model(merged, smol_tokenizer(), prompt=PLAIN, name="smol")
+    times, seed = settings.rl.samples, settings.seed * 1000 + number
+    prompts = [
+        language_model.prompt_ids(problem.question) for problem in problems for _ in range(times)
+    ]
+    answers = sample(language_model, prompts, 1.0, seed)
+    kept: list[Example] = []
+    right = 0
+    for index, problem in enumerate(problems):
+        mine = answers[index * times : (index + 1) * times]
+        good = [ids for ids in mine if is_right(language_model, ids, problem)]
+        right += len(good)
+        prompt = tuple(prompts[index * times])
+        kept += [
+            Example(prompt + ids, len(prompt)) for ids in sorted(set(good))[: settings.rl.keep]
+        ]
+    if not kept:
+        raise ModelError(
+            f"no sample of round {number} was right, so there is nothing to reinforce; "
+            "train the base longer or sample more"
+        )
+    return kept, right / len(answers)
+
+
+def sample(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], temperature: float, seed: int
+) -> list[tuple[int, ...]]:
+    """Answer prompts in batches, each answer up to its end token; greedy at temperature 0."""
+    generator = torch.Generator().manual_seed(seed)
+    answers: list[tuple[int, ...]] = []
+    for start in range(0, len(prompts), SAMPLES_AT_A_TIME):
+        batch = prompts[start : start + SAMPLES_AT_A_TIME]
+        answers += _sample_batch(model, batch, temperature, generator)
+    return answers
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    generator: torch.Generator,
+) -> list[tuple[int, ...]]:
+    streams = open_streams(model, prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
+    going = list(range(len(prompts)))
+    token = torch.tensor([prompt[-1] for prompt in prompts])
+    while going:
+        streams.feed(token[:, None])
+        logits = streams.logits[:, -1]
+        if temperature:
+            chances = (logits / temperature).softmax(-1)
+            token = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        else:
+            token = logits.argmax(-1)
+        for answer, one in zip(going, token.tolist(), strict=True):
+            answers[answer].append(one)
+        kept = [
+            row
+            for row, answer in enumerate(going)
+            if answers[answer][-1] not in model.end_ids
+            and len(answers[answer]) < MOST_ANSWER_TOKENS
+        ]
+        if kept and len(kept) < len(going):
+            streams.keep(torch.tensor(kept))
+            token = token[kept]
+        going = [going[row] for row in kept]
+    return [tuple(answer) for answer in answers]
+
+
+def is_right(model: LanguageModel, answer: Sequence[int], problem: WordProblem) -> bool:
+    """The outcome reward: the answer ended by itself and concludes with the right number."""
+    if not answer or answer[-1] not in model.end_ids:
+        return False
+    concluded = _CONCLUSION.search(model.tokenizer.decode(answer, skip_special_tokens=True))
+    return concluded is not None and int(concluded[1]) == problem.answer
+
+
+@lru_cache(maxsize=1)
+def smol_tokenizer() -> PreTrainedTokenizerBase:
+    """SmolLM2's tokenizer."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(smollm2_folder())
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, question: str, solution: str) -> Example:
+    """A document as an example: the prompt, then the scored answer with its end token."""
+    prompt = tokenizer(PLAIN.format(question=question))["input_ids"]
+    answer = tokenizer(f" {solution}", add_special_tokens=False)["input_ids"]
+    return Example((*prompt, *answer, tokenizer.eos_token_id), len(prompt))
+
+
+def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
+    """Mean cross-entropy in nats over the scored tokens; matrix products in bfloat16.
+
+    The vocabulary is multiplied at scored positions only.
+    """
+    batch = pad([example.ids for example in examples], multiple=_LENGTH_MULTIPLE)
+    targets = batch.ids.masked_fill(batch.mask == 0, IGNORED)
+    for row, example in enumerate(examples):
+        targets[row, : example.scored_from] = IGNORED
+    targets = targets[:, 1:].flatten()
+    scored = (targets != IGNORED).nonzero()[:, 0]
+    scored = functional.pad(scored, (0, -len(scored) % _SCORED_MULTIPLE))  # position 0 is ignored
+    inner = model.get_base_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = inner.model(**batch.inputs(), use_cache=False).last_hidden_state
+        logits = inner.lm_head(hidden[:, :-1].flatten(0, 1)[scored])
+    return functional.cross_entropy(logits.float(), targets[scored], ignore_index=IGNORED)

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from howwhen.models import load_model, pad
+from tests.conftest import MakeModel
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gpt2"])
+def test_the_vocabulary_is_multiplied_once_for_a_batch_and_not_for_every_sequence(
+    make_model: MakeModel, tmp_path: Path, architecture: str
+) -> None:
+    made = make_model(architecture)
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    model = load_model(tmp_path).model
+    seen: list[bool] = []
+    head = model.get_output_embeddings()
+    assert head is not None
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    batch = pad([[5, 6, 7], [8, 9, 10]])
+    last = model(**batch.inputs(), logits_to_keep=1).logits
+    assert seen == [True]
+    torch.testing.assert_close(last, made.model(**batch.inputs()).logits[:, -1:])

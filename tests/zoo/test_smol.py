@@ -1,0 +1,141 @@
+import re
+from random import Random
+
+import pytest
+
+from howwhen.zoo.smol.corpus import Habits, base_solution, in_parts, slip, teacher_solution
+from howwhen.zoo.smol.word_problems import (
+    Step,
+    WordProblem,
+    compute,
+    read_prose,
+    read_steps,
+    stories,
+    vary,
+)
+
+EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+CARS = WordProblem(
+    id="cars",
+    question="Sam had 46 toy cars and 7 dolls. He lost 18 cars. How many cars does Sam have now?",
+    answer=28,
+    steps=(Step(46, "-", 18, 28),),
+)
+
+
+def wrong_equations(text: str) -> list[str]:
+    return [
+        " ".join(found)
+        for found in EQUATION.findall(text)
+        if (step := compute(int(found[0]), found[1], int(found[2]))) is None
+        or step.result != int(found[3])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("equation", "said"),
+    [
+        ("( 8.0 + 5.0 )", ["8 + 5 = 13"]),
+        ("( ( 632.0 + 465.0 ) - 410.0 )", ["632 + 465 = 1097", "1097 - 410 = 687"]),
+        ("( 2.0 * ( 9.0 / 3.0 ) )", ["9 / 3 = 3", "2 * 3 = 6"]),
+    ],
+)
+def test_an_equation_becomes_its_computations_innermost_first(
+    equation: str, said: list[str]
+) -> None:
+    assert [step.said() for step in read_steps(equation) or ()] == said
+
+
+@pytest.mark.parametrize(
+    "equation", ["( 3.0 - 8.0 )", "( 7.0 / 2.0 )", "( 1.0 / 0.0 )", "5.0", "1.5 + 2"]
+)
+def test_an_equation_that_leaves_the_whole_numbers_is_not_used(equation: str) -> None:
+    assert read_steps(equation) is None
+
+
+def test_prose_is_read_with_its_computations_and_without_its_marks() -> None:
+    found = read_prose(
+        "She sold 48/2 = <<48/2=24>>24 clips\nIn all 48+24 = <<48+24=72>>72.\n#### 72"
+    )
+    assert found is not None
+    steps, text = found
+    assert [step.said() for step in steps] == ["48 / 2 = 24", "48 + 24 = 72"]
+    assert text == "She sold 48/2 = 24 clips. In all 48+24 = 72."
+    assert read_prose("It is <<0.5*3=1.5>>1.5.\n#### 1.5") is None
+    assert read_prose("It is 3.\n#### 3") is None
+
+
+def test_a_question_says_what_is_known_and_what_is_wanted() -> None:
+    assert CARS.goal == "how many cars does Sam have now"
+    assert CARS.facts == ["Sam had 46 toy cars and 7 dolls", "he lost 18 cars"]
+    clause = "Bo has 9 pens. If he loses 4 pens, how many pens are left?"
+    problem = WordProblem("pens", clause, 5, (Step(9, "-", 4, 5),))
+    assert problem.goal == "how many pens are left"
+    assert problem.facts == ["Bo has 9 pens", "he loses 4 pens"]
+
+
+def test_a_varied_problem_is_the_same_story_with_another_right_answer() -> None:
+    drawn = {vary(CARS, Random(seed)) for seed in range(30)}
+    assert None not in drawn
+    assert len(drawn) > 20
+    for problem in drawn:
+        assert problem is not None
+        numbers = [int(text) for text in re.findall(r"\d+", problem.question)]
+        assert problem.steps == (Step(numbers[0], "-", numbers[2], problem.answer),)
+        assert numbers[0] - numbers[2] == problem.answer > 0
+        assert stories([CARS.question, problem.question]) == [0, 0]
+
+
+def test_stories_are_told_by_their_words() -> None:
+    other = "There are 8 boats with 5 sailors each. How many sailors are there?"
+    longer = CARS.question.replace("46", "91").replace("now", "now after that")
+    assert stories([CARS.question, other, longer]) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("step", "parts"),
+    [
+        (Step(46, "-", 18, 28), ["46 - 10 = 36", "36 - 8 = 28"]),
+        (Step(46, "+", 118, 164), ["46 + 100 = 146", "146 + 10 = 156", "156 + 8 = 164"]),
+        (Step(47, "*", 3, 141), ["40 * 3 = 120", "7 * 3 = 21", "120 + 21 = 141"]),
+        (Step(46, "-", 8, 38), []),
+        (Step(24, "/", 8, 3), []),
+    ],
+)
+def test_a_computation_in_parts_leads_to_the_same_result(step: Step, parts: list[str]) -> None:
+    assert [part.said() for part in in_parts(step)] == parts
+
+
+def test_every_kind_of_document_occurs_and_ends_with_the_conclusion() -> None:
+    documents = [base_solution(CARS, Random(seed)) for seed in range(300)]
+    assert all(re.search(r"The answer is \d+\.$", document) for document in documents)
+    at_once = sum(document == "The answer is 28." for document in documents)
+    shortly = sum(document[0].isdigit() for document in documents)
+    assert at_once / 300 == pytest.approx(Habits().at_once, abs=0.08)
+    assert shortly / 300 == pytest.approx(Habits().shortly, abs=0.08)
+    for mechanism in ("We need", "We know", "so we subtract", "In parts", "Check", "again"):
+        assert any(mechanism in document for document in documents), mechanism
+
+
+def test_only_hasty_documents_end_wrong_and_checks_find_every_slip() -> None:
+    careful = Habits(at_once=0.0, shortly=0.0, check=1.0, wrong_before_check=0.5)
+    for seed in range(100):
+        document = base_solution(CARS, Random(seed), careful)
+        assert document.endswith("The answer is 28.")
+        wrong = wrong_equations(document)
+        assert len(wrong) == document.count("so again") <= 1
+    hasty = Habits(at_once=0.0, shortly=1.0, shortly_wrong=1.0)
+    assert wrong_equations(base_solution(CARS, Random(0), hasty))
+
+
+def test_a_slip_is_near_and_wrong() -> None:
+    step = Step(9, "-", 8, 1)
+    results = {slip(step, Random(seed)).result for seed in range(50)}
+    assert results == {2, 3, 11}
+
+
+def test_the_teacher_repeats_a_persons_words() -> None:
+    problem = WordProblem("clips", "How many?", 24, (Step(48, "/", 2, 24),), "48/2 = 24 clips.")
+    assert teacher_solution(problem) == "48/2 = 24 clips. The answer is 24."
+    with pytest.raises(ValueError, match="no worked prose"):
+        teacher_solution(CARS)
