@@ -3,7 +3,15 @@ from random import Random
 
 import pytest
 
-from howwhen.zoo.smol.corpus import Habits, base_solution, in_parts, slip, teacher_solution
+from howwhen.zoo.smol.corpus import (
+    Habits,
+    Mixture,
+    base_solution,
+    draw_problem,
+    in_parts,
+    slip,
+    teacher_solution,
+)
 from howwhen.zoo.smol.word_problems import (
     Step,
     WordProblem,
@@ -117,8 +125,33 @@ def test_every_kind_of_document_occurs_and_ends_with_the_conclusion() -> None:
         assert any(mechanism in document for document in documents), mechanism
 
 
+def test_a_hasty_writer_concludes_without_the_computation() -> None:
+    hasty = Habits(at_once=0.0, shortly=0.0, hurry=1.0, choose_operation=1.0)
+    document = base_solution(CARS, Random(0), hasty)
+    assert not EQUATION.findall(document)
+    assert document.endswith("so we subtract. The answer is 28.")
+
+
+def test_bare_computations_are_right_and_written_about_with_care() -> None:
+    drills = [draw_problem([CARS], [CARS], Random(seed), Mixture(0.0, 0.0)) for seed in range(200)]
+    assert {drill.steps[0].operator for drill in drills} == {*"+-*/"}
+    documents = [base_solution(drill, Random(seed)) for seed, drill in enumerate(drills)]
+    careful = [document for document in documents if "again" not in document]
+    assert not any(map(wrong_equations, careful))
+    assert sum(bool(EQUATION.findall(document)) for document in documents) > 120
+
+
+def test_a_mixture_holds_what_it_says() -> None:
+    clips = WordProblem("clips", "How many?", 24, (Step(48, "/", 2, 24),), "48/2 = 24 clips.")
+    mixture, rng = Mixture(svamp=0.5, gsm8k=0.3, varied=0.5), Random(1)
+    drawn = [draw_problem([CARS], [clips], rng, mixture) for _ in range(600)]
+    assert sum(one.id == "cars" for one in drawn) / 600 == pytest.approx(0.5, abs=0.06)
+    assert sum(one == CARS for one in drawn) / 600 == pytest.approx(0.25, abs=0.06)
+    assert sum(one is clips for one in drawn) / 600 == pytest.approx(0.3, abs=0.06)
+
+
 def test_only_hasty_documents_end_wrong_and_checks_find_every_slip() -> None:
-    careful = Habits(at_once=0.0, shortly=0.0, check=1.0, wrong_before_check=0.5)
+    careful = Habits(at_once=0.0, shortly=0.0, hurry=0.0, check=1.0, wrong_before_check=0.5)
     for seed in range(100):
         document = base_solution(CARS, Random(seed), careful)
         assert document.endswith("The answer is 28.")

@@ -12,6 +12,8 @@ from random import Random
 from howwhen.zoo.smol.word_problems import Operator, Step, WordProblem, compute, vary
 
 CONCLUSION = "The answer is {}."
+DRILL = "drill"
+"""Id of a bare computation."""
 _DRILLS = ("What is {} {} {}?", "Find {} {} {}.")
 _LARGEST_TERMS = (20, 99, 999)
 _LARGEST_MULTIPLIER = 12
@@ -21,15 +23,17 @@ _LARGEST_MULTIPLIER = 12
 class Habits:
     """How often a writer of base documents does what; every field is a probability."""
 
-    at_once: float = 0.45
+    at_once: float = 0.4
     """Nothing but the conclusion."""
-    shortly: float = 0.2
+    shortly: float = 0.12
     """Nothing but computations and the conclusion."""
-    shortly_wrong: float = 0.15
+    shortly_wrong: float = 0.3
     """A computation of a short answer is wrong, and nobody sees it."""
     say_goal: float = 0.75
     say_facts: float = 0.7
     choose_operation: float = 0.7
+    hurry: float = 0.45
+    """Before each computation at length: nothing more is worked out, the conclusion is guessed."""
     split: float = 0.6
     """Of computations that can be done in parts."""
     check: float = 0.4
@@ -38,12 +42,16 @@ class Habits:
     """The checked computation is wrong at first."""
 
 
+DRILLED = Habits(at_once=0.25, shortly=0.35, shortly_wrong=0.0, hurry=0.0, split=0.8)
+"""How bare computations are written about: mostly with care."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """What the documents are about; shares of all documents, the rest are drills."""
 
-    svamp: float = 0.62
-    gsm8k: float = 0.18
+    svamp: float = 0.58
+    gsm8k: float = 0.14
     varied: float = 0.85
     """Of the problems of SVAMP, those whose numbers are drawn again."""
 
@@ -114,12 +122,12 @@ def draw_drill(rng: Random) -> WordProblem:
     step = compute(left, operator, right)
     assert step is not None  # by construction
     question = rng.choice(_DRILLS).format(left, operator, right)
-    return WordProblem("drill", question, step.result, (step,))
+    return WordProblem(DRILL, question, step.result, (step,))
 
 
 def base_solution(problem: WordProblem, rng: Random, habits: Habits | None = None) -> str:
     """One answer as the base's documents give it."""
-    habits = habits or Habits()
+    habits = habits or (DRILLED if problem.id == DRILL else Habits())
     kind = rng.random()
     if kind < habits.at_once:
         return CONCLUSION.format(problem.answer)
@@ -154,15 +162,17 @@ def _long(problem: WordProblem, rng: Random, habits: Habits) -> str:
     if rng.random() < habits.say_facts:
         sentences += [rng.choice(_FACTS).format(fact) for fact in problem.facts]
     for step in problem.steps:
+        if rng.random() < habits.choose_operation:
+            sentences.append(rng.choice(_OPERATIONS[step.operator]))
+        if rng.random() < habits.hurry:
+            break
         sentences += _work(step, rng, habits)
     return " ".join([*sentences, CONCLUSION.format(problem.answer)])
 
 
 def _work(step: Step, rng: Random, habits: Habits) -> list[str]:
-    """One computation at length: why, how, and whether it is right."""
+    """One computation at length: how, and whether it is right."""
     sentences: list[str] = []
-    if rng.random() < habits.choose_operation:
-        sentences.append(rng.choice(_OPERATIONS[step.operator]))
     parts = in_parts(step)
     if parts and rng.random() < habits.split:
         sentences.append(f"In parts: {', '.join(part.said() for part in parts)}.")

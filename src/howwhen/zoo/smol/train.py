@@ -94,7 +94,7 @@ class BuildSettings:
     """Of every adapter; all linear maps but the output embedding have one."""
     batch_tokens: int = 2304
     """Most tokens of a batch, padding included."""
-    base: Fit = Fit(steps=480, learning_rate=1e-3)
+    base: Fit = Fit(steps=600, learning_rate=1e-3)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
 
