@@ -1,8 +1,15 @@
+import json
 import re
+from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from howwhen.records import Split
+from howwhen.settings import PRESETS, make_settings
+from howwhen.steps.collect import draw_split
+from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.corpus import (
     Habits,
     Mixture,
@@ -11,6 +18,12 @@ from howwhen.zoo.smol.corpus import (
     in_parts,
     slip,
     teacher_solution,
+)
+from howwhen.zoo.smol.problems import (
+    gsm8k_train,
+    smol_problems,
+    smol_test_problems,
+    svamp_train,
 )
 from howwhen.zoo.smol.word_problems import (
     Step,
@@ -172,3 +185,56 @@ def test_the_teacher_repeats_a_persons_words() -> None:
     assert teacher_solution(problem) == "48/2 = 24 clips. The answer is 24."
     with pytest.raises(ValueError, match="no worked prose"):
         teacher_solution(CARS)
+
+
+def test_no_story_is_trained_on_and_tested_on() -> None:
+    trained, tested = smol_problems(5000, 0), smol_test_problems(5000, 0)
+    assert len(trained) + len(tested) == 1000
+    assert 320 <= len(tested) < 360
+    questions = [problem.question for problem in (*trained, *tested)]
+    story = stories(questions)
+    assert not set(story[: len(trained)]) & set(story[len(trained) :])
+    assert len({problem.id for problem in (*trained, *tested)}) == 1000
+
+
+def test_problems_are_drawn_by_seed_and_up_to_a_count() -> None:
+    assert smol_problems(20, 1) == smol_problems(20, 1)
+    assert smol_problems(20, 1) != smol_problems(20, 2)
+    assert smol_problems(20, 1) == smol_problems(30, 1)[:20]
+    assert len(smol_test_problems(7, 0)) == 7
+
+
+def test_every_problem_that_is_written_about_leads_to_its_gold_answer() -> None:
+    gold = {problem.id: problem.answer for problem in smol_problems(5000, 0)}
+    svamp = svamp_train()
+    assert len(svamp) > 600
+    assert all(str(problem.answer) == gold[problem.id] for problem in svamp)
+    assert all(problem.steps[-1].result == problem.answer for problem in svamp)
+    short = gsm8k_train()
+    assert len(short) > 1500
+    assert all(problem.prose and len(problem.steps) in (1, 2) for problem in short)
+
+
+@pytest.mark.parametrize("name", ["smol", "smol-sft"])
+def test_the_pair_is_tested_on_stories_of_its_own(name: str) -> None:
+    pair = find_pair(name)
+    limits = {"collect": {"limit": 100}}
+    settings = make_settings(PRESETS["smoke"], pair.overrides, limits)
+    split = Counter(problem.split for problem in draw_split(pair, settings))
+    assert split == {Split.TEST: 40, Split.SELECTION: 6, Split.TRAIN: 54}
+    trained = {problem.id for problem in smol_problems(5000, 0)}
+    for problem in draw_split(pair, settings):
+        assert (problem.id in trained) is (problem.split is not Split.TEST)
+
+
+def test_a_file_of_ones_own_takes_the_place_of_the_pairs_problems(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(20)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    pair = find_pair("smol")
+    own = make_settings({"collect": {"problems": str(file)}})
+    assert all(problem.dataset == "sums" for problem in draw_split(pair, own))
+    tested = make_settings({"collect": {"test_problems": str(file), "limit": 50}})
+    problems = draw_split(pair, tested)
+    assert sum(problem.split is Split.TEST for problem in problems) == 20
+    assert sum(problem.dataset == "svamp" for problem in problems) == 50
