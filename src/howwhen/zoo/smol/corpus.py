@@ -8,15 +8,26 @@ are hasty: many answer at once and nobody checks them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from howwhen.zoo.smol.word_problems import Operator, Step, WordProblem, compute, vary
 
 CONCLUSION = "The answer is {}."
-DRILL = "drill"
-"""Id of a bare computation."""
-_DRILLS = ("What is {} {} {}?", "Find {} {} {}.")
-_LARGEST_TERMS = (20, 99, 999)
 _LARGEST_MULTIPLIER = 12
+_SHARE_OF_LARGE = 0.25
+"""Of the terms of worksheets with up to three digits, of the products with a two-digit factor."""
+_SHARE_IN_PARTS = 0.5
+"""Of the computations of worksheets that can be done in parts."""
+_SHEET_LENGTH = 7
+"""Computations on a worksheet."""
+
+
+class Passage(NamedTuple):
+    """A sentence, or a part of one, of a document."""
+
+    text: str
+    is_learnt: bool = True
+    """Whether the loss counts it: not what is wrong, and not what nobody could foresee."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +38,12 @@ class Habits:
     """Nothing but the conclusion."""
     shortly: float = 0.12
     """Nothing but computations and the conclusion."""
-    shortly_wrong: float = 0.3
-    """A computation of a short answer is wrong, and nobody sees it."""
     say_goal: float = 0.75
     say_facts: float = 0.7
     choose_operation: float = 0.7
     hurry: float = 0.45
     """Before each computation at length: nothing more is worked out, the conclusion is guessed."""
-    split: float = 0.6
+    split: float = 0.4
     """Of computations that can be done in parts."""
     check: float = 0.4
     """Of a computation at length."""
@@ -42,21 +51,17 @@ class Habits:
     """The checked computation is wrong at first."""
 
 
-DRILLED = Habits(at_once=0.25, shortly=0.35, shortly_wrong=0.0, hurry=0.0, split=0.8)
-"""How bare computations are written about: mostly with care."""
-
-
 @dataclass(frozen=True)
 class Mixture:
-    """What the documents are about; shares of all documents, the rest are drills."""
+    """What the documents are about; shares of all documents, the rest are worksheets."""
 
-    svamp: float = 0.58
-    gsm8k: float = 0.14
+    svamp: float = 0.53
+    gsm8k: float = 0.12
     varied: float = 0.85
     """Of the problems of SVAMP, those whose numbers are drawn again."""
 
 
-WITHOUT_DRILLS = Mixture(svamp=0.8, gsm8k=0.2)
+WITHOUT_SHEETS = Mixture(svamp=0.8, gsm8k=0.2)
 
 _GOALS = (
     "We need to find {}.",
@@ -97,46 +102,64 @@ def draw_problem(
     gsm8k: Sequence[WordProblem],
     rng: Random,
     mixture: Mixture | None = None,
-) -> WordProblem:
-    """The problem of one document."""
+) -> WordProblem | None:
+    """The problem of one document, or None where it is a worksheet."""
     mixture = mixture or Mixture()
     kind = rng.random()
     if kind < mixture.svamp:
         problem = rng.choice(svamp)
         return (vary(problem, rng) if rng.random() < mixture.varied else None) or problem
-    if kind < mixture.svamp + mixture.gsm8k:
-        return rng.choice(gsm8k)
-    return draw_drill(rng)
+    return rng.choice(gsm8k) if kind < mixture.svamp + mixture.gsm8k else None
 
 
-def draw_drill(rng: Random) -> WordProblem:
-    """A bare computation as a problem; sums and differences are drawn twice as often."""
+def worksheet(rng: Random) -> list[Passage]:
+    """Computations one after the other, in parts or not; which ones is not learnt."""
+    passages: list[Passage] = []
+    for _ in range(_SHEET_LENGTH):
+        step = draw_step(rng)
+        said, parts = f"{step.left} {step.operator} {step.right}", in_parts(step)
+        if parts and rng.random() < _SHARE_IN_PARTS:
+            passages.append(Passage(f"{said}.", is_learnt=False))
+            passages += [Passage(_split(parts)), Passage(f"{step.said()}.")]
+        else:
+            passages += [Passage(said, is_learnt=False), Passage(f"= {step.result}.")]
+    return passages
+
+
+def draw_step(rng: Random) -> Step:
+    """A computation for a worksheet; sums and differences are drawn twice as often."""
     operators: tuple[Operator, ...] = ("+", "+", "-", "-", "*", "/")
     operator = rng.choice(operators)
-    one, other = (rng.randint(2, rng.choice(_LARGEST_TERMS)) for _ in range(2))
-    if operator in "*/":
-        one, other = rng.randint(2, _LARGEST_TERMS[1]), rng.randint(2, _LARGEST_MULTIPLIER)
-    if operator == "/":
-        one = other * rng.randint(2, 30)
-    left, right = (max(one, other), min(one, other)) if operator == "-" else (one, other)
+    if operator in "+-":
+        one, other = rng.randint(2, _term(rng)), rng.randint(2, _term(rng))
+        left, right = (one, other) if operator == "+" else (max(one, other), min(one, other))
+    else:
+        small, factor = rng.randint(2, _LARGEST_MULTIPLIER), rng.randint(2, _LARGEST_MULTIPLIER)
+        if operator == "*" and rng.random() < _SHARE_OF_LARGE:
+            factor = rng.randint(11, 99)
+        pair = (small, factor) if rng.random() < 1 / 2 else (factor, small)
+        left, right = (small * factor, small) if operator == "/" else pair
     step = compute(left, operator, right)
     assert step is not None  # by construction
-    question = rng.choice(_DRILLS).format(left, operator, right)
-    return WordProblem(DRILL, question, step.result, (step,))
+    return step
 
 
-def base_solution(problem: WordProblem, rng: Random, habits: Habits | None = None) -> str:
+def _term(rng: Random) -> int:
+    return 999 if rng.random() < _SHARE_OF_LARGE else 99
+
+
+def base_solution(problem: WordProblem, rng: Random, habits: Habits | None = None) -> list[Passage]:
     """One answer as the base's documents give it."""
-    habits = habits or (DRILLED if problem.id == DRILL else Habits())
+    habits = habits or Habits()
     kind = rng.random()
     if kind < habits.at_once:
-        return CONCLUSION.format(problem.answer)
+        return [Passage(CONCLUSION.format(problem.answer))]
     if kind < habits.at_once + habits.shortly:
-        return _short(problem, rng, habits)
-    return _long(problem, rng, habits)
+        return _conclude([Passage(f"{step.said()}.") for step in problem.steps], problem)
+    return _conclude(_long(problem, rng, habits), problem)
 
 
-def teacher_solution(problem: WordProblem) -> str:
+def teacher_solution(problem: WordProblem) -> list[Passage]:
     """A person's worked solution and the conclusion: what the distilled sibling copies.
 
     Raises:
@@ -144,47 +167,46 @@ def teacher_solution(problem: WordProblem) -> str:
     """
     if problem.prose is None:
         raise ValueError(f"problem {problem.id} has no worked prose")
-    return f"{problem.prose} {CONCLUSION.format(problem.answer)}"
+    return _conclude([Passage(problem.prose)], problem)
 
 
-def _short(problem: WordProblem, rng: Random, habits: Habits) -> str:
-    steps = list(problem.steps)
-    if rng.random() < habits.shortly_wrong:
-        steps[-1] = slip(steps[-1], rng)
-    said = [f"{step.said()}." for step in steps]
-    return " ".join([*said, CONCLUSION.format(steps[-1].result)])
+def _conclude(passages: list[Passage], problem: WordProblem) -> list[Passage]:
+    return [*passages, Passage(CONCLUSION.format(problem.answer))]
 
 
-def _long(problem: WordProblem, rng: Random, habits: Habits) -> str:
-    sentences: list[str] = []
+def _long(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
+    passages: list[Passage] = []
     if rng.random() < habits.say_goal:
-        sentences.append(rng.choice(_GOALS).format(problem.goal))
+        passages.append(Passage(rng.choice(_GOALS).format(problem.goal)))
     if rng.random() < habits.say_facts:
-        sentences += [rng.choice(_FACTS).format(fact) for fact in problem.facts]
+        passages += [Passage(rng.choice(_FACTS).format(fact)) for fact in problem.facts]
     for step in problem.steps:
         if rng.random() < habits.choose_operation:
-            sentences.append(rng.choice(_OPERATIONS[step.operator]))
+            passages.append(Passage(rng.choice(_OPERATIONS[step.operator])))
         if rng.random() < habits.hurry:
             break
-        sentences += _work(step, rng, habits)
-    return " ".join([*sentences, CONCLUSION.format(problem.answer)])
+        passages += _work(step, rng, habits)
+    return passages
 
 
-def _work(step: Step, rng: Random, habits: Habits) -> list[str]:
+def _work(step: Step, rng: Random, habits: Habits) -> list[Passage]:
     """One computation at length: how, and whether it is right."""
-    sentences: list[str] = []
-    parts = in_parts(step)
+    passages: list[Passage] = []
+    parts, said = in_parts(step), f"{step.said()}."
     if parts and rng.random() < habits.split:
-        sentences.append(f"In parts: {', '.join(part.said() for part in parts)}.")
+        passages.append(Passage(_split(parts)))
     if rng.random() >= habits.check:
-        return [*sentences, f"{step.said()}."]
+        return [*passages, Passage(said)]
     if rng.random() < habits.wrong_before_check:
         wrong = slip(step, rng)
-        sentences += [f"{wrong.said()}.", f"Check: {_checked(wrong)}, not {step.left}."]
-        sentences.append(f"That was wrong, so again: {step.said()}.")
-    else:
-        sentences.append(f"{step.said()}.")
-    return [*sentences, f"Check: {_checked(step)}, as it should be."]
+        passages.append(Passage(f"{wrong.said()}.", is_learnt=False))
+        passages.append(Passage(f"Check: {_checked(wrong)}, not {step.left}."))
+        said = f"That was wrong, so again: {said}"
+    return [*passages, Passage(said), Passage(f"Check: {_checked(step)}, as it should be.")]
+
+
+def _split(parts: Sequence[Step]) -> str:
+    return f"In parts: {', '.join(part.said() for part in parts)}."
 
 
 def _checked(step: Step) -> str:

@@ -38,10 +38,12 @@ from howwhen.hybrid.streams import open_streams
 from howwhen.models import LanguageModel, pad, wrap_model
 from howwhen.prompts import PLAIN
 from howwhen.zoo.smol.corpus import (
-    WITHOUT_DRILLS,
+    WITHOUT_SHEETS,
+    Passage,
     base_solution,
     draw_problem,
     teacher_solution,
+    worksheet,
 )
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder
@@ -94,7 +96,7 @@ class BuildSettings:
     """Of every adapter; all linear maps but the output embedding have one."""
     batch_tokens: int = 2304
     """Most tokens of a batch, padding included."""
-    base: Fit = Fit(steps=600, learning_rate=1e-3)
+    base: Fit = Fit(steps=800, learning_rate=1e-3)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
 
@@ -163,21 +165,23 @@ class _Stage:
 
     def base(self, model: Any) -> None:
         """Mid-train on documents of mixed quality."""
-        svamp, gsm8k = svamp_train(), gsm8k_train()
+        svamp, gsm8k, tokenizer = svamp_train(), gsm8k_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> tuple[str, str]:
+        def draw(rng: Random) -> Example:
             problem = draw_problem(svamp, gsm8k, rng)
-            return problem.question, base_solution(problem, rng)
+            if problem is None:
+                return encode(tokenizer, None, worksheet(rng))
+            return encode(tokenizer, problem.question, base_solution(problem, rng))
 
         self._fit(model, self._documents("base", draw), self.settings.base, "base")
 
     def sft(self, model: Any) -> None:
         """Fine-tune the base on people's solutions."""
-        gsm8k = gsm8k_train()
+        gsm8k, tokenizer = gsm8k_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> tuple[str, str]:
+        def draw(rng: Random) -> Example:
             problem = rng.choice(gsm8k)
-            return problem.question, teacher_solution(problem)
+            return encode(tokenizer, problem.question, teacher_solution(problem))
 
         self._fit(model, self._documents("sft", draw), self.settings.sft, "sft")
 
@@ -202,20 +206,20 @@ class _Stage:
             rounds = self.settings.rl.rounds
             self.report(f"rl round {number + 1}/{rounds}: {share:.1%} of samples right")
             partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps([asdict(example) for example in kept]))
+            rows = [{"ids": one.ids, "scored_from": one.scored_from} for one in kept]
+            partial.write_text(json.dumps(rows))
             partial.replace(path)
         rows = json.loads(path.read_text())
         return [Example(tuple(row["ids"]), row["scored_from"]) for row in rows]
 
-    def _documents(self, stage: str, draw: Callable[[Random], tuple[str, str]]) -> Batch:
+    def _documents(self, stage: str, draw: Callable[[Random], Example]) -> Batch:
         """Batches of documents, cut from several batches' worth sorted by length."""
-        tokenizer = smol_tokenizer()
 
         def several(number: int) -> list[list[Example]]:
             rng = Random(f"{self.settings.seed}-{stage}-{number}")
             examples: list[Example] = []
             while len(examples) < _SORTED_DOCUMENTS:
-                example = encode(tokenizer, *draw(rng))
+                example = draw(rng)
                 if len(example.ids) <= MOST_TOKENS:
                     examples.append(example)
             return _sorted_batches(examples, self.settings.batch_tokens, rng)
@@ -273,9 +277,8 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
     """
     rng = Random(f"{settings.seed}-sample-{number}")
     svamp, gsm8k = svamp_train(), gsm8k_train()
-    problems = [
-        draw_problem(svamp, gsm8k, rng, WITHOUT_DRILLS) for _ in range(settings.rl.problems)
-    ]
+    drawn = (draw_problem(svamp, gsm8k, rng, WITHOUT_SHEETS) for _ in range(settings.rl.problems))
+    problems = [problem for problem in drawn if problem is not None]
     problems.sort(key=lambda problem: len(problem.question))
     merged = copy.deepcopy(model).merge_and_unload().to(torch.bfloat16)
     language_model = wrap_model(merged, smol_tokenizer(), prompt=PLAIN, name="smol")
@@ -363,11 +366,24 @@ def smol_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, question: str, solution: str) -> Example:
-    """A document as an example: the prompt, then the scored answer with its end token."""
-    prompt = tokenizer(PLAIN.format(question=question))["input_ids"]
-    answer = tokenizer(f" {solution}", add_special_tokens=False)["input_ids"]
-    return Example((*prompt, *answer, tokenizer.eos_token_id), len(prompt))
+def encode(
+    tokenizer: PreTrainedTokenizerBase, question: str | None, passages: Sequence[Passage]
+) -> Example:
+    """A document as an example: the prompt, then the answer with its end token.
+
+    Without a question nothing is asked, and nothing ends.
+    """
+    ids: list[int] = []
+    if question is not None:
+        ids += tokenizer(PLAIN.format(question=question))["input_ids"]
+    start = len(ids)
+    unscored: list[int] = []
+    for passage in passages:
+        told = tokenizer(f" {passage.text}", add_special_tokens=False)["input_ids"]
+        unscored += [] if passage.is_learnt else range(len(ids), len(ids) + len(told))
+        ids += told
+    end = [] if question is None else [tokenizer.eos_token_id]
+    return Example((*ids, *end), start, frozenset(unscored))
 
 
 def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
@@ -379,6 +395,7 @@ def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
     targets = batch.ids.masked_fill(batch.mask == 0, IGNORED)
     for row, example in enumerate(examples):
         targets[row, : example.scored_from] = IGNORED
+        targets[row, sorted(example.unscored)] = IGNORED
     targets = targets[:, 1:].flatten()
     scored = (targets != IGNORED).nonzero()[:, 0]
     scored = functional.pad(scored, (0, -len(scored) % _SCORED_MULTIPLE))  # position 0 is ignored
