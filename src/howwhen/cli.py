@@ -376,6 +376,8 @@ def zoo_show(name: str) -> None:
         value = getattr(pair, key)
         print(f"{key:20} {'chosen at run time' if value is None else value!r}")
     print(f"{'problems':20} {'its own' if pair.draw_problems else 'give --problems FILE.jsonl'}")
+    apart = "its own, apart" if pair.draw_test_problems else "a share of the problems"
+    print(f"{'test problems':20} {apart}")
     print(f"{'truth':20} {'known' if pair.truth else 'unknown'}")
 
 

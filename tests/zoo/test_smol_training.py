@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from howwhen.cli import app
 from howwhen.collect.rollouts import Sampling, generate
 from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
 from howwhen.prompts import PLAIN
@@ -77,6 +78,13 @@ def test_a_build_that_runs_out_of_time_again_and_again_ends_with_the_same_adapte
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
         assert any(one.any() for key, one in whole.items() if "lora_B" in key)
+
+
+def test_the_command_stops_at_its_time_budget_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = ["zoo", "build", "smol", "--out", str(tmp_path / "z"), "--hours", "0"]
+    with pytest.raises(OutOfTimeError, match="base: the time is used up; the same command goes on"):
+        app(command, exit_on_error=False, print_error=False)
+    assert (tmp_path / "z" / "work" / "base" / "base.safetensors").exists()
 
 
 def test_every_training_refuses_checkpoints_of_other_settings(
@@ -244,7 +252,7 @@ def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
         logits = inner(torch.tensor([example.ids])).logits[0, :-1]
         chances = logits.log_softmax(-1)[range(len(example.ids) - 1), list(example.ids[1:])]
         scored = set(range(example.scored_from, len(example.ids))) - example.unscored
-        losses += [-float(chances[place - 1]) for place in scored]
+        losses += [-float(chances[place - 1].detach()) for place in scored]
     assert found == pytest.approx(sum(losses) / len(losses), rel=0.02)  # bfloat16 products
 
 
