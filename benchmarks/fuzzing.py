@@ -24,6 +24,7 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.timing import Result
+from howwhen.artifacts import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.collect.sentences import cut_sentences, sentence_spans, thinking_part
 from howwhen.collect.traces import read_traces
 from howwhen.convert import read_titles
@@ -42,13 +43,7 @@ from howwhen.records import (
     VectorSet,
 )
 from howwhen.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
-from howwhen.store import (
-    StepFolder,
-    load_taxonomy,
-    load_vectors,
-    save_taxonomy,
-    save_vectors,
-)
+from howwhen.store import StepFolder
 
 INPUTS = 100_000
 DEADLINE_SECONDS = 5.0

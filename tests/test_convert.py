@@ -8,6 +8,7 @@ import torch
 from jaxtyping import TypeCheckError
 from safetensors.torch import save_file
 
+from howwhen.artifacts import export_gguf, load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.cli import app
 from howwhen.convert import (
     Told,
@@ -20,7 +21,6 @@ from howwhen.convert import (
 )
 from howwhen.errors import HowwhenError, InputError, SettingsError, SteeringError, StoreError
 from howwhen.records import Clusters, Sae
-from howwhen.store import export_gguf, load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from tests.conftest import DATA, needs_data
 from tests.factories import make_forms, make_taxonomy, make_vectors, random
 

@@ -10,8 +10,8 @@ from howwhen.store import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {
-    "alignment", "convert", "errors", "judging", "latex", "models", "progress", "prompts",
-    "records", "replies", "residual", "saelens", "settings", "store", "unpickle",
+    "alignment", "artifacts", "convert", "errors", "judging", "latex", "models", "progress",
+    "prompts", "records", "replies", "residual", "saelens", "settings", "store", "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
     "answering", "cli", "harness", "pipeline", "steps", "zoo", "__main__", "__init__",
@@ -58,8 +58,8 @@ def test_functions_stay_short() -> None:
 def test_files_are_read_and_written_in_few_places() -> None:
     """Only the store, the command line, and what loads problems, models and weights touch files."""
     allowed = {
-        "cli.py", "convert.py", "judging.py", "models.py", "pipeline.py", "problems.py",
-        "published.py", "saelens.py", "settings.py", "store.py", "unpickle.py",
+        "artifacts.py", "cli.py", "convert.py", "judging.py", "models.py", "pipeline.py",
+        "problems.py", "published.py", "saelens.py", "settings.py", "store.py", "unpickle.py",
     }  # fmt: skip
     for file in SOURCE.rglob("*.py"):
         text = file.read_text()

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from howwhen.artifacts import export_gguf, load_saved, save_taxonomy, save_vectors
 from howwhen.errors import InputError, SettingsError, SteeringError
 from howwhen.records import Taxonomy, VectorSet
 from howwhen.saelens import (
@@ -30,7 +31,6 @@ from howwhen.saelens import (
     read_mean,
     read_saelens,
 )
-from howwhen.store import export_gguf, load_saved, save_taxonomy, save_vectors
 
 Format = Literal["safetensors", "gguf", "saelens"]
 

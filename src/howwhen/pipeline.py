@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from howwhen.alignment import ModelPair
+from howwhen.artifacts import Json
 from howwhen.collect.cutters import find_cutter
 from howwhen.discover import activations
 from howwhen.elicit.gates import check_gate
@@ -28,7 +29,7 @@ from howwhen.steps.elicit import elicit
 from howwhen.steps.hybrid import hybrid
 from howwhen.steps.measure import measure
 from howwhen.steps.present import present
-from howwhen.store import STEPS, Json, Key, RunFolder, Step, StepFolder
+from howwhen.store import STEPS, Key, RunFolder, Step, StepFolder
 from howwhen.zoo.pairs import Pair
 
 BODIES: dict[Step, Callable[["Pipeline", StepFolder], Json]] = {

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from howwhen.artifacts import Json, write_whole
 from howwhen.errors import InputError
 from howwhen.records import Sae, Taxonomy
-from howwhen.store import Json, write_whole
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"

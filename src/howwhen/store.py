@@ -15,24 +15,32 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from howwhen.errors import MissingExtraError, SteeringError, StoreError
-from howwhen.records import MODULATIONS, Clusters, Gate, Sae, SelfGate, Taxonomy, VectorSet
+from howwhen.artifacts import (
+    Json,
+    load_taxonomy,
+    load_vectors,
+    opened_tensors,
+    read_tensors,
+    save_taxonomy,
+    save_vectors,
+    tensors_and_notes,
+    write_tensors,
+    write_whole,
+)
+from howwhen.errors import StoreError
+from howwhen.records import Gate, SelfGate, Taxonomy, VectorSet
 
 Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
 TAXONOMY = "taxonomy.safetensors"
-Json = dict[str, Any]
 Record = TypeVar("Record")
 Item = TypeVar("Item")
 
@@ -221,7 +229,7 @@ class StepFolder:
 
     def write_tensors(self, name: str, tensors: dict[str, Tensor], notes: Json) -> None:
         """Write a whole safetensors file; `notes` goes into its metadata as JSON."""
-        _write_tensors(self.path / name, tensors, notes)
+        write_tensors(self.path / name, tensors, notes)
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], Json]:
         """Read a safetensors file and its notes.
@@ -229,7 +237,7 @@ class StepFolder:
         Raises:
             StoreError: missing, truncated, or not written by howwhen.
         """
-        return _read_tensors(self.path / name, f"Delete {self.path} and run again")
+        return read_tensors(self.path / name, f"Delete {self.path} and run again")
 
     def read_tensor(self, name: str, key: str) -> Tensor:
         """Read one tensor of a safetensors file.
@@ -237,7 +245,7 @@ class StepFolder:
         Raises:
             StoreError: missing, truncated, or without that tensor.
         """
-        with _opened(self.path / name, f"Delete {self.path} and run again") as opened:
+        with opened_tensors(self.path / name, f"Delete {self.path} and run again") as opened:
             found: Tensor = opened.get_tensor(key)
             return found
 
@@ -247,7 +255,7 @@ class StepFolder:
         Raises:
             StoreError: missing or truncated.
         """
-        with _opened(self.path / name, f"Delete {self.path} and run again") as opened:
+        with opened_tensors(self.path / name, f"Delete {self.path} and run again") as opened:
             return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
 
     def write_taxonomy(self, taxonomy: Taxonomy, name: str = TAXONOMY) -> None:
@@ -268,7 +276,7 @@ class StepFolder:
 
     def write_gate(self, name: str, gate: Gate | SelfGate) -> None:
         """Write a gate or a self-gate."""
-        self.write_tensors(name, *_tensors_and_notes(gate))
+        self.write_tensors(name, *tensors_and_notes(gate))
 
     def read_gate(self, name: str) -> Gate:
         """Read a gate."""
@@ -344,237 +352,6 @@ class StepFolder:
         return self.read_records(name, kind)
 
 
-def save_taxonomy(path: Path, taxonomy: Taxonomy) -> None:
-    """Write a taxonomy, normaliser included, as safetensors."""
-    tensors, notes = _tensors_and_notes(taxonomy.scorer)
-    notes |= {"model": taxonomy.model, "layer": taxonomy.layer, "titles": taxonomy.titles}
-    notes["kind"] = type(taxonomy.scorer).__name__
-    _write_tensors(path, {**tensors, "mean": taxonomy.mean}, notes)
-
-
-def load_taxonomy(path: Path) -> Taxonomy:
-    """Read a taxonomy and check it.
-
-    Raises:
-        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
-    """
-    tensors, notes = _read_tensors(path, "Write it again with save_taxonomy or howwhen discover")
-    try:
-        titles = tuple(_list_of_texts(notes.pop("titles")))
-        model, layer, kind = (notes.pop(name) for name in ("model", "layer", "kind"))
-        tensors = _as_floats(tensors)
-        mean = tensors.pop("mean")
-        every: Json = {**tensors, **notes}
-        scorer = {"Sae": Sae, "Clusters": Clusters}[kind](**every)
-        taxonomy = Taxonomy(model, _block(layer), mean, scorer, titles)
-        _check_taxonomy(taxonomy)
-    except _MISFITS as error:
-        raise StoreError(
-            f"{path} holds no taxonomy ({_brief(repr(error))}); expected a file of save_taxonomy, "
-            "or convert one: howwhen convert"
-        ) from error
-    return taxonomy
-
-
-def _check_taxonomy(taxonomy: Taxonomy) -> None:
-    """Refuse shapes that do not fit together, and values that are not finite."""
-    scorer, size, width = taxonomy.scorer, len(taxonomy.titles), taxonomy.mean.shape[0]
-    expected: dict[str, tuple[int, ...]] = {
-        "encoder": (size, width),
-        "encoder_bias": (size,),
-        "decoder": (size, width),
-        "decoder_bias": (width,),
-        "weights": (size, width),
-        "biases": (size,),
-    }
-    for name, tensor in vars(scorer).items():
-        if isinstance(tensor, Tensor) and tuple(tensor.shape) != expected[name]:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
-        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
-            raise ValueError(f"{name} holds values that are not finite")
-    if taxonomy.mean.ndim != 1 or not torch.isfinite(taxonomy.mean).all():
-        raise ValueError("mean is no vector of finite values")
-    if not size:
-        raise ValueError("no category has a title")
-    if isinstance(scorer, Sae) and not (isinstance(scorer.k, int) and 1 <= scorer.k <= size):
-        raise ValueError(f"k is {scorer.k!r}, expected 1 to {size}")
-
-
-def save_vectors(path: Path, vectors: VectorSet) -> None:
-    """Write a vector set as safetensors."""
-    form = None if vectors.modulation is None else type(vectors.modulation).__name__
-    notes = {"model": vectors.model, "layer": vectors.layer, "form": form}
-    _write_tensors(path, vectors.tensors(), notes)
-
-
-def load_vectors(path: Path) -> VectorSet:
-    """Read a vector set and check it.
-
-    Raises:
-        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
-        SteeringError: values that are not finite.
-    """
-    tensors, notes = _read_tensors(path, "Write it again with save_vectors or howwhen elicit")
-    forms = {kind.__name__: kind for kind in MODULATIONS}
-    try:
-        tensors = _as_floats(tensors)
-        form = forms[notes["form"]] if notes["form"] else None
-        own = {field.name: tensors.pop(field.name) for field in fields(form)} if form else {}
-        vectors = VectorSet(
-            notes["model"],
-            _block(notes["layer"]),
-            modulation=form(**own) if form else None,
-            **tensors,
-        )
-        _check_shapes(vectors)
-    except _MISFITS as error:
-        raise StoreError(
-            f"{path} holds no vector set ({_brief(repr(error))}); expected a file of save_vectors "
-            "with `vectors` of shape (category, d_model), or convert it: howwhen convert"
-        ) from error
-    if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
-        raise SteeringError(f"{path} holds values that are not finite; train the vectors again")
-    return vectors
-
-
-def load_saved(path: Path) -> VectorSet | Taxonomy:
-    """Read a vector set or a taxonomy, whichever the file holds.
-
-    Raises:
-        StoreError: missing, damaged, or neither.
-        SteeringError: vectors that are not finite.
-    """
-    advice = "Expected vectors or a taxonomy that howwhen wrote, .pt files, or a SAELens folder"
-    _, notes = _read_tensors(path, advice)
-    return load_taxonomy(path) if "kind" in notes else load_vectors(path)
-
-
-def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
-    """Write every vector of a static set as a GGUF control-vector file, one per category.
-
-    A file's only direction is added after the block of its number, as llama.cpp numbers them. The
-    bias vector, if any, is part of each.
-
-    Raises:
-        SteeringError: a set that depends on the residual, or layer 0, which the format cannot say.
-        MissingExtraError: the package `gguf` is not installed.
-    """
-    if not vectors.is_static:
-        raise SteeringError(
-            f"a control-vector file holds a fixed direction, but these vectors depend on the "
-            f"residual ({type(vectors.modulation).__name__}); train with --elicit.form linear"
-        )
-    if vectors.layer < 1:
-        raise SteeringError("control-vector files number layers from 1; layer 0 cannot be exported")
-    try:
-        from gguf import GGUFWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            "writing GGUF needs the package gguf; type: pip install gguf"
-        ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    added = vectors.vectors if vectors.bias is None else vectors.vectors + vectors.bias
-    for category, direction in enumerate(added):
-        path = folder / f"category-{category}.gguf"
-        writer = GGUFWriter(path, "controlvector")
-        writer.add_string("controlvector.model_hint", vectors.model)
-        writer.add_uint32("controlvector.layer_count", vectors.layer)
-        writer.add_tensor(f"direction.{vectors.layer}", direction.float().numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        paths.append(path)
-    return paths
-
-
-def _check_shapes(vectors: VectorSet) -> None:
-    size, width = vectors.vectors.shape
-    if not size:
-        raise ValueError("vectors holds none")
-    expected: dict[str, tuple[int | str, ...]] = {
-        "vectors": (size, width),
-        "bias": (width,),
-        "heads": (size, "hidden"),
-        "heads_bias": (size,),
-        "hidden": ("hidden", width),
-        "gates": (size, width),
-        "gates_bias": (size,),
-        "down": (size, "rank", width),
-        "up": (size, "rank", width),
-    }
-    free: dict[str, int] = {}
-    for name, tensor in vectors.tensors().items():
-        shape, wanted = tuple(tensor.shape), expected[name]
-        fits = len(shape) == len(wanted) and all(
-            found == (free.setdefault(want, found) if isinstance(want, str) else want)
-            for want, found in zip(wanted, shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"{name} has shape {shape}, expected {wanted}")
-
-
-_MISFITS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""What a whole file with the wrong things in it leads to."""
-
-
-def _brief(shown: str) -> str:
-    """The beginning of an error's message: notes may hold anything of any length."""
-    return shown if len(shown) <= 300 else f"{shown[:300]}..."
-
-
-def _as_floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor in single precision, as residuals are; whole numbers are refused."""
-    usable = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    for name, tensor in tensors.items():
-        if tensor.dtype not in usable:
-            raise ValueError(f"{name} has type {tensor.dtype}, expected floating-point numbers")
-    return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _block(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"layer is {value!r}, expected the 0-based number of a block")
-    return value
-
-
-def _list_of_texts(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError(f"titles is {value!r}, expected a list of texts")
-    return value
-
-
-def _tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
-    """A flat record's tensors, and everything else as JSON."""
-    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
-    return tensors, {name: v for name, v in vars(record).items() if name not in tensors}
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
-    plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
-
-
-def _read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
-    with _opened(path, advice) as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        notes = json.loads((opened.metadata() or {})["howwhen"])
-        if not isinstance(notes, dict):
-            raise ValueError(f"its notes are a {type(notes).__name__}, expected an object")
-    return tensors, notes
-
-
-@contextmanager
-def _opened(path: Path, advice: str) -> Iterator[Any]:
-    try:
-        with safe_open(path, "pt") as opened:
-            yield opened
-    except (OSError, SafetensorError, KeyError, RecursionError, ValueError) as error:
-        why = "howwhen did not write it" if isinstance(error, KeyError) else _brief(str(error))
-        raise StoreError(f"cannot read {path}: {why}. {advice}") from error
-
-
 def _whole_lines(path: Path) -> list[bytes]:
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith(b"\n")]
@@ -582,17 +359,6 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 def _lines(records: Sequence[Any]) -> bytes:
     return b"".join(TypeAdapter(type(one)).dump_json(one) + b"\n" for one in records)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _digest(value: Any) -> str:

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from howwhen.artifacts import Json
 from howwhen.errors import InputError, StoreError
 from howwhen.models import LanguageModel, pad
 from howwhen.residual import residuals
 from howwhen.settings import DiscoverSettings
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 FOLDER = "activations"
 """Of the shards, in the folder of the step."""

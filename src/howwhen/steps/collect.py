@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from howwhen.artifacts import Json
 from howwhen.collect.cutters import find_cutter
 from howwhen.collect.problems import read_problems, split_problems
 from howwhen.collect.rollouts import collect_rollouts, trace_rollout
@@ -11,7 +12,7 @@ from howwhen.collect.traces import Trace, Traces, read_traces
 from howwhen.errors import SettingsError
 from howwhen.records import Finish, Problem, Rollout, Split
 from howwhen.settings import CollectSettings, RunSettings
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 from howwhen.zoo.pairs import Pair
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from howwhen.artifacts import Json
 from howwhen.discover.activations import Activations, Passage, read_activations
 from howwhen.discover.judged import score_with_judge
 from howwhen.discover.judges import make_judge
@@ -33,7 +34,7 @@ from howwhen.judging import Judge, describe_usage
 from howwhen.models import LanguageModel
 from howwhen.records import Rollout, Sae, Taxonomy
 from howwhen.saelens import export_saelens
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline

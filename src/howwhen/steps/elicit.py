@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import torch
 
 from howwhen.alignment import ModelPair
+from howwhen.artifacts import Json
 from howwhen.elicit.examples import Decisions, Example, find_decisions
 from howwhen.elicit.gates import coming_categories, find_site, gate_sentence_agreement, make_gate
 from howwhen.elicit.objective import UnsteeredStates
@@ -26,7 +27,7 @@ from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.records import Gate, GateKind, HybridTrace, Rollout, Split, Taxonomy
 from howwhen.settings import ElicitSettings, Form
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from howwhen.alignment import ModelPair
+from howwhen.artifacts import Json
 from howwhen.hybrid.decoder import decode
 from howwhen.records import HybridTrace, Problem, Rung, Split, VectorSet
 from howwhen.steps.collect import check_test_problems
 from howwhen.steps.rungs import Run, Rungs
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline

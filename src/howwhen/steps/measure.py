@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter
 
+from howwhen.artifacts import Json
 from howwhen.judging import Judge, open_endpoint
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, Rung, Split
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline

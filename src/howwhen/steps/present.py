@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from howwhen.artifacts import Json
 from howwhen.discover.portraits import Portrait
 from howwhen.present.charts import can_draw, draw_knock_outs
 from howwhen.present.report import ReportInput, make_report
 from howwhen.records import HybridTrace, Measurement, Split
-from howwhen.store import Json, StepFolder
+from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
     from howwhen.pipeline import Pipeline
