@@ -31,9 +31,9 @@ from tests.conftest import MakeModel
 
 TINY = BuildSettings(
     rank=2,
-    batch_tokens=512,
+    batch_tokens=256,
     base=Fit(3, 1e-2),
-    rl=Rounds(rounds=2, problems=3, samples=2, steps=2, learning_rate=1e-2),
+    rl=Rounds(rounds=2, problems=3, samples=2, passes=2, learning_rate=1e-2),
     sft=Fit(2, 1e-2),
 )
 PROBLEM = WordProblem("p", "Ann has 4 pens . 2 more ?", 6, (Step(4, "+", 2, 6),), "4 plus 2 .")

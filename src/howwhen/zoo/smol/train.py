@@ -75,16 +75,16 @@ class Fit:
 class Rounds:
     """Size of the expert iteration."""
 
-    rounds: int = 8
-    problems: int = 320
+    rounds: int = 12
+    problems: int = 448
     """Drawn in every round."""
     samples: int = 4
     """Per problem and round, at temperature 1."""
     keep: int = 2
     """Right samples kept per problem, so that easy problems do not crowd out hard ones."""
-    steps: int = 24
-    """Per round."""
-    learning_rate: float = 3e-4
+    passes: int = 2
+    """Over the samples kept, per round."""
+    learning_rate: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,9 @@ class _Stage:
         for number in range(rounds.rounds):
             done = self.work / f"round-{number}.safetensors"
             if not done.exists():
-                kept = self._right_samples(model, number)
-                size = Fit(rounds.steps, rounds.learning_rate)
-                self._fit(model, self._draws_of(kept, number), size, f"rl-{number}")
+                one_pass = self._passes_over(self._right_samples(model, number), number)
+                size = Fit(rounds.passes * len(one_pass(0)), rounds.learning_rate)
+                self._fit(model, _one_by_one(one_pass), size, f"rl-{number}")
                 write_tensors({name: one.detach() for name, one in trained.items()}, done)
             model.load_state_dict(load_file(done), strict=False)
 
@@ -226,14 +226,16 @@ class _Stage:
 
         return _one_by_one(several)
 
-    def _draws_of(self, kept: Sequence[Example], number: int) -> Batch:
-        """Batches of kept samples, every one as often as every other."""
+    def _passes_over(
+        self, kept: Sequence[Example], number: int
+    ) -> Callable[[int], list[list[Example]]]:
+        """The batches of each pass over the samples of a round."""
 
-        def once(number_of_pass: int) -> list[list[Example]]:
-            rng = Random(f"{self.settings.seed}-round-{number}-{number_of_pass}")
+        def one_pass(passed: int) -> list[list[Example]]:
+            rng = Random(f"{self.settings.seed}-round-{number}-{passed}")
             return _sorted_batches(kept, self.settings.batch_tokens, rng)
 
-        return _one_by_one(once)
+        return one_pass
 
     def _fit(self, model: Any, batch: Batch, size: Fit, name: str) -> None:
         place = self.work / f"{name}.safetensors"
