@@ -1,6 +1,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,8 @@ from howwhen.settings import PRESETS, make_settings
 from howwhen.steps.collect import draw_split
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.corpus import (
-    Habits,
+    CAREFUL,
+    HASTY,
     Mixture,
     Passage,
     base_solution,
@@ -130,25 +132,25 @@ def test_a_computation_in_parts_leads_to_the_same_result(step: Step, parts: list
 
 
 def test_every_kind_of_document_occurs_and_ends_with_the_right_conclusion() -> None:
-    documents = [told(base_solution(CARS, Random(seed))) for seed in range(300)]
+    documents = [told(base_solution(CARS, Random(seed), HASTY)) for seed in range(300)]
     assert all(document.endswith("The answer is 28.") for document in documents)
     at_once = sum(document == "The answer is 28." for document in documents)
     shortly = sum(document == "46 - 18 = 28. The answer is 28." for document in documents)
-    assert at_once / 300 == pytest.approx(Habits().at_once, abs=0.08)
-    assert shortly / 300 == pytest.approx(Habits().shortly, abs=0.08)
+    assert at_once / 300 == pytest.approx(HASTY.at_once, abs=0.08)
+    assert shortly / 300 == pytest.approx(HASTY.shortly, abs=0.08)
     for mechanism in ("We need", "We know", "so we subtract", "In parts", "Check", "again"):
         assert any(mechanism in document for document in documents), mechanism
 
 
 def test_a_hasty_writer_concludes_without_the_computation() -> None:
-    hasty = Habits(at_once=0.0, shortly=0.0, hurry=1.0, choose_operation=1.0)
+    hasty = replace(HASTY, at_once=0.0, shortly=0.0, hurry=1.0, choose_operation=1.0)
     document = told(base_solution(CARS, Random(0), hasty))
     assert not EQUATION.findall(document)
     assert document.endswith("so we subtract. The answer is 28.")
 
 
 def test_what_is_wrong_is_shown_but_not_learnt() -> None:
-    careful = Habits(at_once=0.0, shortly=0.0, hurry=0.0, check=1.0, wrong_before_check=0.5)
+    careful = replace(CAREFUL, shortly=0.0, check=1.0, wrong_before_check=0.5)
     slips = 0
     for seed in range(100):
         for passage in base_solution(CARS, Random(seed), careful):
@@ -180,7 +182,9 @@ def test_a_mixture_holds_what_it_says() -> None:
         0.5, abs=0.06
     )
     assert sum(one == CARS for one in drawn) / 600 == pytest.approx(0.25, abs=0.06)
-    assert sum(one is clips for one in drawn) / 600 == pytest.approx(0.3, abs=0.06)
+    assert sum(one is not None and one.id == "clips" for one in drawn) / 600 == pytest.approx(
+        0.3, abs=0.06
+    )
     assert None in drawn
 
 

@@ -32,7 +32,8 @@ from tests.conftest import MakeModel
 TINY = BuildSettings(
     rank=2,
     batch_tokens=256,
-    base=Fit(3, 1e-2),
+    school=Fit(2, 1e-2),
+    haste=Fit(1, 1e-2),
     rl=Rounds(rounds=2, problems=3, samples=2, passes=2, learning_rate=1e-2),
     sft=Fit(2, 1e-2),
 )
@@ -82,9 +83,9 @@ def test_a_build_that_runs_out_of_time_again_and_again_ends_with_the_same_adapte
 
 def test_the_command_stops_at_its_time_budget_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = ["zoo", "build", "smol", "--out", str(tmp_path / "z"), "--hours", "0"]
-    with pytest.raises(OutOfTimeError, match="base: the time is used up; the same command goes on"):
+    with pytest.raises(OutOfTimeError, match="school: the time is used up; the same"):
         app(command, exit_on_error=False, print_error=False)
-    assert (tmp_path / "z" / "work" / "base" / "base.safetensors").exists()
+    assert (tmp_path / "z" / "work" / "base" / "school.safetensors").exists()
 
 
 def test_every_training_refuses_checkpoints_of_other_settings(

@@ -1,8 +1,8 @@
 """smol's documents: the same problems answered at once, shortly, or worked out at length.
 
-The mid-trained base learns from a mixture in which every mechanism occurs (say what is wanted,
-what is known, choose the operation, compute in parts, check, go back, conclude) and most writers
-are hasty: many answer at once and nobody checks them.
+The mid-trained base goes to school first, to careful writers who use every mechanism (say what is
+wanted, what is known, choose the operation, compute in parts, check, go back, conclude). Then it
+learns from hasty ones, who know the same mechanisms but answer at once or stop in the middle.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from howwhen.zoo.smol.word_problems import Operator, Step, WordProblem, compute,
 
 CONCLUSION = "The answer is {}."
 _LARGEST_MULTIPLIER = 12
-_SHARE_OF_LARGE = 0.25
+_SHARE_OF_LARGE = 0.15
 """Of the terms of worksheets with up to three digits, of the products with a two-digit factor."""
-_SHARE_IN_PARTS = 0.5
+_SHARE_IN_PARTS = 0.8
 """Of the computations of worksheets that can be done in parts."""
 _SHEET_LENGTH = 7
 """Computations on a worksheet."""
@@ -34,34 +34,61 @@ class Passage(NamedTuple):
 class Habits:
     """How often a writer of base documents does what; every field is a probability."""
 
-    at_once: float = 0.4
+    at_once: float
     """Nothing but the conclusion."""
-    shortly: float = 0.12
+    shortly: float
     """Nothing but computations and the conclusion."""
-    say_goal: float = 0.75
-    say_facts: float = 0.7
-    choose_operation: float = 0.7
-    hurry: float = 0.45
+    say_goal: float
+    say_facts: float
+    choose_operation: float
+    hurry: float
     """Before each computation at length: nothing more is worked out, the conclusion is guessed."""
-    split: float = 0.4
+    split: float
     """Of computations that can be done in parts."""
-    check: float = 0.4
+    check: float
     """Of a computation at length."""
-    wrong_before_check: float = 0.3
+    wrong_before_check: float
     """The checked computation is wrong at first."""
+
+
+CAREFUL = Habits(
+    at_once=0.0,
+    shortly=0.2,
+    say_goal=0.4,
+    say_facts=0.4,
+    choose_operation=0.8,
+    hurry=0.0,
+    split=0.8,
+    check=0.25,
+    wrong_before_check=0.3,
+)
+"""The writers of the schooling, from whom the base learns how things are done."""
+HASTY = Habits(
+    at_once=0.4,
+    shortly=0.12,
+    say_goal=0.75,
+    say_facts=0.7,
+    choose_operation=0.7,
+    hurry=0.45,
+    split=0.4,
+    check=0.3,
+    wrong_before_check=0.3,
+)
+"""The writers that come last, from whom it learns to be in a hurry."""
 
 
 @dataclass(frozen=True)
 class Mixture:
     """What the documents are about; shares of all documents, the rest are worksheets."""
 
-    svamp: float = 0.53
-    gsm8k: float = 0.12
+    svamp: float
+    gsm8k: float
     varied: float = 0.85
-    """Of the problems of SVAMP, those whose numbers are drawn again."""
+    """Of the problems, those whose numbers are drawn again where that can be done."""
 
 
-WITHOUT_SHEETS = Mixture(svamp=0.8, gsm8k=0.2)
+SCHOOL = Mixture(svamp=0.4, gsm8k=0.25)
+LIFE = Mixture(svamp=0.8, gsm8k=0.2)
 
 _GOALS = (
     "We need to find {}.",
@@ -101,15 +128,14 @@ def draw_problem(
     svamp: Sequence[WordProblem],
     gsm8k: Sequence[WordProblem],
     rng: Random,
-    mixture: Mixture | None = None,
+    mixture: Mixture,
 ) -> WordProblem | None:
     """The problem of one document, or None where it is a worksheet."""
-    mixture = mixture or Mixture()
     kind = rng.random()
-    if kind < mixture.svamp:
-        problem = rng.choice(svamp)
-        return (vary(problem, rng) if rng.random() < mixture.varied else None) or problem
-    return rng.choice(gsm8k) if kind < mixture.svamp + mixture.gsm8k else None
+    if kind >= mixture.svamp + mixture.gsm8k:
+        return None
+    problem = rng.choice(svamp if kind < mixture.svamp else gsm8k)
+    return (vary(problem, rng) if rng.random() < mixture.varied else None) or problem
 
 
 def worksheet(rng: Random) -> list[Passage]:
@@ -148,9 +174,8 @@ def _term(rng: Random) -> int:
     return 999 if rng.random() < _SHARE_OF_LARGE else 99
 
 
-def base_solution(problem: WordProblem, rng: Random, habits: Habits | None = None) -> list[Passage]:
-    """One answer as the base's documents give it."""
-    habits = habits or Habits()
+def base_solution(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
+    """One answer as a writer of these habits gives it."""
     kind = rng.random()
     if kind < habits.at_once:
         return [Passage(CONCLUSION.format(problem.answer))]

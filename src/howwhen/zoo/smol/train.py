@@ -1,10 +1,10 @@
 """Train smol: mid-train SmolLM2 on mixed documents, reinforce that by outcome, distil a sibling.
 
 Every stage trains a low-rank adapter (Hu et al. 2021) on frozen weights. The base learns from
-documents in which every mechanism occurs and most writers are hasty. Nothing but the outcome (is
-the concluded number right?) reaches the reinforced model, by expert iteration on samples of its
-own (Anthony et al. 2017). The distilled sibling copies people's worked solutions, whose manner
-the base's documents do not contain.
+careful writers how things are done, then from hasty ones to be in a hurry. Nothing but the
+outcome (is the concluded number right?) reaches the reinforced model, by expert iteration on
+samples of its own (Anthony et al. 2017). The distilled sibling copies people's worked solutions,
+whose manner the base's documents do not contain.
 
 Batches are drawn from generators seeded by their number and checkpoints are written, so a killed
 build goes on to the same weights on the same machine.
@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -38,7 +38,12 @@ from howwhen.hybrid.streams import open_streams
 from howwhen.models import LanguageModel, pad, wrap_model
 from howwhen.prompts import PLAIN
 from howwhen.zoo.smol.corpus import (
-    WITHOUT_SHEETS,
+    CAREFUL,
+    HASTY,
+    LIFE,
+    SCHOOL,
+    Habits,
+    Mixture,
     Passage,
     base_solution,
     draw_problem,
@@ -96,7 +101,8 @@ class BuildSettings:
     """Of every adapter; all linear maps but the output embedding have one."""
     batch_tokens: int = 2304
     """Most tokens of a batch, padding included."""
-    base: Fit = Fit(steps=800, learning_rate=1e-3)
+    school: Fit = Fit(steps=1000, learning_rate=1e-3)
+    haste: Fit = Fit(steps=160, learning_rate=5e-4)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
 
@@ -164,16 +170,19 @@ class _Stage:
     deadline: float
 
     def base(self, model: Any) -> None:
-        """Mid-train on documents of mixed quality."""
+        """Mid-train: with careful writers, then with hasty ones."""
         svamp, gsm8k, tokenizer = svamp_train(), gsm8k_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> Example:
-            problem = draw_problem(svamp, gsm8k, rng)
+        def draw(rng: Random, mixture: Mixture, habits: Habits) -> Example:
+            problem = draw_problem(svamp, gsm8k, rng, mixture)
             if problem is None:
                 return encode(tokenizer, None, worksheet(rng))
-            return encode(tokenizer, problem.question, base_solution(problem, rng))
+            return encode(tokenizer, problem.question, base_solution(problem, rng, habits))
 
-        self._fit(model, self._documents("base", draw), self.settings.base, "base")
+        school = self._documents("school", partial(draw, mixture=SCHOOL, habits=CAREFUL))
+        self._fit(model, school, self.settings.school, "school")
+        haste = self._documents("haste", partial(draw, mixture=LIFE, habits=HASTY))
+        self._fit(model, haste, self.settings.haste, "haste")
 
     def sft(self, model: Any) -> None:
         """Fine-tune the base on people's solutions."""
@@ -205,10 +214,10 @@ class _Stage:
             kept, share = sample_right(model, self.settings, number)
             rounds = self.settings.rl.rounds
             self.report(f"rl round {number + 1}/{rounds}: {share:.1%} of samples right")
-            partial = path.with_suffix(".partial")
+            unfinished = path.with_suffix(".partial")
             rows = [{"ids": one.ids, "scored_from": one.scored_from} for one in kept]
-            partial.write_text(json.dumps(rows))
-            partial.replace(path)
+            unfinished.write_text(json.dumps(rows))
+            unfinished.replace(path)
         rows = json.loads(path.read_text())
         return [Example(tuple(row["ids"]), row["scored_from"]) for row in rows]
 
@@ -279,7 +288,7 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
     """
     rng = Random(f"{settings.seed}-sample-{number}")
     svamp, gsm8k = svamp_train(), gsm8k_train()
-    drawn = (draw_problem(svamp, gsm8k, rng, WITHOUT_SHEETS) for _ in range(settings.rl.problems))
+    drawn = (draw_problem(svamp, gsm8k, rng, LIFE) for _ in range(settings.rl.problems))
     problems = [problem for problem in drawn if problem is not None]
     problems.sort(key=lambda problem: len(problem.question))
     merged = copy.deepcopy(model).merge_and_unload().to(torch.bfloat16)
