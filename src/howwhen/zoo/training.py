@@ -116,9 +116,9 @@ def claim(work: Path, settings: Mapping[str, Any]) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file whole or not at all; tensors that share memory appear twice."""
     partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial)
     partial.replace(path)
 
 
@@ -129,7 +129,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _checkpoint(
     trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int, path: Path
 ) -> None:
-    tensors = {f"model/{name}": one.detach().clone() for name, one in trained.items()}
+    tensors = {f"model/{name}": one.detach() for name, one in trained.items()}
     for name, one in trained.items():
         tensors |= {f"{key}/{name}": value for key, value in optimizer.state[one].items()}
     write_tensors({**tensors, "step": torch.tensor(step)}, path)

@@ -101,7 +101,7 @@ class BuildSettings:
     """Of every adapter; all linear maps but the output embedding have one."""
     batch_tokens: int = 2304
     """Most tokens of a batch, padding included."""
-    school: Fit = Fit(steps=1000, learning_rate=1e-3)
+    school: Fit = Fit(steps=1000, learning_rate=2e-3)
     haste: Fit = Fit(steps=160, learning_rate=5e-4)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
