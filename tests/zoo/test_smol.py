@@ -231,6 +231,7 @@ def test_every_problem_that_is_written_about_leads_to_its_gold_answer() -> None:
     short = gsm8k_train()
     assert len(short) > 1500
     assert all(problem.prose and len(problem.steps) in (1, 2) for problem in short)
+    assert all(problem.steps[-1].result == problem.answer for problem in short)
 
 
 @pytest.mark.parametrize("name", ["smol", "smol-sft"])

@@ -38,13 +38,15 @@ def svamp_train() -> list[WordProblem]:
 
 
 def gsm8k_train() -> list[WordProblem]:
-    """Short problems of GSM8K's training set, with their solutions as prose."""
+    """Short problems of GSM8K's training set whose last computation gives the answer, with prose."""
     problems: list[WordProblem] = []
     for row in _read("gsm8k_train_short"):
         found = read_prose(row["solution"])
-        if found is not None and row["answer"].isdigit():
-            steps, prose = found
-            answer = int(row["answer"])
+        if found is None:
+            continue
+        steps, prose = found
+        answer = steps[-1].result
+        if str(answer) == row["answer"]:
             problems.append(WordProblem(row["id"], row["question"], answer, steps, prose))
     return problems
 
