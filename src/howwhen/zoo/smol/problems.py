@@ -38,7 +38,7 @@ def svamp_train() -> list[WordProblem]:
 
 
 def gsm8k_train() -> list[WordProblem]:
-    """Short problems of GSM8K's training set whose last computation gives the answer, with prose."""
+    """Short problems of GSM8K's training set whose last computation is the answer, with prose."""
     problems: list[WordProblem] = []
     for row in _read("gsm8k_train_short"):
         found = read_prose(row["solution"])
