@@ -16,6 +16,7 @@ from howwhen.zoo.smol.corpus import (
     HASTY,
     Mixture,
     Passage,
+    Problems,
     base_solution,
     draw_problem,
     in_parts,
@@ -23,6 +24,7 @@ from howwhen.zoo.smol.corpus import (
     teacher_solution,
     worksheet,
 )
+from howwhen.zoo.smol.patterns import Pattern, patterns
 from howwhen.zoo.smol.problems import (
     gsm8k_train,
     smol_problems,
@@ -30,9 +32,11 @@ from howwhen.zoo.smol.problems import (
     svamp_train,
 )
 from howwhen.zoo.smol.word_problems import (
+    LARGEST_NUMBER,
     Step,
     WordProblem,
     compute,
+    is_small,
     read_prose,
     read_steps,
     stories,
@@ -171,21 +175,47 @@ def test_worksheets_are_right_and_only_what_follows_from_the_task_is_learnt() ->
         operators.update(one for _, one, _, _ in equations)
         for passage in passages:
             assert passage.is_learnt is ("=" in passage.text)
+            numbers = [int(text) for text in re.findall(r"\d+", passage.text)]
+            assert max(numbers) <= LARGEST_NUMBER
     assert set(operators) == {*"+-*/"}
 
 
 def test_a_mixture_holds_what_it_says() -> None:
-    clips = WordProblem("clips", "How many?", 24, (Step(48, "/", 2, 24),), "48/2 = 24 clips.")
-    mixture, rng = Mixture(svamp=0.5, gsm8k=0.3, varied=0.5), Random(1)
-    drawn = [draw_problem([CARS], [clips], rng, mixture) for _ in range(600)]
-    assert sum(one is not None and one.id == "cars" for one in drawn) / 600 == pytest.approx(
-        0.5, abs=0.06
-    )
-    assert sum(one == CARS for one in drawn) / 600 == pytest.approx(0.25, abs=0.06)
-    assert sum(one is not None and one.id == "clips" for one in drawn) / 600 == pytest.approx(
-        0.3, abs=0.06
-    )
-    assert None in drawn
+    gone = Pattern("gone", "{A} had 6 {x} and lost 4. How many are left?", (Step(6, "-", 4, 2),))
+    clips = WordProblem("clips", "How many is 148 / 2?", 74, (Step(148, "/", 2, 74),))
+    mixture, rng = Mixture(svamp=0.4, patterns=0.2, gsm8k=0.3, varied=0.5), Random(1)
+    problems = Problems([CARS], [gone], [clips])
+    drawn = [draw_problem(problems, rng, mixture) for _ in range(600)]
+    share = {
+        one: count / 600
+        for one, count in Counter(problem and problem.id for problem in drawn).items()
+    }
+    assert share == {
+        "cars": pytest.approx(0.4, abs=0.06),
+        "gone": pytest.approx(0.2, abs=0.06),
+        "clips": pytest.approx(0.3, abs=0.06),
+        None: pytest.approx(0.1, abs=0.06),
+    }
+    assert sum(one == CARS for one in drawn) / 600 == pytest.approx(0.2, abs=0.06)
+    assert all(is_small(one) for one in drawn if one is not None)
+    assert is_small(CARS)
+    assert not is_small(clips)
+
+
+def test_patterns_are_problems_of_many_wordings_that_can_be_varied() -> None:
+    found = patterns()
+    assert len(found) > 80
+    assert {step.operator for one in found for step in one.steps} == {*"+-*/"}
+    for seed, pattern in enumerate(found):
+        problem = pattern.fill(Random(seed))
+        assert "{" not in problem.question
+        told = {int(text) for text in re.findall(r"\d+", problem.question)}
+        results = {step.result for step in problem.steps[:-1]}
+        used = {number for step in problem.steps for number in (step.left, step.right)}
+        assert used <= told | results
+        assert vary(problem, Random(seed)) is not None
+        filled = {pattern.fill(Random(other)).question for other in range(9)}
+        assert len(filled) > 1 or "{" not in pattern.text
 
 
 def test_a_slip_is_near_and_wrong() -> None:
@@ -207,12 +237,22 @@ def test_the_teacher_repeats_a_persons_words() -> None:
 
 def test_no_story_is_trained_on_and_tested_on() -> None:
     trained, tested = smol_problems(5000, 0), smol_test_problems(5000, 0)
-    assert len(trained) + len(tested) == 1000
-    assert 320 <= len(tested) < 360
+    assert len(trained) > 650
+    assert 300 <= len(tested) < 330
     questions = [problem.question for problem in (*trained, *tested)]
     story = stories(questions)
     assert not set(story[: len(trained)]) & set(story[len(trained) :])
-    assert len({problem.id for problem in (*trained, *tested)}) == 1000
+    ids = {problem.id.removesuffix("-redrawn") for problem in (*trained, *tested)}
+    assert len(ids) == len(trained) + len(tested)
+
+
+def test_problems_with_large_numbers_are_asked_with_small_ones() -> None:
+    problems = smol_test_problems(5000, 0)
+    redrawn = [problem for problem in problems if problem.id.endswith("-redrawn")]
+    assert 80 < len(redrawn) < 140
+    for problem in problems:
+        numbers = [float(text) for text in re.findall(r"\d+(?:\.\d+)?", problem.question)]
+        assert max(*numbers, float(problem.answer)) <= LARGEST_NUMBER
 
 
 def test_problems_are_drawn_by_seed_and_up_to_a_count() -> None:

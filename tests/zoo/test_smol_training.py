@@ -22,7 +22,8 @@ from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreE
 from howwhen.prompts import PLAIN
 from howwhen.zoo import training
 from howwhen.zoo.smol import train, weights
-from howwhen.zoo.smol.corpus import Passage
+from howwhen.zoo.smol.corpus import Passage, Problems
+from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
 from howwhen.zoo.smol.weights import LAYERS, smol_folder, smollm2_folder
 from howwhen.zoo.smol.word_problems import Step, WordProblem
@@ -48,7 +49,8 @@ def _tiny_smollm2(
     monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
     assert smollm2_folder() == folder
     train.smol_tokenizer.cache_clear()
-    monkeypatch.setattr(train, "svamp_train", lambda: [PROBLEM])
+    only = Pattern("p", PROBLEM.question, PROBLEM.steps)
+    monkeypatch.setattr(train, "smol_train", lambda: Problems([PROBLEM], [only], [PROBLEM]))
     monkeypatch.setattr(train, "gsm8k_train", lambda: [PROBLEM])
 
 

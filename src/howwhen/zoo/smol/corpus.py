@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from howwhen.zoo.smol.word_problems import Operator, Step, WordProblem, compute, vary
+from howwhen.zoo.smol.patterns import Pattern
+from howwhen.zoo.smol.word_problems import (
+    LARGEST_FACTOR,
+    LARGEST_NUMBER,
+    Operator,
+    Step,
+    WordProblem,
+    compute,
+    is_small,
+    vary,
+)
 
 CONCLUSION = "The answer is {}."
-_LARGEST_MULTIPLIER = 12
-_SHARE_OF_LARGE = 0.15
-"""Of the terms of worksheets with up to three digits, of the products with a two-digit factor."""
 _SHARE_IN_PARTS = 0.8
 """Of the computations of worksheets that can be done in parts."""
 _SHEET_LENGTH = 7
@@ -82,13 +89,23 @@ class Mixture:
     """What the documents are about; shares of all documents, the rest are worksheets."""
 
     svamp: float
+    patterns: float
     gsm8k: float
     varied: float = 0.85
     """Of the problems, those whose numbers are drawn again where that can be done."""
 
 
-SCHOOL = Mixture(svamp=0.4, gsm8k=0.25)
-LIFE = Mixture(svamp=0.8, gsm8k=0.2)
+SCHOOL = Mixture(svamp=0.3, patterns=0.25, gsm8k=0.15)
+LIFE = Mixture(svamp=0.55, patterns=0.3, gsm8k=0.15)
+
+
+class Problems(NamedTuple):
+    """What documents are about, by source."""
+
+    svamp: Sequence[WordProblem]
+    patterns: Sequence[Pattern]
+    gsm8k: Sequence[WordProblem]
+
 
 _GOALS = (
     "We need to find {}.",
@@ -124,18 +141,22 @@ _OPERATIONS: dict[Operator, tuple[str, ...]] = {
 _INVERSE: dict[Operator, Operator] = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 
-def draw_problem(
-    svamp: Sequence[WordProblem],
-    gsm8k: Sequence[WordProblem],
-    rng: Random,
-    mixture: Mixture,
-) -> WordProblem | None:
+def draw_problem(problems: Problems, rng: Random, mixture: Mixture) -> WordProblem | None:
     """The problem of one document, or None where it is a worksheet."""
     kind = rng.random()
-    if kind >= mixture.svamp + mixture.gsm8k:
+    if kind >= mixture.svamp + mixture.patterns + mixture.gsm8k:
         return None
-    problem = rng.choice(svamp if kind < mixture.svamp else gsm8k)
-    return (vary(problem, rng) if rng.random() < mixture.varied else None) or problem
+    while True:
+        if kind < mixture.svamp:
+            problem = rng.choice(problems.svamp)
+        elif kind < mixture.svamp + mixture.patterns:
+            problem = rng.choice(problems.patterns).fill(rng)
+        else:
+            problem = rng.choice(problems.gsm8k)
+        is_varied = rng.random() < mixture.varied or not is_small(problem)
+        drawn = vary(problem, rng) if is_varied else problem
+        if drawn is not None:
+            return drawn
 
 
 def worksheet(rng: Random) -> list[Passage]:
@@ -157,21 +178,17 @@ def draw_step(rng: Random) -> Step:
     operators: tuple[Operator, ...] = ("+", "+", "-", "-", "*", "/")
     operator = rng.choice(operators)
     if operator in "+-":
-        one, other = rng.randint(2, _term(rng)), rng.randint(2, _term(rng))
-        left, right = (one, other) if operator == "+" else (max(one, other), min(one, other))
+        result = rng.randint(4, LARGEST_NUMBER)
+        part = rng.randint(2, result - 2)
+        left, right = (part, result - part) if operator == "+" else (result, part)
     else:
-        small, factor = rng.randint(2, _LARGEST_MULTIPLIER), rng.randint(2, _LARGEST_MULTIPLIER)
-        if operator == "*" and rng.random() < _SHARE_OF_LARGE:
-            factor = rng.randint(11, 99)
-        pair = (small, factor) if rng.random() < 1 / 2 else (factor, small)
-        left, right = (small * factor, small) if operator == "/" else pair
+        factor = rng.randint(2, LARGEST_FACTOR)
+        other = rng.randint(2, LARGEST_NUMBER // factor)
+        pair = (factor, other) if rng.random() < 1 / 2 else (other, factor)
+        left, right = (factor * other, factor) if operator == "/" else pair
     step = compute(left, operator, right)
     assert step is not None  # by construction
     return step
-
-
-def _term(rng: Random) -> int:
-    return 999 if rng.random() < _SHARE_OF_LARGE else 99
 
 
 def base_solution(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
@@ -247,8 +264,9 @@ def in_parts(step: Step) -> tuple[Step, ...]:
     digits = [digit for digit in _places(step.right) if digit]
     if step.operator in "+-" and len(digits) > 1:
         return _chain(step.left, step.operator, digits)
-    if step.operator == "*" and len(_places(step.left)) > 1 and step.right < 10:
-        products = [compute(part, "*", step.right) for part in _places(step.left) if part]
+    places = [place for place in _places(step.left) if place]
+    if step.operator == "*" and len(places) > 1 and step.right < 10:
+        products = [compute(place, "*", step.right) for place in places]
         first, *others = [product for product in products if product]
         return (first, *others, *_chain(first.result, "+", [other.result for other in others]))
     return ()

@@ -2,20 +2,30 @@
 
 SVAMP (Patel et al. 2021) varies about a hundred stories, and the split in common use has the same
 stories on both sides. Here every story is on one side only: about two thirds of the problems are
-for training, the rest for the test. Of GSM8K's training set (Cobbe et al. 2021) the problems with
-one or two computations are taken. Sources and licences: `data/README.md`.
+for training, the rest for the test. Problems with a number over 99, told or computed, are asked
+with smaller ones, drawn anew, and such that tell no way to a whole number are left out: reckoning
+is not what smol is about. Of GSM8K's training set (Cobbe et al. 2021) the problems with one or two
+computations are taken. Sources and licences: `data/README.md`.
 """
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from howwhen.records import Problem
-from howwhen.zoo.smol.word_problems import WordProblem, read_prose, read_steps, stories
+from howwhen.zoo.smol.word_problems import (
+    WordProblem,
+    is_small,
+    read_prose,
+    read_steps,
+    stories,
+    vary,
+)
 
 DATA = Path(__file__).parent / "data"
 TEST_PROBLEMS = 320
@@ -24,16 +34,16 @@ TEST_PROBLEMS = 320
 
 def smol_problems(count: int, seed: int) -> list[Problem]:
     """Up to `count` problems of the training stories, in an order drawn from `seed`."""
-    return _draw(_svamp_rows()[0], count, seed)
+    return _draw(svamp_train(), count, seed)
 
 
 def smol_test_problems(count: int, seed: int) -> list[Problem]:
     """Up to `count` problems of stories that nothing was trained on, drawn from `seed`."""
-    return _draw(_svamp_rows()[1], count, seed)
+    return _draw(_with_steps(_svamp_rows()[1]), count, seed)
 
 
 def svamp_train() -> list[WordProblem]:
-    """Problems of the training stories whose computations stay among the whole numbers."""
+    """Problems of the training stories."""
     return list(_with_steps(_svamp_rows()[0]))
 
 
@@ -70,17 +80,22 @@ def _svamp_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def _with_steps(rows: Sequence[dict[str, Any]]) -> Iterator[WordProblem]:
+    """Problems whose computations stay among the whole numbers, with small ones."""
     for row in rows:
         steps = read_steps(row["equation"])
-        if steps is not None and steps[-1].result == int(row["answer"]):
-            yield WordProblem(row["id"], row["question"], steps[-1].result, steps)
+        if steps is None or steps[-1].result != int(row["answer"]):
+            continue
+        told = WordProblem(row["id"], row["question"], steps[-1].result, steps)
+        varied = told if is_small(told) else vary(told, Random(f"smol-{told.id}"))
+        if varied is not None:
+            yield varied if varied is told else replace(varied, id=f"{told.id}-redrawn")
 
 
-def _draw(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[Problem]:
-    drawn = list(rows)
+def _draw(problems: Iterable[WordProblem], count: int, seed: int) -> list[Problem]:
+    drawn = list(problems)
     Random(f"smol-{seed}").shuffle(drawn)
     return [
-        Problem(row["id"], row["question"], row["answer"], dataset="svamp") for row in drawn[:count]
+        Problem(one.id, one.question, str(one.answer), dataset="svamp") for one in drawn[:count]
     ]
 
 

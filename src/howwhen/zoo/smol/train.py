@@ -45,11 +45,13 @@ from howwhen.zoo.smol.corpus import (
     Habits,
     Mixture,
     Passage,
+    Problems,
     base_solution,
     draw_problem,
     teacher_solution,
     worksheet,
 )
+from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder
 from howwhen.zoo.smol.word_problems import WordProblem
@@ -80,8 +82,8 @@ class Fit:
 class Rounds:
     """Size of the expert iteration."""
 
-    rounds: int = 12
-    problems: int = 448
+    rounds: int = 8
+    problems: int = 384
     """Drawn in every round."""
     samples: int = 4
     """Per problem and round, at temperature 1."""
@@ -101,8 +103,8 @@ class BuildSettings:
     """Of every adapter; all linear maps but the output embedding have one."""
     batch_tokens: int = 2304
     """Most tokens of a batch, padding included."""
-    school: Fit = Fit(steps=1000, learning_rate=2e-3)
-    haste: Fit = Fit(steps=160, learning_rate=5e-4)
+    school: Fit = Fit(steps=700, learning_rate=2e-3)
+    haste: Fit = Fit(steps=120, learning_rate=5e-4)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
 
@@ -171,10 +173,10 @@ class _Stage:
 
     def base(self, model: Any) -> None:
         """Mid-train: with careful writers, then with hasty ones."""
-        svamp, gsm8k, tokenizer = svamp_train(), gsm8k_train(), smol_tokenizer()
+        problems, tokenizer = smol_train(), smol_tokenizer()
 
         def draw(rng: Random, mixture: Mixture, habits: Habits) -> Example:
-            problem = draw_problem(svamp, gsm8k, rng, mixture)
+            problem = draw_problem(problems, rng, mixture)
             if problem is None:
                 return encode(tokenizer, None, worksheet(rng))
             return encode(tokenizer, problem.question, base_solution(problem, rng, habits))
@@ -287,8 +289,8 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
         ModelError: none was right.
     """
     rng = Random(f"{settings.seed}-sample-{number}")
-    svamp, gsm8k = svamp_train(), gsm8k_train()
-    drawn = (draw_problem(svamp, gsm8k, rng, LIFE) for _ in range(settings.rl.problems))
+    sources = smol_train()
+    drawn = (draw_problem(sources, rng, LIFE) for _ in range(settings.rl.problems))
     problems = [problem for problem in drawn if problem is not None]
     problems.sort(key=lambda problem: len(problem.question))
     merged = copy.deepcopy(model).merge_and_unload().to(torch.bfloat16)
@@ -368,6 +370,11 @@ def is_right(model: LanguageModel, answer: Sequence[int], problem: WordProblem) 
         return False
     concluded = _CONCLUSION.search(model.tokenizer.decode(answer, skip_special_tokens=True))
     return concluded is not None and int(concluded[1]) == problem.answer
+
+
+def smol_train() -> Problems:
+    """All that smol is trained on."""
+    return Problems(svamp_train(), patterns(), gsm8k_train())
 
 
 @lru_cache(maxsize=1)

@@ -27,9 +27,12 @@ _MARK = re.compile(r"<<.*?>>")
 SAME_STORY = 0.8
 """Two questions with this share of the shorter one's words in common tell the same story."""
 _TRIES = 200
-_LARGEST_RESULT = 2000
-_LARGEST_FACTOR = 12
+LARGEST_NUMBER = 99
+"""What SmolLM2-135M can be taught to reckon with in an hour."""
+LARGEST_FACTOR = 12
 """At least one factor, and every divisor, is at most this in problems with drawn numbers."""
+_SHARE_LIKE = 0.7
+"""Of the numbers below 10 that stay about as small when drawn again."""
 
 
 class Step(NamedTuple):
@@ -139,8 +142,15 @@ def read_prose(solution: str) -> tuple[tuple[Step, ...], str] | None:
     return (tuple(steps), " ".join(sentences)) if steps else None
 
 
+def is_small(problem: WordProblem) -> bool:
+    """Whether no number, told or computed, is over `LARGEST_NUMBER`."""
+    told = [float(text) for text in _NUMBER.findall(problem.question)]
+    reckoned = [number for step in problem.steps for number in (step.left, step.right, step.result)]
+    return max(*told, *reckoned) <= LARGEST_NUMBER
+
+
 def vary(problem: WordProblem, rng: Random) -> WordProblem | None:
-    """The same story with other numbers, or None where no fitting ones are found.
+    """The same story with other, small numbers, or None where no fitting ones are found.
 
     Equal numbers stay equal; numbers of the computation that the question does not hold stay.
     """
@@ -195,17 +205,14 @@ def _recompute(steps: Iterable[Step], drawn: dict[int, int]) -> tuple[Step, ...]
 
 def _is_fit(step: Step) -> bool:
     small = min(step.left, step.right) if step.operator == "*" else step.right
-    is_small = step.operator in "+-" or small <= _LARGEST_FACTOR
-    return is_small and 0 < step.result <= _LARGEST_RESULT
+    is_easy = step.operator in "+-" or small <= LARGEST_FACTOR
+    return is_easy and step.result > 0 and max(step[0], step[2], step[3]) <= LARGEST_NUMBER
 
 
 def _draw_like(number: int, rng: Random) -> int:
-    """A number of about the same size; large ones often become smaller."""
-    if number < 10:
-        return rng.randint(2, 12)
-    if number < 100 or rng.random() < 0.6:
-        return rng.randint(4, 99)
-    return rng.randint(100, 999)
+    """A number up to `LARGEST_NUMBER`; small ones mostly stay small."""
+    is_like = number < 10 and rng.random() < _SHARE_LIKE
+    return rng.randint(2, LARGEST_FACTOR if is_like else LARGEST_NUMBER)
 
 
 def _as_clause(sentence: str) -> str:
