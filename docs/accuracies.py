@@ -17,7 +17,7 @@ from howwhen.models import LanguageModel
 from howwhen.records import Finish, Grade, Problem
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.problems import smol_test_problems
-from howwhen.zoo.smol.train import sample
+from howwhen.zoo.smol.sampling import sample
 
 
 def whole(problems: Sequence[Problem]) -> list[Problem]:

@@ -21,7 +21,7 @@ from howwhen.collect.rollouts import Sampling, generate
 from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
 from howwhen.prompts import PLAIN
 from howwhen.zoo import training
-from howwhen.zoo.smol import train, weights
+from howwhen.zoo.smol import sampling, train, weights
 from howwhen.zoo.smol.corpus import Passage, Problems
 from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
@@ -183,16 +183,16 @@ class _Spec:
 def test_sampling_at_temperature_zero_is_greedy_decoding(make_model: MakeModel) -> None:
     model = make_model()
     prompts = [[5, 6, 7], [9], [12, 13, 14, 15, 16]]
-    expected = generate(model.model, model.end_ids, prompts, Sampling(train.MOST_ANSWER_TOKENS))
-    assert train.sample(model, prompts, 0.0, seed=0) == expected
+    expected = generate(model.model, model.end_ids, prompts, Sampling(sampling.MOST_ANSWER_TOKENS))
+    assert sampling.sample(model, prompts, 0.0, seed=0) == expected
 
 
 def test_samples_are_drawn_from_the_models_own_distribution(make_model: MakeModel) -> None:
     model = make_model()
     prompts = [[5, 6, 7]] * 600
     chances = model.model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
-    answers = train.sample(model, prompts, 1.0, seed=3)
-    assert answers == train.sample(model, prompts, 1.0, seed=3)
+    answers = sampling.sample(model, prompts, 1.0, seed=3)
+    assert answers == sampling.sample(model, prompts, 1.0, seed=3)
     likeliest = int(chances.argmax())
     share = sum(answer[0] == likeliest for answer in answers) / 600
     spread = math.sqrt(float(chances[likeliest]) * (1 - float(chances[likeliest])) / 600)
@@ -219,8 +219,8 @@ def test_only_the_right_conclusion_of_a_finished_answer_is_rewarded(
     model = make_model()
     monkeypatch.setattr(model.tokenizer, "decode", lambda *_, **__: text)
     answer = (7, model.tokenizer.eos_token_id) if is_ended else (7, 8)
-    assert train.is_right(model, answer, PROBLEM) is is_right
-    assert not train.is_right(model, (), PROBLEM)
+    assert sampling.is_right(model, answer, PROBLEM.answer) is is_right
+    assert not sampling.is_right(model, (), PROBLEM.answer)
 
 
 def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
@@ -231,18 +231,26 @@ def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
     settings = replace(TINY, rl=Rounds(problems=2, samples=3))
     monkeypatch.setattr(train, "draw_problem", lambda *_: PROBLEM)
     monkeypatch.setattr(train, "sample", lambda *_: answers)
-    monkeypatch.setattr(train, "is_right", lambda model, ids, problem: ids[0] < 12)
+    monkeypatch.setattr(train, "is_right", lambda model, ids, gold: ids[0] < 12)
     kept, share = train.sample_right(model, settings, 0)
     assert share == 1
-    assert [example.ids[example.scored_from :] for example in kept] == [
-        (7,),
-        (8,),
-        (10,),
-        (9,),
-    ] or ([example.ids[example.scored_from :] for example in kept] == [(7,), (8,), (9,), (10,)])
+    first, second = (
+        {example.ids[example.scored_from :] for example in half} for half in (kept[:2], kept[2:])
+    )
+    assert first == {(7,), (8,)}
+    assert len(second) == 2
+    assert second < {(9,), (10,), (11,)}
     monkeypatch.setattr(train, "is_right", lambda *_: False)
     with pytest.raises(ModelError, match="nothing to reinforce"):
         train.sample_right(model, settings, 0)
+
+
+def test_products_are_in_bfloat16_where_the_processor_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for capability, expected in {"AVX2": torch.float32, "AVX512": torch.bfloat16}.items():
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda one=capability: one)
+        assert train.product_type() is expected
 
 
 def test_the_loss_counts_answers_only_and_ignores_padding() -> None:

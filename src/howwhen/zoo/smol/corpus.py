@@ -61,8 +61,8 @@ class Habits:
 CAREFUL = Habits(
     at_once=0.0,
     shortly=0.2,
-    say_goal=0.4,
-    say_facts=0.4,
+    say_goal=0.35,
+    say_facts=0.3,
     choose_operation=0.8,
     hurry=0.0,
     split=0.8,

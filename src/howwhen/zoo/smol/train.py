@@ -13,7 +13,6 @@ build goes on to the same weights on the same machine.
 import copy
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -34,8 +33,7 @@ from transformers import (
 )
 
 from howwhen.errors import MissingExtraError, ModelError
-from howwhen.hybrid.streams import open_streams
-from howwhen.models import LanguageModel, pad, wrap_model
+from howwhen.models import pad, wrap_model
 from howwhen.prompts import PLAIN
 from howwhen.zoo.smol.corpus import (
     CAREFUL,
@@ -53,15 +51,12 @@ from howwhen.zoo.smol.corpus import (
 )
 from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
+from howwhen.zoo.smol.sampling import is_right, sample
 from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder
-from howwhen.zoo.smol.word_problems import WordProblem
 from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
 
-MOST_ANSWER_TOKENS = 140
 MOST_TOKENS = 260
 """Longer documents are left out of the training."""
-SAMPLES_AT_A_TIME = 192
-_CONCLUSION = re.compile(r"The answer is (\d+)\.$")
 _LENGTH_MULTIPLE = 32
 _SCORED_MULTIPLE = 256
 """Shapes that recur keep the memory from splintering."""
@@ -101,9 +96,9 @@ class BuildSettings:
     seed: int = 0
     rank: int = 16
     """Of every adapter; all linear maps but the output embedding have one."""
-    batch_tokens: int = 2304
+    batch_tokens: int = 1152
     """Most tokens of a batch, padding included."""
-    school: Fit = Fit(steps=700, learning_rate=2e-3)
+    school: Fit = Fit(steps=900, learning_rate=1.5e-3)
     haste: Fit = Fit(steps=120, learning_rate=5e-4)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=160, learning_rate=5e-4)
@@ -143,12 +138,22 @@ def build(out: Path, settings: BuildSettings, report: Report, deadline: float = 
 
 def _start_of(name: SmolName, out: Path) -> PreTrainedModel:
     """What a stage's adapter is put on: SmolLM2, or the mid-trained base."""
+    attention = "eager" if product_type() is torch.bfloat16 else "sdpa"  # whichever is faster
     model = AutoModelForCausalLM.from_pretrained(
-        smollm2_folder(), dtype=torch.float32, attn_implementation="eager"
+        smollm2_folder(), dtype=torch.float32, attn_implementation=attention
     )
     for earlier in LAYERS[name][:-1]:
         model = add_adapter(model, out / earlier)
     return model
+
+
+def product_type() -> torch.dtype:
+    """Number type of matrix products: bfloat16, or float32 where the processor lacks AVX-512.
+
+    There products in bfloat16 are emulated, a hundred times as slow as in float32.
+    """
+    is_fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def new_adapter(model: PreTrainedModel, settings: BuildSettings) -> Any:
@@ -293,7 +298,7 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
     drawn = (draw_problem(sources, rng, LIFE) for _ in range(settings.rl.problems))
     problems = [problem for problem in drawn if problem is not None]
     problems.sort(key=lambda problem: len(problem.question))
-    merged = copy.deepcopy(model).merge_and_unload().to(torch.bfloat16)
+    merged = copy.deepcopy(model).merge_and_unload().to(product_type())
     language_model = wrap_model(merged, smol_tokenizer(), prompt=PLAIN, name="smol")
     times, seed = settings.rl.samples, settings.seed * 1000 + number
     prompts = [
@@ -304,72 +309,18 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
     right = 0
     for index, problem in enumerate(problems):
         mine = answers[index * times : (index + 1) * times]
-        good = [ids for ids in mine if is_right(language_model, ids, problem)]
+        good = [ids for ids in mine if is_right(language_model, ids, problem.answer)]
         right += len(good)
         prompt = tuple(prompts[index * times])
-        kept += [
-            Example(prompt + ids, len(prompt)) for ids in sorted(set(good))[: settings.rl.keep]
-        ]
+        different = sorted(set(good))
+        chosen = rng.sample(different, min(settings.rl.keep, len(different)))
+        kept += [Example(prompt + ids, len(prompt)) for ids in chosen]
     if not kept:
         raise ModelError(
             f"no sample of round {number} was right, so there is nothing to reinforce; "
             "train the base longer or sample more"
         )
     return kept, right / len(answers)
-
-
-def sample(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], temperature: float, seed: int
-) -> list[tuple[int, ...]]:
-    """Answer prompts in batches, each answer up to its end token; greedy at temperature 0."""
-    generator = torch.Generator().manual_seed(seed)
-    answers: list[tuple[int, ...]] = []
-    for start in range(0, len(prompts), SAMPLES_AT_A_TIME):
-        batch = prompts[start : start + SAMPLES_AT_A_TIME]
-        answers += _sample_batch(model, batch, temperature, generator)
-    return answers
-
-
-@torch.no_grad()
-def _sample_batch(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    temperature: float,
-    generator: torch.Generator,
-) -> list[tuple[int, ...]]:
-    streams = open_streams(model, prompts)
-    answers: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
-    token = torch.tensor([prompt[-1] for prompt in prompts])
-    while going:
-        streams.feed(token[:, None])
-        logits = streams.logits[:, -1]
-        if temperature:
-            chances = (logits / temperature).softmax(-1)
-            token = torch.multinomial(chances, 1, generator=generator)[:, 0]
-        else:
-            token = logits.argmax(-1)
-        for answer, one in zip(going, token.tolist(), strict=True):
-            answers[answer].append(one)
-        kept = [
-            row
-            for row, answer in enumerate(going)
-            if answers[answer][-1] not in model.end_ids
-            and len(answers[answer]) < MOST_ANSWER_TOKENS
-        ]
-        if kept and len(kept) < len(going):
-            streams.keep(torch.tensor(kept))
-            token = token[kept]
-        going = [going[row] for row in kept]
-    return [tuple(answer) for answer in answers]
-
-
-def is_right(model: LanguageModel, answer: Sequence[int], problem: WordProblem) -> bool:
-    """The outcome reward: the answer ended by itself and concludes with the right number."""
-    if not answer or answer[-1] not in model.end_ids:
-        return False
-    concluded = _CONCLUSION.search(model.tokenizer.decode(answer, skip_special_tokens=True))
-    return concluded is not None and int(concluded[1]) == problem.answer
 
 
 def smol_train() -> Problems:
@@ -405,7 +356,7 @@ def encode(
 
 
 def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens; matrix products in bfloat16.
+    """Mean cross-entropy in nats over the scored tokens; matrix products in `product_type`.
 
     The vocabulary is multiplied at scored positions only.
     """
@@ -418,7 +369,8 @@ def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
     scored = (targets != IGNORED).nonzero()[:, 0]
     scored = functional.pad(scored, (0, -len(scored) % _SCORED_MULTIPLE))  # position 0 is ignored
     inner = model.get_base_model()
-    with torch.autocast("cpu", torch.bfloat16):
+    product = product_type()
+    with torch.autocast("cpu", torch.bfloat16, enabled=product is torch.bfloat16):
         hidden = inner.model(**batch.inputs(), use_cache=False).last_hidden_state
         logits = inner.lm_head(hidden[:, :-1].flatten(0, 1)[scored])
     return functional.cross_entropy(logits.float(), targets[scored], ignore_index=IGNORED)
