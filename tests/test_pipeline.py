@@ -111,6 +111,11 @@ def test_the_report_shows_the_ladder(finished: Path) -> None:
     for rung in set(LADDER) - {"base-step-by-step", "bias-only"}:
         assert f"| {rung} |" in report
     assert "purity" in report
+    page = (finished / "6-present" / "report.html").read_text()
+    assert "The ladder of controls" in page
+    counts = json.loads((finished / "6-present" / "provenance.json").read_text())["counts"]
+    assert counts["problems_in_viewer"] == 12
+    assert counts["page_bytes"] == len(page.encode())
 
 
 def _pipeline(folder: Path, changes: dict[str, object]) -> None:

@@ -24,7 +24,8 @@ from howwhen.convert import Format, Told, read_any, write_any
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
 from howwhen.pipeline import Pipeline, check_inputs
-from howwhen.present.report import header, ladder_rows, verdict
+from howwhen.present.report import verdict
+from howwhen.present.tables import ladder_table
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
 from howwhen.prompts import CHAT, PLAIN, THINK, Markers
@@ -41,6 +42,7 @@ from howwhen.settings import (
 )
 from howwhen.steps.comparing import compare as compare_rungs
 from howwhen.steps.discover import PAGE
+from howwhen.steps.present import REPORT
 from howwhen.store import STEPS, RunFolder, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
@@ -149,7 +151,7 @@ class Run:
                 pipeline.do(step)
             if steps == STEPS:
                 print_measurement(pipeline.measurement(), chosen.measure.confidence)
-                print(f"Report: {folder.step('present').path / 'report.md'}")
+                print(f"Report: {folder.step('present').path / REPORT}")
 
     def choose(self, name: str | None) -> RunSettings:
         """The settings in force."""
@@ -247,9 +249,10 @@ def print_published(measurement: Measurement) -> None:
 def print_measurement(measurement: Measurement, confidence: float) -> None:
     """Print the ladder and its verdict on standard output."""
     table = Table(title=f"{measurement.n} problems", title_justify="left")
-    for index, column in enumerate(header(confidence)):
+    ladder = ladder_table(measurement, confidence)
+    for index, column in enumerate(ladder.columns):
         table.add_column(column, justify="left" if index == 0 else "right")
-    for row in ladder_rows(measurement):
+    for row in ladder.rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print(table)

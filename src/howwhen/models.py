@@ -170,6 +170,20 @@ def load_model(
     return wrap_model(model, tokenizer, prompt=prompt, markers=markers, name=name or str(source))
 
 
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder or hub id, without the model.
+
+    Raises:
+        ModelError: nothing there.
+    """
+    _check_folder(source)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a tokenizer from {str(source)!r}: {error}") from error
+    return tokenizer
+
+
 def wrap_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

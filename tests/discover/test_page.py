@@ -11,7 +11,7 @@ HOSTILE = 'wait <script>alert("1")</script> & {{ 7 * 7 }}'
 class Tags(HTMLParser):
     """Every tag with its attributes, and whether all that were opened were closed in order."""
 
-    VOID = ("meta", "rect", "br", "link", "img")
+    VOID = ("meta", "rect", "br", "link", "img", "input")
 
     def __init__(self, page: str) -> None:
         super().__init__()

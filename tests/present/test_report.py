@@ -9,11 +9,10 @@ from howwhen.present.report import (
     ReportInput,
     _knock_out_parts,
     _sample_parts,
-    header,
-    ladder_rows,
     make_report,
     verdict,
 )
+from howwhen.present.tables import ladder_table
 from howwhen.records import (
     KNOCK_OUTS,
     Finish,
@@ -49,12 +48,12 @@ def test_the_verdict_names_the_controls() -> None:
 def test_without_a_gap_the_verdict_says_so() -> None:
     text = verdict(measurement(thinking=10))
     assert text.startswith("No gap to recover")
-    rows = ladder_rows(measurement(thinking=10))
-    assert all(row[3] == "undefined" for row in rows)
+    table = ladder_table(measurement(thinking=10), 0.95)
+    assert all(row[3] == "undefined" for row in table.rows)
 
 
 def test_the_header_states_the_confidence() -> None:
-    assert header(0.9)[2] == "90 % interval"
+    assert ladder_table(measurement(), 0.9).columns[2] == "90 % interval"
 
 
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:

@@ -62,18 +62,23 @@ def make_page(given: PageInput) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(
-        given=given,
-        chosen=next(cell for cell in given.cells if cell["chosen"]),
-        heat_maps=_heat_maps(given.cells),
-        judged=[cell for cell in given.cells if "judged_score" in cell],
-        baselines=_best_of_each_method(given.cells),
-        bars=[_bars(portrait.positions) for portrait in given.portraits],
-        moves=[_shares(row) for row in given.transitions.follows],
-        starts=_shares(given.transitions.first),
-        ends=_shares(given.transitions.last),
-        confusions=_confusions(given.truth, len(given.portraits)),
-    )
+    return environment.get_template("page.html").render(page_context(given))
+
+
+def page_context(given: PageInput) -> dict[str, Any]:
+    """What `taxonomy.html` shows, by the names it knows."""
+    return {
+        "given": given,
+        "chosen": next(cell for cell in given.cells if cell["chosen"]),
+        "heat_maps": _heat_maps(given.cells),
+        "judged": [cell for cell in given.cells if "judged_score" in cell],
+        "baselines": _best_of_each_method(given.cells),
+        "bars": [_bars(portrait.positions) for portrait in given.portraits],
+        "moves": [_shares(row) for row in given.transitions.follows],
+        "starts": _shares(given.transitions.first),
+        "ends": _shares(given.transitions.last),
+        "confusions": _confusions(given.truth, len(given.portraits)),
+    }
 
 
 def _heat_maps(cells: Sequence[Mapping[str, Any]]) -> list[HeatMap]:

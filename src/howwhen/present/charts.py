@@ -1,18 +1,93 @@
-"""Charts of a measurement, drawn with matplotlib where it is installed."""
+"""Charts of a run, drawn with matplotlib where it is installed.
 
-from collections.abc import Sequence
+Lines and letters are black, which a page may replace by its own colour.
+"""
+
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
+from typing import Any
 
-from howwhen.records import Interval, KnockOut
+from howwhen.records import Interval, KnockOut, Measurement
 
 DROP, ALONE = "#d55e00", "#0072b2"
 """From the colour-blind safe palette of Okabe and Ito."""
+HYBRID, CONTROL, CEILING = "#0072b2", "#d55e00", "#8a8a8a"
+"""Rungs that steer as they learned to, the controls, and what nothing is expected to exceed."""
+_OWN = ("hybrid", "self-gate")
+_STYLE: Any = {"svg.hashsalt": "howwhen", "svg.fonttype": "none", "font.family": "sans-serif"}
+"""Letters stay letters, in the reader's own font."""
+_SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
+
+
+def draw_ladder(measurement: Measurement) -> str:
+    """The share of the gap that every rung recovers, with its interval, as an SVG.
+
+    Without a gap it is the accuracies that are drawn.
+    """
+    import matplotlib.pyplot as plt
+
+    rungs = {
+        name: rung
+        for name, rung in measurement.rungs.items()
+        if name not in ("base", "thinking") or rung.gap_recovered is None
+    }
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8, 0.8 + 0.36 * len(rungs)))
+        for row, (name, rung) in enumerate(reversed(rungs.items())):
+            value, interval = rung.gap_recovered, rung.gap_recovered_ci
+            if value is None or interval is None:
+                value, interval = rung.accuracy, rung.accuracy_ci
+            colour = CEILING if name in ("takeover", "base", "thinking") else CONTROL
+            colour = HYBRID if name in _OWN else colour
+            marker = "o" if name in _OWN else "D" if colour == CONTROL else "s"
+            axes.hlines(row, interval.low, interval.high, color=colour, linewidth=2.5)
+            axes.plot(value, row, marker, color=colour, markersize=8)
+            axes.annotate(
+                f"{value:.0%}", (interval.high, row), (9, 0), textcoords="offset points",
+                va="center", fontsize=9,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rungs)), list(reversed(rungs)), fontsize=9)
+        axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.tick_params(axis="x", labelsize=9)
+        has_gap = measurement.rungs["hybrid"].gap_recovered is not None
+        axes.set_xlabel("share of the gap recovered" if has_gap else "accuracy", fontsize=9)
+        for share in (0, 1) if has_gap else ():
+            axes.axvline(share, color="black", linewidth=0.8, linestyle=":", zorder=0)
+        return _finish(figure, axes)
+
+
+def draw_losses(training: Mapping[str, Any]) -> str:
+    """The validation loss of every training, one panel per kind of vectors, as an SVG.
+
+    Args:
+        training: `training.json` of the step elicit.
+    """
+    import matplotlib.pyplot as plt
+
+    names = [name for name in ("bias", "vectors", "shared") if name in training]
+    with plt.rc_context(_STYLE):
+        figure, panels = plt.subplots(
+            1, len(names), figsize=(8, 2.6), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, name in zip(panels[0], names, strict=True):
+            for number, one in enumerate(training[name]["seeds"]):
+                colour = _SEED_COLOURS[number % len(_SEED_COLOURS)]
+                looks = one["validation_losses"]
+                steps = [one["steps"] * look / max(1, len(looks) - 1) for look in range(len(looks))]
+                axes.plot(steps, looks, color=colour, label=f"seed {one['seed']}")
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("steps", fontsize=9)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0][0].set_ylabel("validation loss in nats", fontsize=9)
+        panels[0][0].legend(fontsize=8, frameon=False)
+        return _as_svg(figure)
 
 
 def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
@@ -24,7 +99,7 @@ def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
-    with plt.rc_context({"svg.hashsalt": "howwhen"}):
+    with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 1 + 0.6 * len(knock_outs)))
         for row, one in enumerate(reversed(knock_outs)):
             _bar(axes, row + 0.2, one.drop, one.drop_ci, DROP)
@@ -37,13 +112,29 @@ def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
         handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in (DROP, ALONE)]
         words = ["lost without it", "recovered by it alone"]
         axes.legend(
-            handles, words, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1)
+            handles,
+            words,
+            fontsize=8,
+            ncols=2,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            frameon=False,
         )
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.tight_layout()
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        return _finish(figure, axes)
+
+
+def _finish(figure: Any, axes: Any) -> str:
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return _as_svg(figure)
+
+
+def _as_svg(figure: Any) -> str:
+    import matplotlib.pyplot as plt
+
+    text = StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    plt.close(figure)
     return text.getvalue()
 
 

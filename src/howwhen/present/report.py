@@ -5,7 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from howwhen.discover.portraits import Portrait
-from howwhen.records import HybridTrace, Interval, Measurement, RungMeasurement
+from howwhen.present.tables import (
+    Table,
+    grade_table,
+    interval_text,
+    judge_table,
+    knock_out_table,
+    ladder_table,
+    mode_table,
+    sample_table,
+)
+from howwhen.records import HybridTrace, Measurement
+
+LADDER_TEXT = (
+    "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired bootstraps "
+    "over problems. Steered: tokens at which the rung intervened. Changed: tokens that differ from "
+    "what the unsteered base would have emitted there."
+)
+KNOCK_OUT_TEXT = (
+    "Gap recovered by the hybrid steered with every category but one, what is lost by that, and "
+    "the gap recovered with one category alone."
+)
 
 
 @dataclass(frozen=True)
@@ -31,24 +51,13 @@ class ReportInput:
     """What a judge thought of the grades, where one was asked."""
 
 
-def header(confidence: float) -> tuple[str, ...]:
-    """The ladder's columns."""
-    interval = f"{confidence * 100:g} % interval"
-    return ("rung", "accuracy", interval, "gap recovered", interval, "steered", "changed")
-
-
-def ladder_rows(measurement: Measurement) -> list[tuple[str, ...]]:
-    """The ladder as text cells, in the order of the rungs."""
-    return [_ladder_row(name, rung) for name, rung in measurement.rungs.items()]
-
-
 def verdict(measurement: Measurement) -> str:
     """The answer in a sentence or two, controls included."""
     hybrid = measurement.rungs["hybrid"]
     if hybrid.gap_recovered is None:
         return (
             f"No gap to recover: thinking minus base is {measurement.gap:+.1%} with interval "
-            f"{_interval(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
+            f"{interval_text(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
         )
     controls = [
         f"{name} {rung.gap_recovered:.0%}"
@@ -57,8 +66,8 @@ def verdict(measurement: Measurement) -> str:
     ]
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
-        f"(interval {_interval(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} of "
-        f"tokens steered (n = {measurement.n}). Controls: {', '.join(controls)}."
+        f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
+        f"of tokens steered (n = {measurement.n}). Controls: {', '.join(controls)}."
     )
 
 
@@ -69,70 +78,29 @@ def make_report(given: ReportInput) -> str:
         f"Base `{given.base}`, thinking model `{given.thinking}`.",
         verdict(given.measurement),
         "## The ladder of controls",
-        _table(header(given.confidence), ladder_rows(given.measurement)),
-        "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired "
-        "bootstraps over problems. Steered: tokens at which the rung intervened. Changed: tokens "
-        "that differ from what the unsteered base would have emitted there.",
+        _markdown(ladder_table(given.measurement, given.confidence)),
+        LADDER_TEXT,
         "## Grades",
-        _grading_text(given.measurement),
-        _table(("rung", *_grades(given.measurement), "seeds"), _grade_rows(given.measurement)),
-        _table(MODE_COLUMNS, _mode_rows(given.measurement)),
+        grading_text(given.measurement),
+        _markdown(grade_table(given.measurement)),
+        _markdown(mode_table(given.measurement)),
         *_judge_parts(given.judge),
         *_sample_parts(given.measurement),
         *_knock_out_parts(given),
         "## Prompts",
-        _table(("model", "asked with"), [(role, how or "") for role, how in given.prompts.items()]),
+        _markdown(prompt_table(given.prompts)),
         "## Taxonomy",
         _taxonomy_text(given),
-        _table(("category", "title", "sentences", "decisions", "example"), _category_rows(given)),
+        _markdown(_category_table(given)),
         "## Vectors",
-        _training_text(given.training),
+        "\n".join(f"- {line}" for line in training_lines(given.training)),
         *_example_parts(given.examples),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:
-    recovered = "undefined" if rung.gap_recovered is None else f"{rung.gap_recovered:.0%}"
-    return (
-        name,
-        f"{rung.accuracy:.1%}",
-        _interval(rung.accuracy_ci),
-        recovered,
-        _interval(rung.gap_recovered_ci),
-        f"{rung.steered_fraction:.1%}",
-        f"{rung.changed_fraction:.1%}",
-    )
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low * 100:.0f} to {interval.high * 100:.0f} %"
-
-
-def _grades(measurement: Measurement) -> tuple[str, ...]:
-    return tuple(next(iter(measurement.rungs.values())).counts)
-
-
-def _grade_rows(measurement: Measurement) -> list[tuple[str, ...]]:
-    return [
-        (name, *(str(count) for count in rung.counts.values()), ", ".join(map(str, rung.seeds)))
-        for name, rung in measurement.rungs.items()
-    ]
-
-
-MODE_COLUMNS = (
-    "rung",
-    "flexible",
-    "strict",
-    "cut off",
-    "tokens per answer",
-    "only it right",
-    "only the hybrid right",
-    "McNemar p",
-)
-
-
-def _grading_text(measurement: Measurement) -> str:
+def grading_text(measurement: Measurement) -> str:
+    """What the modes are."""
     return (
         f"Accuracies above are by the {measurement.mode} mode. `strict` takes only an answer that "
         "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
@@ -141,91 +109,39 @@ def _grading_text(measurement: Measurement) -> str:
     )
 
 
-def _mode_rows(measurement: Measurement) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name, rung in measurement.rungs.items():
-        against = rung.against_hybrid
-        tests = ("", "", "")
-        if against is not None:
-            tests = (str(against.only_first), str(against.only_second), f"{against.p_value:.2g}")
-        rows.append(
-            (
-                name,
-                f"{rung.flexible_accuracy:.1%}",
-                f"{rung.strict_accuracy:.1%}",
-                f"{rung.truncated_fraction:.1%}",
-                f"{rung.tokens_per_answer:.1f}",
-                *tests,
-            )
-        )
-    return rows
-
-
 def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
-    if judge is None:
-        return []
-    rows = [
-        (
-            mode,
-            *(str(found[name]) for name in JUDGE_COUNTS),
-            "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}",
-        )
-        for mode, found in judge["agreement"].items()
-    ]
-    text = (
+    return [] if judge is None else [judge_text(judge), _markdown(judge_table(judge))]
+
+
+def judge_text(judge: Mapping[str, Any]) -> str:
+    """Who judged, and how well that could be read."""
+    return (
         f"Judge {judge['model']}, majority of {judge['repeats']}: {judge['unparsable']} replies "
         "could not be read. Rules and judge on which answers are correct:"
     )
-    columns = ("mode", "both", "rules only", "judge only", "neither", "no verdict", "kappa")
-    return [text, _table(columns, rows)]
-
-
-JUDGE_COUNTS = ("both_correct", "rules_only", "judge_only", "neither_correct", "left_out")
 
 
 def _sample_parts(measurement: Measurement) -> list[str]:
-    """pass@k of sampled runs."""
-    sampled = {name: rung for name, rung in measurement.rungs.items() if rung.pass_at_k}
-    if not sampled:
-        return []
-    ks = sorted({k for rung in sampled.values() for k in rung.pass_at_k})
-    rows = [(name, *(f"{rung.pass_at_k[k]:.1%}" for k in ks)) for name, rung in sampled.items()]
-    samples = next(iter(sampled.values())).samples
-    return [
+    table = sample_table(measurement)
+    return [] if table is None else [sample_text(measurement), _markdown(table)]
+
+
+def sample_text(measurement: Measurement) -> str:
+    """What accuracy means where answers are sampled."""
+    samples = next(rung.samples for rung in measurement.rungs.values() if rung.pass_at_k)
+    return (
         f"{samples} samples per problem; accuracy is mean@{samples}, and pass@k the chance that "
-        "one of k is right:",
-        _table(("rung", *(f"pass@{k}" for k in ks)), rows),
-    ]
+        "one of k is right:"
+    )
 
 
 def _knock_out_parts(given: ReportInput) -> list[str]:
     knock_outs = given.measurement.knock_outs
     if not knock_outs:
         return []
-    rows = [
-        (
-            f"{one.category}: {one.title}",
-            str(one.decisions),
-            *_share(one.without, one.without_ci),
-            *_share(one.drop, one.drop_ci),
-            *_share(one.alone, one.alone_ci),
-        )
-        for one in knock_outs
-    ]
-    interval = f"{given.confidence * 100:g} % interval"
-    columns = ("category", "decisions", "without it", interval, "lost", interval, "alone", interval)
     picture = [f"![What each category carries]({given.chart})"] if given.chart else []
-    return [
-        "## What each category carries",
-        "Gap recovered by the hybrid steered with every category but one, what is lost by that, "
-        "and the gap recovered with one category alone.",
-        _table(columns, rows),
-        *picture,
-    ]
-
-
-def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
-    return "undefined" if value is None else f"{value:.0%}", _interval(interval)
+    table = knock_out_table(knock_outs, given.confidence)
+    return ["## What each category carries", KNOCK_OUT_TEXT, _markdown(table), *picture]
 
 
 def _taxonomy_text(given: ReportInput) -> str:
@@ -247,8 +163,13 @@ def _taxonomy_text(given: ReportInput) -> str:
     return " ".join(parts)
 
 
-def _category_rows(given: ReportInput) -> list[tuple[str, ...]]:
-    return [
+def prompt_table(prompts: Mapping[str, str | None]) -> Table:
+    """How each model was asked."""
+    return Table(("model", "asked with"), [(role, how or "") for role, how in prompts.items()])
+
+
+def _category_table(given: ReportInput) -> Table:
+    rows = [
         (
             str(row.category),
             row.title,
@@ -258,10 +179,12 @@ def _category_rows(given: ReportInput) -> list[tuple[str, ...]]:
         )
         for row, decisions in zip(given.categories, given.decisions_per_category, strict=True)
     ]
+    return Table(("category", "title", "sentences", "decisions", "example"), rows)
 
 
-def _training_text(training: Mapping[str, Any]) -> str:
-    lines = []
+def training_lines(training: Mapping[str, Any]) -> list[str]:
+    """How the vectors and the gates turned out."""
+    lines: list[str] = []
     for name in ("bias", "vectors", "shared"):
         if name not in training:
             continue
@@ -270,22 +193,21 @@ def _training_text(training: Mapping[str, Any]) -> str:
             f"seed {one['seed']}: {one['selection_loss']:.3f}" for one in summary["seeds"]
         )
         lines.append(
-            f"- {name}: selection loss in nats per seed: {losses}; kept seed "
-            f"{summary['chosen_seed']}"
+            f"{name}: selection loss in nats per seed: {losses}; kept seed {summary['chosen_seed']}"
         )
     for kind, agreement in training["gate_sentence_agreement"].items():
         if agreement["share"] is not None:
             lines.append(
-                f"- gate {kind}: its category equals that of the sentence that follows in "
+                f"gate {kind}: its category equals that of the sentence that follows in "
                 f"{agreement['share']:.0%} of {agreement['decisions']} decisions held out"
             )
     probe = training["self_gate"]
     lines.append(
-        f"- self-gate, on answers held out: precision {probe['precision']:.0%}, recall "
+        f"self-gate, on answers held out: precision {probe['precision']:.0%}, recall "
         f"{probe['recall']:.0%}, category right in {probe['category_accuracy']:.0%} of "
         f"{probe['decisions']} decisions"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _example_parts(examples: Sequence[tuple[str, HybridTrace]]) -> list[str]:
@@ -299,8 +221,8 @@ def _example_parts(examples: Sequence[tuple[str, HybridTrace]]) -> list[str]:
     return parts
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def _markdown(table: Table) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from howwhen.present.pieces import TextStream
 from howwhen.records import HybridToken
 
 COLOURS = (
@@ -23,7 +24,6 @@ COLOURS = (
 """Of the categories, in turn; category numbers in the legend tell equal ones apart."""
 OWN_CHOICE = "reverse"
 """How a token is shown that a rung chose itself, without steering."""
-_REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,10 @@ class Painter:
     """End tokens, which have no text of their own."""
 
     def pieces(self, tokens: Iterable[HybridToken]) -> Iterator[tuple[HybridToken, Text]]:
-        """Every token with the text it adds; text of unfinished characters comes with the last."""
-        ids: list[int] = []
-        shown = ""
+        """Every token with the text it adds."""
+        stream = TextStream(self.tokenizer, self.ends)
         for token in tokens:
-            ids += [] if token.id in self.ends else [token.id]
-            text = str(self.tokenizer.decode(ids))
-            fresh = "" if text.endswith(_REPLACEMENT) else text[len(shown) :]
-            shown += fresh
-            yield token, Text(fresh, style=style(token))
+            yield token, Text(stream.add(token.id), style=style(token))
 
     def legend(self, tokens: Iterable[HybridToken]) -> Text:
         """The categories that were steered with, in their colours."""

@@ -68,26 +68,26 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
         "unparsable_scores": None if judged is None else judged.unparsable,
         "named_without_judge": list(naming.fell_back),
     }
-    step.write_text(PAGE, _page(run, step, counts, rows))
+    step.write_text(PAGE, make_page(taxonomy_page(run, step, counts, rows)))
     return counts
 
 
-def _page(run: "Pipeline", step: StepFolder, counts: Json, cells: Sequence[Json]) -> str:
-    """The page about the taxonomy whose files are in the step's folder."""
+def taxonomy_page(
+    run: "Pipeline", step: StepFolder, counts: Json, cells: Sequence[Json]
+) -> PageInput:
+    """What there is to show of the taxonomy whose files are in the step's folder."""
     truth = step.path / "truth.json"
     traces = run.folder.step("collect").read_json("settings.json")["traces"]
     writers = [run.pair.thinking_source] if traces is None else [Path(one).name for one in traces]
-    return make_page(
-        PageInput(
-            title=f"What {run.pair.name if traces is None else 'a model'} does when it thinks",
-            source=", ".join(writers),
-            reader=run.reader.name,
-            counts=counts,
-            cells=cells,
-            portraits=step.read_records("categories.jsonl", Portrait),
-            transitions=step.read_records("transitions.jsonl", Transitions)[0],
-            truth=step.read_json("truth.json") if truth.exists() else None,
-        )
+    return PageInput(
+        title=f"What {run.pair.name if traces is None else 'a model'} does when it thinks",
+        source=", ".join(writers),
+        reader=step.read_taxonomy().model,
+        counts=counts,
+        cells=cells,
+        portraits=step.read_records("categories.jsonl", Portrait),
+        transitions=step.read_records("transitions.jsonl", Transitions)[0],
+        truth=step.read_json("truth.json") if truth.exists() else None,
     )
 
 

@@ -6,10 +6,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import cast
 
+from transformers import PreTrainedTokenizerBase
+
 from howwhen.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
-from howwhen.models import LanguageModel, check_prompt, load_model
+from howwhen.models import LanguageModel, check_prompt, load_model, load_tokenizer
 from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
 from howwhen.records import Problem
 from howwhen.settings import Overrides
@@ -57,6 +59,11 @@ class Pair:
         """The base model, loaded on first use."""
         source = _resolve(self.base_source)
         return load_model(source, prompt=check_prompt(self.base_prompt), name=self.base_source)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, for reading answers without the models."""
+        return load_tokenizer(_resolve(self.base_source))
 
     @cached_property
     def thinking(self) -> LanguageModel:

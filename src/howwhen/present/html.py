@@ -1,0 +1,140 @@
+"""The report of a run as one HTML file that needs no network: the answer, the ladder, every token.
+
+The page is assembled from `page/` and from the discover step's own page about the taxonomy. It may
+load nothing (its content security policy says so), works from disk, and hides nothing without
+JavaScript but the viewer of answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from howwhen.discover.page import STRONGEST_SHADE, PageInput, Shaded, page_context
+from howwhen.present.report import (
+    KNOCK_OUT_TEXT,
+    LADDER_TEXT,
+    ReportInput,
+    grading_text,
+    judge_text,
+    prompt_table,
+    sample_text,
+    training_lines,
+    verdict,
+)
+from howwhen.present.tables import (
+    Table,
+    grade_table,
+    judge_table,
+    knock_out_table,
+    ladder_table,
+    mode_table,
+    sample_table,
+)
+from howwhen.present.viewer import PackedViewer
+from howwhen.records import Measurement, VectorSet
+
+
+@dataclass(frozen=True)
+class Charts:
+    """SVGs; empty where there is nothing to draw, or nothing to draw with."""
+
+    ladder: str = ""
+    losses: str = ""
+    knock_outs: str = ""
+
+
+@dataclass(frozen=True)
+class HtmlInput:
+    """What the page shows beside the report in Markdown."""
+
+    report: ReportInput
+    taxonomy: PageInput
+    vectors: VectorSet
+    titles: Sequence[str]
+    """Of the categories that are steered with."""
+    charts: Charts
+    viewer: PackedViewer
+    settings: Mapping[str, Any]
+    """Settings that differ from the defaults, by their full names."""
+    version: str
+
+
+@dataclass(frozen=True)
+class VectorRow:
+    """One steering vector."""
+
+    title: str
+    decisions: int
+    norm: float
+    cosines: Sequence[Shaded]
+    """With every vector, in hundredths."""
+
+
+def make_html(given: HtmlInput) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    report, measurement = given.report, given.report.measurement
+    knock_outs = measurement.knock_outs
+    samples = sample_table(measurement)
+    rows = [(name, str(value)) for name, value in given.settings.items()]
+    return environment.get_template("report.html").render(
+        **page_context(given.taxonomy),
+        report=report,
+        headline=headline(measurement),
+        verdict=verdict(measurement),
+        charts={name: _for_page(svg) for name, svg in vars(given.charts).items()},
+        viewer=given.viewer,
+        ladder=ladder_table(measurement, report.confidence),
+        ladder_text=LADDER_TEXT,
+        knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
+        knock_out_text=KNOCK_OUT_TEXT,
+        vectors={"layer": given.vectors.layer, "rows": vector_rows(given)},
+        training=training_lines(report.training),
+        grading_text=grading_text(measurement),
+        grades=grade_table(measurement),
+        modes=mode_table(measurement),
+        judge=judge_table(report.judge) if report.judge else None,
+        judge_text=judge_text(report.judge) if report.judge else "",
+        samples=samples,
+        sample_text=sample_text(measurement) if samples else "",
+        prompts=prompt_table(report.prompts),
+        settings=Table(("setting", "value"), rows),
+        version=given.version,
+    )
+
+
+def headline(measurement: Measurement) -> str:
+    """The answer as one number."""
+    recovered = measurement.rungs["hybrid"].gap_recovered
+    return "no gap" if recovered is None else f"{recovered:.0%}"
+
+
+def vector_rows(given: HtmlInput) -> list[VectorRow]:
+    """Every vector with its norm and its cosines with all."""
+    cosines = given.vectors.similarity().tolist()
+    norms = given.vectors.vectors.norm(dim=1).tolist()
+    return [
+        VectorRow(title, decisions, norm, [_cosine(one) for one in row])
+        for title, decisions, norm, row in zip(
+            given.titles, given.report.decisions_per_category, norms, cosines, strict=True
+        )
+    ]
+
+
+def _cosine(value: float) -> Shaded:
+    return Shaded(f"{100 * value:.0f}", round(STRONGEST_SHADE * max(0.0, min(1.0, value))))
+
+
+def _for_page(svg: str) -> str:
+    """A chart in the page's own colours, without what only a file of its own needs."""
+    return svg[svg.find("<svg") :].replace("#000000", "currentColor") if svg else ""

@@ -1,0 +1,158 @@
+"use strict";
+(async () => {
+  const PLACE = 0, ID = 1, BASE = 2, THINKING = 3, CATEGORY = 4, STRENGTH = 5, WINDOW = 6, BASE_LOG = 7, THINKING_LOG = 8, TRIED = 9;
+  const COLOURS = 8;
+  const find = (id) => document.getElementById(id);
+  const data = await unpack(find("packed").textContent.trim());
+  const state = { shown: [], problem: null, rung: data.rungs.includes("hybrid") ? "hybrid" : data.rungs[0] };
+  const PANES = { base: () => "base", thinking: () => "thinking", third: () => state.rung };
+
+  async function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).json();
+  }
+
+  function make(tag, options = {}, ...children) {
+    const { data: attributes = {}, ...rest } = options;
+    const element = Object.assign(document.createElement(tag), rest);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
+  const isRight = (problem, rung) => problem.answers[rung]?.flexible === "correct";
+  const FILTERS = {
+    all: () => true,
+    gained: (one) => isRight(one, "hybrid") && !isRight(one, "base"),
+    missed: (one) => isRight(one, "thinking") && !isRight(one, "hybrid"),
+    lost: (one) => isRight(one, "base") && !isRight(one, "hybrid"),
+    none: (one) => !data.rungs.some((rung) => isRight(one, rung)),
+    steered: (one) => one.answers.hybrid?.decisions.length > 0,
+  };
+
+  const quoted = (piece) => (piece < 0 ? "nothing" : JSON.stringify(data.pieces[piece]));
+  const logProb = (hundredths) => (hundredths / 100).toFixed(2);
+  const title = (category) => (category < 0 ? "" : data.titles[category] ?? "shared");
+  const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
+
+  function list() {
+    const wanted = find("search").value.trim().toLowerCase();
+    const chosen = FILTERS[find("filter").value];
+    state.shown = data.problems.filter((one) => chosen(one) && one.question.toLowerCase().includes(wanted));
+    const mark = (one, rung) => (isRight(one, rung) ? "✓" : "✗");
+    find("problems").replaceChildren(
+      ...state.shown.map((one) => {
+        const marks = ["base", "hybrid", "thinking"].filter((rung) => data.rungs.includes(rung)).map((rung) => mark(one, rung)).join("");
+        return make("option", { value: one.id, textContent: `${marks} ${one.question}`, title: one.question });
+      }),
+    );
+    find("count").textContent = `${state.shown.length} of ${data.problems.length} problems; marks: base, hybrid, thinking`;
+    const kept = state.shown.includes(state.problem) ? state.problem : state.shown[0] ?? null;
+    show(kept);
+  }
+
+  function show(problem) {
+    state.problem = problem;
+    find("why").replaceChildren("Choose a decision to see who wanted what.");
+    find("question").replaceChildren();
+    find("legend").replaceChildren();
+    for (const [pane, rung] of Object.entries(PANES)) fill(find(`pane-${pane}`), rung(), problem);
+    if (!problem) return;
+    find("problems").value = problem.id;
+    find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
+    const used = new Set(problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0));
+    find("legend").append(
+      ...[...used].sort((one, other) => one - other).map((category) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${title(category)}`)),
+    );
+    history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
+  }
+
+  function fill(pane, rung, problem) {
+    const answer = problem?.answers[rung];
+    const grade = answer ? answer.flexible.replace("_", " ") : "";
+    pane.querySelector(".who").textContent = rung;
+    pane.setAttribute("aria-label", rung);
+    const told = pane.querySelector(".grade");
+    told.textContent = grade && `${grade === "correct" ? "✓" : "✗"} ${grade}`;
+    told.className = `grade ${grade === "correct" ? "correct" : "other"}`;
+    const strict = answer && answer.strict !== answer.flexible ? `; strict grade: ${answer.strict.replace("_", " ")}` : "";
+    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${strict}. ${answer.tokens.length} tokens, ${answer.decisions.length} decisions` : "no such answer";
+    const decisions = new Map((answer?.decisions ?? []).map((one) => [one[PLACE], one]));
+    const own = problem?.answers.base?.tokens ?? [];
+    const fork = rung === "base" ? -1 : (answer?.tokens ?? []).findIndex((piece, place) => piece !== own[place]);
+    const tokens = (answer?.tokens ?? []).map((piece, place) => token(rung, answer, place, piece, decisions.get(place), place === fork));
+    pane.querySelector(".tokens").replaceChildren(...tokens);
+    const first = pane.querySelector("button.token");
+    if (first) first.tabIndex = 0;
+  }
+
+  function token(rung, answer, place, piece, decision, isFork) {
+    const text = data.pieces[piece];
+    const fork = isFork ? " fork" : "";
+    if (!decision) {
+      const plain = make("span", { textContent: text, className: fork.trim() });
+      plain.addEventListener("mouseenter", () => explain(rung, answer, place, null));
+      return plain;
+    }
+    const kept = decision[ID] === decision[BASE] ? " kept" : "";
+    const button = make("button", {
+      type: "button", textContent: text || "⏎", tabIndex: -1, className: `token${kept}${fork}`,
+      data: { style: colour(decision[CATEGORY]), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${decision[CATEGORY] >= 0 ? `, ${title(decision[CATEGORY])}` : ""}` },
+    });
+    const tell = () => {
+      document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
+      button.setAttribute("aria-pressed", "true");
+      explain(rung, answer, place, decision);
+    };
+    for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, tell);
+    return button;
+  }
+
+  function explain(rung, answer, place, decision) {
+    const rows = [];
+    if (decision) {
+      const wrote = quoted(decision[ID]);
+      rows.push(["written", decision[ID] === decision[BASE] ? `${wrote}, the base's own choice after all` : wrote]);
+      rows.push(["base wanted", quoted(decision[BASE])]);
+      if (decision[THINKING] >= 0) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
+      if (decision[CATEGORY] >= 0) rows.push(["steered with", `${decision[CATEGORY]} ${title(decision[CATEGORY])}, strength ${decision[STRENGTH]}, last ${decision[WINDOW]} position${decision[WINDOW] === 1 ? "" : "s"}`]);
+      rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] >= 0 ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
+      if (decision[TRIED].length) rows.push(["tried", decision[TRIED].map(([strength, window, id, log]) => `${strength} on ${window}: ${quoted(id)} (${logProb(log)})`).join("; ")]);
+    } else {
+      rows.push(["written", `${quoted(answer.tokens[place])}, as ${rung === "thinking" ? "the thinking model" : "the base"} chose`]);
+      if (answer.base) rows.push(["log-probability", `${logProb(answer.base[place])} base, ${logProb(answer.thinking[place])} thinking model (nats)`]);
+    }
+    const details = make("dl");
+    for (const [name, value] of rows) details.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
+    find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${decision ? ": a decision" : ""}` }), details);
+  }
+
+  function step(by) {
+    const next = state.shown[state.shown.indexOf(state.problem) + by];
+    if (next) show(next);
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
+    if (event.key === "j") step(1);
+    else if (event.key === "k") step(-1);
+    else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && event.target.matches("button.token")) {
+      const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
+      const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
+      if (!next) return;
+      event.preventDefault();
+      event.target.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    }
+  });
+  find("rung").append(...data.rungs.filter((rung) => rung !== "base" && rung !== "thinking").map((rung) => make("option", { value: rung, textContent: rung, selected: rung === state.rung })));
+  find("rung").addEventListener("change", () => { state.rung = find("rung").value; show(state.problem); });
+  find("filter").addEventListener("change", list);
+  find("search").addEventListener("input", list);
+  find("problems").addEventListener("change", () => show(data.problems.find((one) => one.id === find("problems").value)));
+  const asked = decodeURIComponent(location.hash.replace(/^#problem=/, ""));
+  state.problem = data.problems.find((one) => one.id === asked) ?? null;
+  list();
+})();

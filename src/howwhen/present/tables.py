@@ -1,0 +1,131 @@
+"""The numbers of a measurement as tables of text, for every kind of report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from howwhen.records import Interval, KnockOut, Measurement, RungMeasurement
+
+MODE_COLUMNS = (
+    "rung",
+    "flexible",
+    "strict",
+    "cut off",
+    "tokens per answer",
+    "only it right",
+    "only the hybrid right",
+    "McNemar p",
+)
+_JUDGE_COUNTS = ("both_correct", "rules_only", "judge_only", "neither_correct", "left_out")
+
+
+class Table(NamedTuple):
+    """Columns and rows; the first cell of a row names it."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def ladder_table(measurement: Measurement, confidence: float) -> Table:
+    """What every rung achieved, in the order of the rungs."""
+    interval = interval_column(confidence)
+    columns = ("rung", "accuracy", interval, "gap recovered", interval, "steered", "changed")
+    return Table(columns, [_ladder_row(name, rung) for name, rung in measurement.rungs.items()])
+
+
+def grade_table(measurement: Measurement) -> Table:
+    """Answers per grade."""
+    grades = next(iter(measurement.rungs.values())).counts
+    rows = [
+        (name, *(str(count) for count in rung.counts.values()), ", ".join(map(str, rung.seeds)))
+        for name, rung in measurement.rungs.items()
+    ]
+    return Table(("rung", *grades, "seeds"), rows)
+
+
+def mode_table(measurement: Measurement) -> Table:
+    """Both grading modes, and every rung held against the hybrid."""
+    rows: list[tuple[str, ...]] = []
+    for name, rung in measurement.rungs.items():
+        against = rung.against_hybrid
+        tests = ("", "", "")
+        if against is not None:
+            tests = (str(against.only_first), str(against.only_second), f"{against.p_value:.2g}")
+        rows.append(
+            (
+                name,
+                f"{rung.flexible_accuracy:.1%}",
+                f"{rung.strict_accuracy:.1%}",
+                f"{rung.truncated_fraction:.1%}",
+                f"{rung.tokens_per_answer:.1f}",
+                *tests,
+            )
+        )
+    return Table(MODE_COLUMNS, rows)
+
+
+def judge_table(judge: Mapping[str, Any]) -> Table:
+    """How far the rules and a judge agree."""
+    rows = [
+        (
+            mode,
+            *(str(found[name]) for name in _JUDGE_COUNTS),
+            "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}",
+        )
+        for mode, found in judge["agreement"].items()
+    ]
+    columns = ("mode", "both", "rules only", "judge only", "neither", "no verdict", "kappa")
+    return Table(columns, rows)
+
+
+def sample_table(measurement: Measurement) -> Table | None:
+    """pass@k of sampled runs; None where every problem was answered once."""
+    sampled = {name: rung for name, rung in measurement.rungs.items() if rung.pass_at_k}
+    if not sampled:
+        return None
+    ks = sorted({k for rung in sampled.values() for k in rung.pass_at_k})
+    rows = [(name, *(f"{rung.pass_at_k[k]:.1%}" for k in ks)) for name, rung in sampled.items()]
+    return Table(("rung", *(f"pass@{k}" for k in ks)), rows)
+
+
+def knock_out_table(knock_outs: Sequence[KnockOut], confidence: float) -> Table:
+    """What each category carries."""
+    rows = [
+        (
+            f"{one.category}: {one.title}",
+            str(one.decisions),
+            *_share(one.without, one.without_ci),
+            *_share(one.drop, one.drop_ci),
+            *_share(one.alone, one.alone_ci),
+        )
+        for one in knock_outs
+    ]
+    interval = interval_column(confidence)
+    columns = ("category", "decisions", "without it", interval, "lost", interval, "alone", interval)
+    return Table(columns, rows)
+
+
+def interval_column(confidence: float) -> str:
+    """The name of a column of intervals."""
+    return f"{confidence * 100:g} % interval"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """An interval of shares in per cent."""
+    return "" if interval is None else f"{interval.low * 100:.0f} to {interval.high * 100:.0f} %"
+
+
+def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:
+    recovered = "undefined" if rung.gap_recovered is None else f"{rung.gap_recovered:.0%}"
+    return (
+        name,
+        f"{rung.accuracy:.1%}",
+        interval_text(rung.accuracy_ci),
+        recovered,
+        interval_text(rung.gap_recovered_ci),
+        f"{rung.steered_fraction:.1%}",
+        f"{rung.changed_fraction:.1%}",
+    )
+
+
+def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
+    return "undefined" if value is None else f"{value:.0%}", interval_text(interval)

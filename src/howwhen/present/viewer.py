@@ -1,0 +1,169 @@
+"""Answers packed for the page's viewer: small, and readable by any browser without a library.
+
+A packed viewer is JSON, compressed by gzip and written in base64. Texts of tokens are kept once,
+in `pieces`; an answer lists their numbers, and of every decision who wanted what.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from howwhen.measure.ladder import GradedTrace
+from howwhen.present.pieces import TextStream
+from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung
+
+MOST_CHARACTERS = 4_000_000
+"""Longest packed viewer; with the rest of a page it stays below 5 MB."""
+_DETAILED: Rung = "hybrid"
+"""The rung whose tokens all have their log-probabilities."""
+
+
+class Answer(NamedTuple):
+    """One answer with what came of it."""
+
+    trace: HybridTrace
+    graded: GradedTrace
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What the viewer shows."""
+
+    problems: Sequence[Problem]
+    answers: Mapping[Rung, Mapping[str, Answer]]
+    """By rung and problem id."""
+    titles: Sequence[str]
+    """Of the categories."""
+
+
+class PackedViewer(NamedTuple):
+    """A viewer as the page holds it."""
+
+    text: str
+    """Base64."""
+    problems: int
+    """How many problems it holds: as many, from the first, as there is room for."""
+
+
+def pack_viewer(
+    viewer: Viewer,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int = MOST_CHARACTERS,
+) -> PackedViewer:
+    """Pack as many problems as fit into `most` characters.
+
+    Args:
+        viewer: everything there is to show.
+        tokenizer: of the base; its special tokens, such as the end, have no text.
+        most: longest text.
+    """
+    shown = len(viewer.problems)
+    while True:
+        text = _pack(viewer, viewer.problems[:shown], tokenizer)
+        if len(text) <= most or not shown:
+            return PackedViewer(text, shown)
+        shown = min(shown - 1, int(shown * most / len(text)))
+
+
+def _pack(
+    viewer: Viewer,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
+    packer = _Packer(tokenizer)
+    packed = {
+        "titles": list(viewer.titles),
+        "rungs": list(viewer.answers),
+        "problems": [
+            {
+                "id": problem.id,
+                "question": problem.question,
+                "gold": problem.answer,
+                "answers": {
+                    rung: packer.answer(found[problem.id], problem)
+                    for rung, found in viewer.answers.items()
+                },
+            }
+            for problem in problems
+        ],
+    }
+    raw = json.dumps({**packed, "pieces": list(packer.pieces)}, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(raw.encode(), mtime=0)).decode()
+
+
+class _Packer:
+    """Turns answers into plain data, and keeps every text once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.silent = frozenset(tokenizer.all_special_ids)
+        self.pieces: dict[str, int] = {}
+        self.word = lru_cache(maxsize=None)(self._word)
+
+    def answer(self, answer: Answer, problem: Problem) -> dict[str, Any]:
+        """One answer: grades, the reason for them, tokens, decisions."""
+        trace, graded = answer
+        stream = TextStream(self.tokenizer, self.silent)
+        packed: dict[str, Any] = {
+            "flexible": graded.flexible,
+            "strict": graded.strict,
+            "reason": reason(graded, problem),
+            "tokens": [self._piece(stream.add(token.id)) for token in trace.tokens],
+            "decisions": [
+                self._decision(place, token)
+                for place, token in enumerate(trace.tokens)
+                if token.is_decision
+            ],
+        }
+        if trace.rung == _DETAILED:
+            packed["base"] = [_hundredths(token.base_log_prob) for token in trace.tokens]
+            packed["thinking"] = [_hundredths(token.thinking_log_prob) for token in trace.tokens]
+        return packed
+
+    def _decision(self, place: int, token: HybridToken) -> list[Any]:
+        """Place, what base and thinking model wanted, and how it was steered."""
+        return [
+            place,
+            self.word(token.id),
+            self.word(token.base_id),
+            self.word(token.thinking_id),
+            token.category,
+            round(token.strength, 2),
+            token.window,
+            _hundredths(token.base_log_prob),
+            _hundredths(token.thinking_log_prob),
+            [
+                [one.strength, one.window, self.word(one.id), _hundredths(one.thinking_log_prob)]
+                for one in token.candidates
+            ],
+        ]
+
+    def _word(self, token: int) -> int:
+        """A token on its own; -1 where there was none."""
+        return -1 if token < 0 else self._piece(str(self.tokenizer.decode([token])))
+
+    def _piece(self, text: str) -> int:
+        return self.pieces.setdefault(text, len(self.pieces))
+
+
+def reason(graded: GradedTrace, problem: Problem) -> str:
+    """Why an answer got its grade, in words."""
+    without_answer = {
+        Grade.TRUNCATED: "cut off before it stated an answer",
+        Grade.TIMED_OUT: "the grader did not finish in time",
+    }
+    if graded.answer is None or graded.rule is None or graded.flexible in without_answer:
+        return without_answer.get(graded.flexible, "no answer could be read from it")
+    how = graded.rule.value.replace("-", " ")
+    verb = "equals" if graded.flexible is Grade.CORRECT else "is not"
+    return f"read {graded.answer} ({how}), which {verb} {problem.answer}"
+
+
+def _hundredths(log_prob: float) -> int:
+    return round(100 * log_prob)

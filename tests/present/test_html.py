@@ -1,0 +1,121 @@
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from howwhen.discover.page import PageInput
+from howwhen.discover.portraits import Transitions
+from howwhen.present.charts import draw_ladder, draw_losses
+from howwhen.present.html import Charts, HtmlInput, headline, make_html
+from howwhen.present.report import ReportInput
+from howwhen.present.viewer import pack_viewer
+from howwhen.records import VectorSet
+from tests.discover.test_page import HOSTILE, Tags, cell, portrait
+from tests.present.test_report import measurement
+from tests.present.test_viewer import TOKENIZER, viewer
+
+SEEDS = {
+    "chosen_seed": 0,
+    "seeds": [
+        {"seed": 0, "selection_loss": 1.0, "steps": 50, "validation_losses": [2.0, 1.5, 1.0]}
+    ],
+}
+TRAINING = {
+    "vectors": SEEDS,
+    "shared": SEEDS,
+    "gate_sentence_agreement": {"taxonomy": {"share": 0.25, "decisions": 8}},
+    "self_gate": {"precision": 0.5, "recall": 1.0, "category_accuracy": 0.75, "decisions": 8},
+}
+
+
+def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
+    found = measurement(thinking, has_knock_outs)
+    portraits = [portrait(0, "recall"), portrait(1, HOSTILE)]
+    cells = [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True)]
+    counts = {
+        "sentences": 8, "sentences_trained_on": 8, "sentences_too_short": 0, "choice": "because",
+    }  # fmt: skip
+    report = ReportInput(
+        title="How much?", base="maker/base", thinking="maker/thinking", measurement=found,
+        confidence=0.95, cells=cells, categories=portraits, training=TRAINING,
+        decisions_per_category=[4, 2], examples=[], prompts={"base": HOSTILE, "thinking": None},
+    )  # fmt: skip
+    return HtmlInput(
+        report=report,
+        taxonomy=PageInput(
+            "What?", "maker/thinking", "reader", counts, cells, portraits,
+            Transitions((3, 1), ((2, 2), (1, 0)), (1, 3)),
+        ),
+        vectors=VectorSet("maker/base", 2, torch.tensor([[3.0, 4.0], [-4.0, 3.0]])),
+        titles=("recall", HOSTILE),
+        charts=Charts(ladder=draw_ladder(found), losses=draw_losses(TRAINING)),
+        viewer=pack_viewer(viewer(), TOKENIZER),
+        settings={"collect.limit": 60},
+        version="0.1.0",
+    )  # fmt: skip
+
+
+def test_the_page_is_whole_and_asks_nothing_of_any_network() -> None:
+    page = make_html(given())
+    tags = Tags(re.sub(r"<\?xml.*?\?>|<!DOCTYPE svg.*?>", "", page))
+    assert not tags.open
+    for tag, attributes in tags.seen:
+        assert tag not in ("link", "img", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert "default-src 'none'" in page
+    ids = [attributes["id"] for _, attributes in tags.seen if "id" in attributes]
+    targets = re.findall(r'<a[^>]* href="#([^"]+)"', page)
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_the_answer_comes_first_with_its_interval_and_controls() -> None:
+    page = make_html(given())
+    assert page.index("<strong>67%</strong>") < page.index("recovers 67% of a gap of 60.0%")
+    assert page.index("recovers 67%") < page.index("The ladder of controls")
+    assert '<tr class="own"><th scope="row" class="name">hybrid</th>' in page
+    assert "<td>collect.limit</td>" not in page
+    assert re.search(r'class="name">collect.limit</th><td class="words">60<', page)
+
+
+def test_texts_of_models_stay_texts() -> None:
+    page = make_html(given())
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_norms_and_cosines_of_the_vectors_are_shown() -> None:
+    page = make_html(given())
+    row = re.search(r"0 · recall</th><td>4</td><td>([\d.]+)</td>(.*?)</tr>", page)
+    assert row is not None
+    assert row[1] == "5.00"
+    assert re.findall(r">(-?\d+)</td>", row[2]) == ["100", "0"]
+
+
+def test_without_a_gap_the_page_says_so() -> None:
+    found = given(thinking=10)
+    assert headline(found.report.measurement) == "no gap"
+    assert "No gap to recover" in make_html(found)
+    assert "accuracy" in found.charts.ladder
+
+
+def test_what_is_not_there_is_not_shown() -> None:
+    page = make_html(given())
+    assert 'id="carries"' not in page
+    assert "There is room for" not in make_html(
+        replace(given(), viewer=given().viewer._replace(problems=50))
+    )
+    assert "There is room for the first 30 of 50 problems" in page
+    whole = make_html(given(has_knock_outs=True))
+    assert 'id="carries"' in whole
+    assert "1: check | it" in whole
+
+
+def test_charts_take_the_colour_of_the_page() -> None:
+    page = make_html(given())
+    charts: list[Any] = re.findall(r"<svg.*?</svg>", page, re.S)
+    assert len(charts) >= 2
+    assert not any("#000000" in chart for chart in charts)
+    assert any("currentColor" in chart for chart in charts)

@@ -1,0 +1,101 @@
+import base64
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from howwhen.measure.answers import Rule
+from howwhen.measure.ladder import GradedTrace
+from howwhen.present.viewer import Answer, PackedViewer, Viewer, pack_viewer, reason
+from howwhen.records import Candidate, Finish, Grade, HybridToken, HybridTrace, Problem
+from howwhen.zoo.tally.tokenizer import build_tokenizer
+
+TOKENIZER = build_tokenizer()
+TEXT = "Ann starts with 7 pens. So the answer is 7."
+IDS = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"]
+PROBLEMS = [Problem(f"p{n}", f"Ann has {n} pens?", str(n)) for n in range(30)]
+
+
+def graded(problem: Problem, **changes: Any) -> GradedTrace:
+    given: dict[str, Any] = {
+        "problem_id": problem.id, "seed": 0, "sample": 0, "category": -1,
+        "flexible": Grade.CORRECT, "strict": Grade.CORRECT, "answer": "7", "rule": Rule.STATED,
+        "finish": Finish.STOP, "tokens": 12, "decisions": 1, "changed": 1,
+    }  # fmt: skip
+    return GradedTrace(**{**given, **changes})
+
+
+def trace(problem: Problem) -> HybridTrace:
+    plain = [HybridToken(i, i, i, -1, 0.0, 0, False, -0.125, -0.5) for i in IDS]
+    tried = Candidate(0.5, 1, IDS[4], -3.0)
+    plain[3] = HybridToken(IDS[3], IDS[4], -1, 1, 1.5, 2, True, -2.0, -0.25, (tried,))
+    end = TOKENIZER.eos_token_id
+    tokens = (*plain, HybridToken(end, end, end, -1, 0.0, 0, False, 0.0, 0.0))
+    return HybridTrace(problem.id, "hybrid", 0, TEXT, Finish.STOP, tokens)
+
+
+def viewer() -> Viewer:
+    answers = {one.id: Answer(trace(one), graded(one)) for one in PROBLEMS}
+    return Viewer(PROBLEMS, {"base": answers, "hybrid": answers}, ("recall", "check"))
+
+
+def unpack(packed: PackedViewer) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(packed.text)))
+
+
+def test_a_packed_viewer_holds_every_token_and_every_decision() -> None:
+    packed = pack_viewer(viewer(), TOKENIZER)
+    found = unpack(packed)
+    assert packed.problems == len(found["problems"]) == 30
+    assert found["rungs"] == ["base", "hybrid"]
+    first = found["problems"][7]
+    assert (first["id"], first["question"], first["gold"]) == ("p7", "Ann has 7 pens?", "7")
+    answer = first["answers"]["hybrid"]
+    words = [found["pieces"][piece] for piece in answer["tokens"]]
+    assert "".join(words) == TOKENIZER.decode(IDS)
+    assert words[-1] == ""
+    [decision] = answer["decisions"]
+    place, wrote, base, thinking, *rest = decision
+    assert place == 3
+    assert found["pieces"][wrote] == TOKENIZER.decode([IDS[3]])
+    assert found["pieces"][base] == TOKENIZER.decode([IDS[4]])
+    assert thinking == -1
+    assert rest == [1, 1.5, 2, -200, -25, [[0.5, 1, base, -300]]]
+    assert answer["reason"] == "read 7 (stated), which equals 7"
+    assert len(answer["base"]) == len(answer["thinking"]) == len(words)
+    assert answer["base"][0] == -12
+
+
+def test_there_is_room_for_as_many_problems_as_fit() -> None:
+    whole = pack_viewer(viewer(), TOKENIZER)
+    half = pack_viewer(viewer(), TOKENIZER, most=len(whole.text) - 50)
+    assert 0 < half.problems < 30
+    assert len(half.text) <= len(whole.text) - 50
+    assert [one["id"] for one in unpack(half)["problems"]] == [
+        f"p{n}" for n in range(half.problems)
+    ]
+    assert pack_viewer(viewer(), TOKENIZER, most=1).problems == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "read 7 (stated), which equals 3"),
+        (
+            {"flexible": Grade.WRONG, "rule": Rule.LAST_NUMBER},
+            "read 7 (last number), which is not 3",
+        ),
+        (
+            {"flexible": Grade.TRUNCATED, "answer": None, "rule": None},
+            "cut off before it stated an answer",
+        ),
+        (
+            {"flexible": Grade.NO_ANSWER, "answer": None, "rule": None},
+            "no answer could be read from it",
+        ),
+        ({"flexible": Grade.TIMED_OUT}, "the grader did not finish in time"),
+    ],
+)
+def test_a_grade_has_its_reason(changes: dict[str, Any], said: str) -> None:
+    assert reason(graded(PROBLEMS[3], **changes), PROBLEMS[3]) == said
