@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench smol clean
+.PHONY: demo test test-browser check bench smol clean
 
 demo: $(VENV)/ready
 	$(BIN)/howwhen run tally-rl --preset small --out runs/demo
@@ -11,6 +11,11 @@ demo: $(VENV)/ready
 # Every test runs on one thread, so two cores take two files at a time.
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The pages in a real browser: Debian's chromium, where it is installed or can be.
+test-browser: $(VENV)/ready
+	command -v chromium >/dev/null || apt-get install -y -qq chromium >/dev/null || echo "chromium cannot be installed here: install it by hand"
+	$(BIN)/python -m pytest tests/browser -rs
 
 check: $(VENV)/ready
 	$(BIN)/ruff check src tests benchmarks docs

@@ -1,0 +1,92 @@
+"""The report in a real browser: every view clicked through, rules of accessibility, no network."""
+
+from pathlib import Path
+
+import pytest
+
+from howwhen.present.html import make_html
+from tests.browser.conftest import Open, Tab
+from tests.present.test_html import given
+from tests.present.test_viewer import IDS, TOKENIZER
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    file = tmp_path / "report.html"
+    file.write_text(make_html(given(has_knock_outs=True)))
+    return file
+
+
+def opened(open_tab: Open, report: Path, place: str = "", **options: object) -> Tab:
+    tab = open_tab(f"{report.as_uri()}{place}", **options)
+    tab.page.wait_for_selector("#problems option")
+    return tab
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_breaks_no_rule_says_nothing_and_asks_for_nothing(
+    open_tab: Open, report: Path, scheme: str
+) -> None:
+    tab = opened(open_tab, report, color_scheme=scheme)
+    tab.page.focus("#pane-third button.token")
+    assert tab.violations() == []
+    assert tab.told == []
+    assert tab.requests == [report.as_uri()]
+
+
+def test_an_answer_is_shown_token_by_token(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    assert page.inner_text("#pane-third .who") == "hybrid"
+    assert page.text_content("#pane-third .tokens") == TOKENIZER.decode(IDS)
+    assert "read 7 (stated), which equals 0" in page.inner_text("#pane-third .why-grade")
+    assert page.inner_text("#pane-third .grade") == "✓ correct"
+    assert "no such answer" in page.inner_text("#pane-thinking")
+    assert page.inner_text("#legend").strip() == "1 check"
+
+
+def test_a_decision_tells_who_wanted_what(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    page.focus("#pane-third button.token")
+    why = page.inner_text("#why")
+    wrote, base = (TOKENIZER.decode([IDS[place]]) for place in (3, 4))
+    assert "hybrid, token 4: a decision" in why
+    assert f'"{wrote}"' in why
+    assert f'"{base}"' in why
+    assert "strength 1.5, last 2 positions" in why
+    assert "-2.00 base" in why
+    assert "0.5 on 1" in why
+    assert page.get_attribute("#pane-third button.token", "aria-pressed") == "true"
+    page.hover("#pane-third .tokens span")
+    assert "-0.12 base, -0.50 thinking model" in page.inner_text("#why")
+
+
+def test_keys_go_from_problem_to_problem(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    page.focus("#pane-third .tokens")
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.input_value("#problems") == "p2"
+    page.keyboard.press("k")
+    assert page.input_value("#problems") == "p1"
+    assert page.url.endswith("#problem=p1")
+
+
+def test_problems_are_filtered_searched_and_linked_to(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report, "#problem=p5").page
+    assert "Ann has 5 pens?" in page.inner_text("#question")
+    page.select_option("#filter", "gained")
+    assert page.locator("#problems option").count() == 0
+    assert page.inner_text("#count").startswith("0 of 30 problems")
+    assert page.inner_text("#question") == ""
+    page.select_option("#filter", "steered")
+    page.fill("#search", "HAS 12")
+    assert page.locator("#problems option").all_inner_texts() == ["✓✓ Ann has 12 pens?"]
+    assert "Ann has 12 pens?" in page.inner_text("#question")
+
+
+def test_nothing_is_wider_than_a_phone(open_tab: Open, report: Path) -> None:
+    tab = opened(open_tab, report)
+    tab.page.set_viewport_size({"width": 390, "height": 800})
+    width = tab.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390
+    assert tab.violations() == []
