@@ -11,10 +11,12 @@ import torch
 from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.answering import open_rungs
 from howwhen.cli import app
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.saelens import read_saelens
+from howwhen.serving import make_service
 from howwhen.store import STEPS, StepFolder
 from tests.discover.test_judged import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
@@ -360,3 +362,15 @@ def test_a_chat_answers_from_a_finished_run_without_touching_it(
         app(["chat", question, "--out", str(finished), "--rung", "takeover", "--strength", "2"],
             result_action="return_value", exit_on_error=False, print_error=False)  # fmt: skip
     assert contents(finished) == before
+
+
+def test_a_run_is_served_with_its_rungs_and_titles(finished: Path) -> None:
+    ready = open_rungs("tally-rl", finished)
+    service = make_service(ready)
+    assert service.name == "tally-rl"
+    assert {"base", "hybrid", "self-gate", "thinking"} <= set(service.rungs)
+    assert service.titles == ready.gate.titles
+    assert "?" in service.example
+    assert service.engine.choose("hybrid", 2.0).name == "hybrid"
+    with pytest.raises(SettingsError, match="has no rung 'best'"):
+        service.engine.choose("best", None)

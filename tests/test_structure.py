@@ -14,7 +14,7 @@ SHARED = {
     "prompts", "records", "replies", "residual", "saelens", "settings", "store", "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
-    "answering", "cli", "harness", "pipeline", "steps", "zoo", "__main__", "__init__",
+    "answering", "cli", "harness", "pipeline", "serving", "steps", "zoo", "__main__", "__init__",
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """A rung made ready for questions of one's own: in a chat, a harness or a server."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,15 @@ from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
 from howwhen.pipeline import Pipeline
 from howwhen.progress import Reporter
-from howwhen.records import Gate, HybridToken, HybridTrace, LadderRung, Problem
+from howwhen.records import (
+    LADDER,
+    Gate,
+    HybridToken,
+    HybridTrace,
+    LadderRung,
+    Problem,
+    titles_of,
+)
 from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.steps.rungs import Rungs
 from howwhen.store import RunFolder, open_run
@@ -32,6 +40,11 @@ class ReadyRung:
     choice: Choice
     gate: Gate
     settings: HybridSettings
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What the categories are called that it steers with."""
+        return titles_of(self.choice.name, self.gate.titles)
 
     def answer(
         self, questions: Sequence[str], settings: HybridSettings | None = None
@@ -71,6 +84,34 @@ class ReadyRung:
         return replace(self, choice=replace(self.choice, strength=fixed(strength)))
 
 
+@dataclass(frozen=True)
+class ReadyRungs:
+    """Both models and every rung of a finished run. Made by `open_rungs`."""
+
+    pair: Pair
+    models: ModelPair
+    choices: Mapping[str, Choice]
+    """By name, in the order of the ladder."""
+    gate: Gate
+    settings: HybridSettings
+    place: Path
+    """Of the run."""
+
+    def rung(self, name: str, strength: float | None = None) -> ReadyRung:
+        """One of them, at another strength if one is given.
+
+        Raises:
+            SettingsError: this run has no such rung, or it has no strength.
+        """
+        if name not in self.choices:
+            raise SettingsError(
+                f"the run {self.place} has no rung {name!r}; expected one of "
+                f"{', '.join(self.choices)}"
+            )
+        ready = ReadyRung(self.pair, self.models, self.choices[name], self.gate, self.settings)
+        return ready if strength is None else ready.at_strength(strength)
+
+
 def open_rung(
     pair_name: str,
     out: Path | None = None,
@@ -78,30 +119,42 @@ def open_rung(
     preset: Preset = "small",
     reporter: Reporter | None = None,
 ) -> ReadyRung:
-    """A rung of a run folder; its first three steps are run where it has no vectors.
+    """One rung of a run folder; see `open_rungs`."""
+    return open_rungs(pair_name, out, preset, reporter).rung(rung)
+
+
+def open_rungs(
+    pair_name: str,
+    out: Path | None = None,
+    preset: Preset = "small",
+    reporter: Reporter | None = None,
+) -> ReadyRungs:
+    """The rungs of a run folder; its first three steps are run where it has no vectors.
 
     Args:
         pair_name: a pair of `howwhen zoo list`.
         out: run folder, `runs/PAIR` where absent.
-        rung: which rung answers.
         preset: sizes of the first three steps, where they are run.
         reporter: told of them.
 
     Raises:
         PairError: no such pair.
-        SettingsError: this run has no such rung.
         StoreError: a damaged run, or one in use.
     """
     pair = find_pair(pair_name)
     with open_run(out or Path("runs") / pair.name) as folder:
-        choice, gate = _find_rung(pair, folder, preset, rung, reporter or Reporter())
+        rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
+        place = folder.root
+    every = [rungs.full, *(run.choice for run in rungs.controls(USUAL_RATE))]
+    named: dict[str, Choice] = {}
+    for choice in every:  # of the random ones the first seed
+        named.setdefault(choice.name, choice)
+    choices: dict[str, Choice] = {name: named[name] for name in LADDER if name in named}
     settings = HybridSettings(max_new_tokens=_room(pair))
-    return ReadyRung(pair, pair.models(), choice, gate, settings)
+    return ReadyRungs(pair, pair.models(), choices, rungs.gate, settings, place)
 
 
-def _find_rung(
-    pair: Pair, folder: RunFolder, preset: Preset, rung: LadderRung, reporter: Reporter
-) -> tuple[Choice, Gate]:
+def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:
     elicited = folder.step("elicit")
     settings = make_settings(PRESETS[preset], pair.overrides)
     if elicited.digest is None:
@@ -110,13 +163,7 @@ def _find_rung(
     elicited.check()
     method = elicited.read_json("settings.json")["method"]
     settings = make_settings(settings.model_dump(), {"elicit": {"method": method}})
-    rungs = Rungs.read(pair, elicited, settings)
-    every = [rungs.full, *(run.choice for run in rungs.controls(USUAL_RATE))]
-    for choice in every:
-        if choice.name == rung:
-            return choice, rungs.gate
-    names = ", ".join(sorted({choice.name for choice in every}))
-    raise SettingsError(f"the run {folder.root} has no rung {rung!r}; expected one of {names}")
+    return Rungs.read(pair, elicited, settings)
 
 
 def _room(pair: Pair) -> int:

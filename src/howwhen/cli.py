@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from howwhen.answering import open_rung
+from howwhen.answering import open_rung, open_rungs
 from howwhen.convert import Format, Told, read_any, write_any
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
@@ -30,6 +30,7 @@ from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
 from howwhen.prompts import CHAT, PLAIN, THINK, Markers
 from howwhen.records import LadderRung, Measurement
+from howwhen.serving import check_address, check_packages, run_server
 from howwhen.settings import (
     PRESETS,
     Overrides,
@@ -295,7 +296,7 @@ def chat(
     if strength is not None:
         ready = ready.at_strength(strength)
     console = Console(highlight=False)
-    painter = Painter(ready.pair.base.tokenizer, ready.gate.titles, ready.models.end_ids)
+    painter = Painter(ready.pair.base.tokenizer, ready.titles, ready.models.end_ids)
     for text in [question] if question else _questions(console, ready.pair):
         show(console, painter, ready.stream(text), why)
 
@@ -308,6 +309,42 @@ def _questions(console: Console, pair: Pair) -> Iterator[str]:
     for line in sys.stdin:
         if line.strip():
             yield line.strip()
+
+
+@app.command
+def serve(
+    *,
+    pair: str = "tally-rl",
+    out: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key_variable: str = "HOWWHEN_KEY",
+    preset: Preset = "small",
+) -> None:
+    """Serve every rung of a run with the OpenAI API, and a playground at the address itself.
+
+    Parameters
+    ----------
+    pair:
+        A pair of `howwhen zoo list`.
+    out:
+        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run where it
+        has none.
+    host:
+        Address to listen at; any but this machine's own needs a key.
+    port:
+        Port to listen at.
+    key_variable:
+        Environment variable that holds the key which every request must bring, if anything.
+    preset:
+        Sizes of the first three steps, where they are run.
+    """
+    key = os.environ.get(key_variable) or None
+    check_address(host, key, key_variable)
+    check_packages()
+    ready = open_rungs(pair, out, preset)
+    print(f"{pair}: rungs {', '.join(ready.choices)} at http://{host}:{port}", file=sys.stderr)
+    run_server(ready, host, port, key)
 
 
 @app.command

@@ -10,7 +10,8 @@
     ├── StoreError            a run folder that is damaged or lacks a step
     ├── MissingExtraError     an optional dependency that is not installed
     ├── OutOfTimeError        a training's time budget is used up; it goes on where it stopped
-    └── JudgeError            a judge that gave no reply (in `judging`)
+    ├── JudgeError            a judge that gave no reply (in `judging`)
+    └── BusyError             a server that has too much to do
 
 A new error joins the tree when a caller could act on it differently. Messages say what was found,
 what was expected and what to type next.
@@ -55,3 +56,7 @@ class MissingExtraError(HowwhenError, ImportError):
 
 class OutOfTimeError(HowwhenError):
     """A training's time budget is used up; it goes on where it stopped."""
+
+
+class BusyError(HowwhenError):
+    """A server that has as many requests waiting as may wait, or is closing."""

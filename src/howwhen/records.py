@@ -427,6 +427,15 @@ LADDER: tuple[Rung, ...] = get_args(LadderRung)
 KNOCK_OUTS: tuple[Rung, ...] = get_args(KnockOutRung)
 
 
+def titles_of(rung: str, titles: tuple[str, ...]) -> tuple[str, ...]:
+    """What the categories of a rung's tokens are called.
+
+    Rungs with a single vector steer with it at every decision: their category 0 is none of the
+    taxonomy's.
+    """
+    return ("one vector for all",) if rung in ("bias-only", "shared-vector") else titles
+
+
 class Candidate(NamedTuple):
     """One way of steering that was tried at a decision."""
 

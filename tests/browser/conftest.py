@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.present.server.conftest import serve  # noqa: F401 - a fixture
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",

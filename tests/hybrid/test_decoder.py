@@ -21,9 +21,9 @@ from howwhen.hybrid.choice import (
     bias_alone,
     randomise,
 )
-from howwhen.hybrid.decoder import decode, stream
+from howwhen.hybrid.decoder import LiveBatch, decode, stream
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
-from howwhen.records import Finish, HybridTrace, Problem, SelfGate, VectorSet
+from howwhen.records import Finish, HybridToken, HybridTrace, Problem, SelfGate, VectorSet
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
@@ -435,3 +435,48 @@ def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeMod
         for choice in (Steer(make_gate(), vectors), Takeover(), Guardrail(3)):
             for trace in decode(models, PROBLEMS, choice, SETTINGS):
                 assert max(token.id for token in trace.tokens) < len(wide.tokenizer)
+
+
+def drain(batch: LiveBatch, answers: list[list[HybridToken]]) -> None:
+    for answer, fresh in zip(answers, batch.advance(), strict=True):
+        answer += fresh
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_batches_written_side_by_side_equal_those_written_alone(
+    make_model: MakeModel, temperature: float
+) -> None:
+    models = make_models(make_model)
+    rungs: list[Choice] = [Steer(make_gate(), make_vectors()), Takeover(), Base()]
+    how = BLOCK.model_copy(update={"temperature": temperature})
+    expected = [[list(t.tokens) for t in decode(models, PROBLEMS, one, how)] for one in rungs]
+    batches = [LiveBatch(models, PROBLEMS, one, how) for one in rungs]
+    answers: list[list[list[HybridToken]]] = [[[] for _ in PROBLEMS] for _ in rungs]
+    rounds = 0
+    while not all(batch.is_done for batch in batches):
+        for batch, own in zip(batches, answers, strict=True):
+            if not batch.is_done:
+                drain(batch, own)
+        rounds += 1
+    assert rounds > 1
+    assert answers == expected
+    assert not models.base.model._forward_hooks
+    assert not any(module._forward_hooks for module in models.thinking.model.model.layers)
+
+
+def test_a_cancelled_answer_is_written_no_further_and_the_others_are_whole(
+    make_model: MakeModel,
+) -> None:
+    models, rung = make_models(make_model), Takeover()
+    whole = [list(trace.tokens) for trace in decode(models, PROBLEMS, rung, BLOCK)]
+    batch = LiveBatch(models, PROBLEMS, rung, BLOCK)
+    answers: list[list[HybridToken]] = [[] for _ in PROBLEMS]
+    drain(batch, answers)
+    written = [len(answer) for answer in answers]
+    for row in (1, 2, 2):
+        batch.cancel(row)
+    while not batch.is_done:
+        drain(batch, answers)
+    assert [len(answers[row]) for row in (1, 2)] == [written[row] for row in (1, 2)]
+    assert [answers[row] for row in (0, 3)] == [whole[row] for row in (0, 3)]
+    assert written[1] < len(whole[1])

@@ -37,7 +37,11 @@ def trace(problem: Problem) -> HybridTrace:
 
 def viewer() -> Viewer:
     answers = {one.id: Answer(trace(one), graded(one)) for one in PROBLEMS}
-    return Viewer(PROBLEMS, {"base": answers, "hybrid": answers}, ("recall", "check"))
+    return Viewer(
+        PROBLEMS,
+        {"base": answers, "shared-vector": answers, "hybrid": answers},
+        ("recall", "check"),
+    )
 
 
 def unpack(packed: PackedViewer) -> Any:
@@ -48,7 +52,9 @@ def test_a_packed_viewer_holds_every_token_and_every_decision() -> None:
     packed = pack_viewer(viewer(), TOKENIZER)
     found = unpack(packed)
     assert packed.problems == len(found["problems"]) == 30
-    assert found["rungs"] == ["base", "hybrid"]
+    assert found["rungs"] == ["base", "shared-vector", "hybrid"]
+    assert found["titles"]["hybrid"] == ["recall", "check"]
+    assert found["titles"]["shared-vector"] == ["one vector for all"]
     first = found["problems"][7]
     assert (first["id"], first["question"], first["gold"]) == ("p7", "Ann has 7 pens?", "7")
     answer = first["answers"]["hybrid"]

@@ -82,6 +82,47 @@ def stream(
             state.drop_finished()
 
 
+class LiveBatch:
+    """A batch of answers written a round at a time, beside other batches of the same models.
+
+    Raises:
+        SteeringError, InputError: as `decode`.
+    """
+
+    def __init__(
+        self,
+        models: ModelPair,
+        problems: Sequence[Problem],
+        choice: Choice,
+        settings: HybridSettings,
+        seed: int = 0,
+    ) -> None:
+        self._state = _new_state(models, problems, choice, settings, seed)
+        self._told = [0] * len(problems)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every answer has ended or was cancelled."""
+        return not self._state.rows
+
+    def advance(self) -> list[list[HybridToken]]:
+        """Go on by a block, and return each answer's new tokens."""
+        state = self._state
+        with state.reading():
+            state.round()
+        state.write_down(is_due=True)
+        fresh = [own[told:] for own, told in zip(state.tokens, self._told, strict=True)]
+        self._told = [len(own) for own in state.tokens]
+        state.drop_finished()
+        return fresh
+
+    def cancel(self, row: int) -> None:
+        """Write no more of one answer."""
+        if row in self._state.rows:
+            self._state.is_done[self._state.rows.index(row)] = True
+            self._state.drop_finished()
+
+
 @dataclass
 class _Draft:
     """What the base wrote ahead, and both models' opinions of it; g positions per stream."""
@@ -165,6 +206,15 @@ class _State:
     unwritten: list[_Round] = field(default_factory=list)
     held: int = 0
     """Logits that the unwritten rounds hold."""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let both models keep what is read in them, with one set of hooks all along."""
+        with ExitStack() as opened:
+            for streams in (self.base, self.thinking):
+                if streams is not None:
+                    opened.enter_context(streams.reading())
+            yield
 
     @torch.no_grad()
     def round(self) -> None:
@@ -430,6 +480,19 @@ def _opened(
     seed: int,
 ) -> Iterator[_State]:
     """A fresh state; the models keep what is read in them until the block ends."""
+    state = _new_state(models, problems, choice, settings, seed)
+    with state.reading():
+        yield state
+
+
+def _new_state(
+    models: ModelPair,
+    problems: Sequence[Problem],
+    choice: Choice,
+    settings: HybridSettings,
+    seed: int,
+) -> _State:
+    """Both models with the prompts read."""
     check_vectors(models.base, choice)
     base = models.base
     if choice.base_prompt is not None:
@@ -443,7 +506,7 @@ def _opened(
         thinking_prompts = _prompts(models.thinking, questions, settings)
     draws = [uniform_draws(choice.name, seed, one.id, settings.max_new_tokens) for one in problems]
     can_draft = choice.needs_thinking and not choice.is_free
-    state = _State(
+    return _State(
         models=models,
         choice=choice,
         settings=settings,
@@ -466,11 +529,6 @@ def _opened(
         emitted=[0] * len(problems),
         tokens=[[] for _ in problems],
     )
-    with ExitStack() as opened:
-        for streams in (state.base, state.thinking):
-            if streams is not None:
-                opened.enter_context(streams.reading())
-        yield state
 
 
 def _prompts(

@@ -75,9 +75,7 @@ class Painter:
         return repr(str(self.tokenizer.decode([token]))) if token >= 0 else ""
 
     def _title(self, category: int) -> str:
-        if category < 0:
-            return ""
-        return self.titles[category] if category < len(self.titles) else "shared"
+        return self.titles[category] if category >= 0 else ""
 
 
 def style(token: HybridToken) -> str:

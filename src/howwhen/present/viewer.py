@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from howwhen.measure.ladder import GradedTrace
 from howwhen.present.pieces import TextStream
-from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung
+from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung, titles_of
 
 MOST_CHARACTERS = 4_000_000
 """Longest packed viewer; with the rest of a page it stays below 5 MB."""
@@ -38,7 +38,7 @@ class Viewer:
     problems: Sequence[Problem]
     answers: Mapping[Rung, Mapping[str, Answer]]
     """By rung and problem id."""
-    titles: Sequence[str]
+    titles: tuple[str, ...]
     """Of the categories."""
 
 
@@ -78,7 +78,7 @@ def _pack(
 ) -> str:
     packer = _Packer(tokenizer)
     packed = {
-        "titles": list(viewer.titles),
+        "titles": {rung: titles_of(rung, viewer.titles) for rung in viewer.answers},
         "rungs": list(viewer.answers),
         "problems": [
             {

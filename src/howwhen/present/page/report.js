@@ -33,7 +33,7 @@
 
   const quoted = (piece) => (piece < 0 ? "nothing" : JSON.stringify(data.pieces[piece]));
   const logProb = (hundredths) => (hundredths / 100).toFixed(2);
-  const title = (category) => (category < 0 ? "" : data.titles[category] ?? "shared");
+  const title = (rung, category) => (category < 0 ? "" : data.titles[rung][category]);
   const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
 
   function list() {
@@ -63,7 +63,7 @@
     find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
     const used = new Set(problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0));
     find("legend").append(
-      ...[...used].sort((one, other) => one - other).map((category) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${title(category)}`)),
+      ...[...used].sort((one, other) => one - other).map((category) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${title(state.rung, category)}`)),
     );
     history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
   }
@@ -98,7 +98,7 @@
     const kept = decision[ID] === decision[BASE] ? " kept" : "";
     const button = make("button", {
       type: "button", textContent: text || "⏎", tabIndex: -1, className: `token${kept}${fork}`,
-      data: { style: colour(decision[CATEGORY]), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${decision[CATEGORY] >= 0 ? `, ${title(decision[CATEGORY])}` : ""}` },
+      data: { style: colour(decision[CATEGORY]), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${decision[CATEGORY] >= 0 ? `, ${title(rung, decision[CATEGORY])}` : ""}` },
     });
     const tell = () => {
       document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
@@ -116,7 +116,7 @@
       rows.push(["written", decision[ID] === decision[BASE] ? `${wrote}, the base's own choice after all` : wrote]);
       rows.push(["base wanted", quoted(decision[BASE])]);
       if (decision[THINKING] >= 0) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
-      if (decision[CATEGORY] >= 0) rows.push(["steered with", `${decision[CATEGORY]} ${title(decision[CATEGORY])}, strength ${decision[STRENGTH]}, last ${decision[WINDOW]} position${decision[WINDOW] === 1 ? "" : "s"}`]);
+      if (decision[CATEGORY] >= 0) rows.push(["steered with", `${decision[CATEGORY]} ${title(rung, decision[CATEGORY])}, strength ${decision[STRENGTH]}, last ${decision[WINDOW]} position${decision[WINDOW] === 1 ? "" : "s"}`]);
       rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] >= 0 ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
       if (decision[TRIED].length) rows.push(["tried", decision[TRIED].map(([strength, window, id, log]) => `${strength} on ${window}: ${quoted(id)} (${logProb(log)})`).join("; ")]);
     } else {

@@ -1,0 +1,133 @@
+"use strict";
+(() => {
+  const COLOURS = 8;
+  const find = (id) => document.getElementById(id);
+  const told = JSON.parse(find("told").textContent);
+  let running = null;
+
+  function make(tag, options = {}, ...children) {
+    const { data: attributes = {}, ...rest } = options;
+    const element = Object.assign(document.createElement(tag), rest);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  }
+
+  const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
+  const quoted = (text) => (text === null ? "nothing" : JSON.stringify(text));
+
+  async function* events(response) {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split(/\r?\n/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue;
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        yield JSON.parse(data);
+      }
+    }
+  }
+
+  async function answer(pane, rung, question, signal) {
+    const state = { pane, rung, count: 0, decisions: 0, used: new Map() };
+    const note = pane.querySelector(".why-grade");
+    pane.querySelector(".who").textContent = rung;
+    pane.setAttribute("aria-label", rung);
+    pane.querySelector(".tokens").replaceChildren();
+    note.textContent = "waiting";
+    const strength = find("strength").value;
+    const steers = rung !== "base" && rung !== "thinking" && strength !== "";
+    const body = {
+      model: `${told.model}/${rung}`, messages: [{ role: "user", content: question }], stream: true,
+      temperature: Number(find("temperature").value || 0), howwhen: steers ? { strength: Number(strength) } : {},
+    };
+    const started = performance.now();
+    try {
+      const response = await fetch("v1/chat/completions", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+      if (!response.ok) throw new Error((await response.json()).error.message);
+      for await (const chunk of events(response)) {
+        if (chunk.error) throw new Error(chunk.error.message);
+        for (const token of chunk.howwhen?.tokens ?? []) show(state, token);
+        const seconds = ((performance.now() - started) / 1000).toFixed(1);
+        note.textContent = `${state.count} tokens, ${state.decisions} decisions, ${seconds} s`;
+      }
+    } catch (error) {
+      note.replaceChildren(error.name === "AbortError" ? `stopped after ${state.count} tokens` : make("span", { className: "error", textContent: error.message }));
+    }
+    return state;
+  }
+
+  function show(state, token) {
+    const place = state.count;
+    state.count += 1;
+    const tokens = state.pane.querySelector(".tokens");
+    if (!token.is_decision) {
+      const plain = make("span", { textContent: token.text });
+      plain.addEventListener("mouseenter", () => explain(state.rung, place, token));
+      tokens.append(plain);
+      return;
+    }
+    state.decisions += 1;
+    if (token.category >= 0) state.used.set(token.category, token.title);
+    const button = make("button", {
+      type: "button", textContent: token.text || "⏎", tabIndex: state.decisions === 1 ? 0 : -1,
+      className: `token${token.id === token.base_id ? " kept" : ""}`,
+      data: { style: colour(token.category), "aria-pressed": "false", "aria-label": `${token.text.trim() || "end"}, decision${token.category >= 0 ? `, ${token.title}` : ""}` },
+    });
+    const tell = () => {
+      document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
+      button.setAttribute("aria-pressed", "true");
+      explain(state.rung, place, token);
+    };
+    for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, tell);
+    tokens.append(button);
+  }
+
+  function explain(rung, place, token) {
+    const rows = [["written", quoted(token.text)], ["base wanted", quoted(token.base)]];
+    if (token.thinking !== null) rows.push(["thinking model wanted", quoted(token.thinking)]);
+    if (token.category >= 0) rows.push(["steered with", `${token.category} ${token.title}, strength ${token.strength}, last ${token.window} position${token.window === 1 ? "" : "s"}`]);
+    const theirs = token.thinking_log_prob === null ? "" : `, ${token.thinking_log_prob.toFixed(2)} thinking model`;
+    rows.push(["log-probability", `${token.base_log_prob.toFixed(2)} base${theirs} (nats)`]);
+    if (token.candidates.length) rows.push(["tried", token.candidates.map((one) => `${one.strength} on ${one.window}: ${quoted(one.text)} (${one.thinking_log_prob.toFixed(2)})`).join("; ")]);
+    const details = make("dl");
+    for (const [name, value] of rows) details.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
+    find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${token.is_decision ? ": a decision" : ""}` }), details);
+  }
+
+  async function ask(event) {
+    event.preventDefault();
+    running?.abort();
+    const mine = (running = new AbortController());
+    find("ask").disabled = true;
+    find("stop").disabled = false;
+    find("legend").replaceChildren();
+    find("why").replaceChildren("Choose a decision to see who wanted what.");
+    const question = find("question").value.trim();
+    const rungs = { base: "base", thinking: "thinking", third: find("rung").value };
+    const answers = await Promise.all(Object.entries(rungs).map(([pane, rung]) => answer(find(`pane-${pane}`), rung, question, mine.signal)));
+    if (running !== mine) return;
+    const used = [...answers.at(-1).used].sort(([one], [other]) => one - other);
+    find("legend").replaceChildren(...used.map(([category, name]) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${name}`)));
+    find("ask").disabled = false;
+    find("stop").disabled = true;
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (!event.target.matches("button.token") || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
+    const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
+    if (!next) return;
+    event.preventDefault();
+    event.target.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  });
+  find("form").addEventListener("submit", ask);
+  find("stop").addEventListener("click", () => running?.abort());
+})();

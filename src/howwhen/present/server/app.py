@@ -1,0 +1,236 @@
+"""A server with the OpenAI API for every rung of a run, and a playground at `/`.
+
+`/v1/models`, `/v1/chat/completions` and `/v1/completions` answer as OpenAI's do, streamed or not;
+the model's name chooses the rung (`tally-rl` is the hybrid, `tally-rl/base` the base alone). What
+is more stands in the field `howwhen` of requests (rung, strength, details) and of replies (every
+token with who wanted what).
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from howwhen.errors import BusyError, InputError
+from howwhen.present.server.bodies import Body, ChatRequest, RefusedError, TextRequest, error_body
+from howwhen.present.server.desk import Desk, Limits, Service
+from howwhen.present.server.engine import Ask, Engine, Event
+from howwhen.present.server.guard import Guard
+from howwhen.present.server.replies import Reply
+from howwhen.records import Finish
+
+
+def make_app(service: Service, limits: Limits | None = None, key: str | None = None) -> ASGIApp:
+    """The server as an ASGI application; the engine is started and closed with it.
+
+    Args:
+        service: what is served.
+        limits: of requests.
+        key: what every request must bring, if anything.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        await asyncio.to_thread(service.engine.close)
+
+    app = FastAPI(title="howwhen", version=version("howwhen"), lifespan=lifespan, docs_url=None)
+    desk, first_token = Desk(service, limits), _metrics(service)
+    _add_errors(app)
+    _add_pages(app, service, first_token[0])
+    _add_answers(app, desk, first_token[1])
+    return Guard(app, limits.body_bytes, key)
+
+
+def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
+    async def respond(body: Body, request: Request) -> Response:
+        started = time.monotonic()
+        ask = desk.ask(body)
+        reply = Reply(desk.service, body, ask.rung, await desk.check(ask))
+        client = request.client.host if request.client else ""
+        if not body.stream:
+            return await _whole(desk, ask, reply, client, request)
+        answer = desk.answer(ask, client)
+        events = await answer.__aenter__()
+
+        async def chunks() -> AsyncIterator[str]:
+            try:
+                async for chunk in _chunks(reply, events, first_token, started):
+                    yield chunk
+            finally:
+                await answer.__aexit__(None, None, None)
+
+        return EventSourceResponse(chunks(), headers={"Cache-Control": "no-store"})
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await respond(body, request)
+
+    @app.post("/v1/completions")
+    async def text(body: TextRequest, request: Request) -> Response:
+        return await respond(body, request)
+
+
+async def _chunks(
+    reply: Reply, events: AsyncIterator[Event], first_token: Histogram, started: float
+) -> AsyncIterator[str]:
+    """A streamed answer as the data of server-sent events."""
+    opening = reply.opening()
+    if opening is not None:
+        yield json.dumps(opening)
+    try:
+        async for event in events:
+            if isinstance(event, Finish):
+                yield json.dumps(reply.chunk("", [], event))
+            elif not isinstance(event, Exception):
+                if not reply.tokens:
+                    first_token.observe(time.monotonic() - started)
+                yield json.dumps(reply.chunk(*reply.explain(event)))
+    except Exception as error:  # noqa: BLE001 - the status is sent, so the stream itself must say it
+        yield json.dumps(error_body(str(error), "server_error", "internal_error"))
+    else:
+        if reply.body.stream_options and reply.body.stream_options.include_usage:
+            yield json.dumps(reply.usage_chunk())
+        yield "[DONE]"
+
+
+async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Request) -> JSONResponse:
+    text, finish = "", Finish.LENGTH
+    details: list[dict[str, Any]] = []
+    async with desk.answer(ask, client) as events:
+        leaves = asyncio.create_task(_has_left(request))
+        try:
+            async for event in events:
+                if leaves.done():
+                    raise RefusedError(499, "the client has left", "client_closed_request")
+                if isinstance(event, Finish):
+                    finish = event
+                elif not isinstance(event, Exception):
+                    added, told = reply.explain(event)
+                    text, details = text + added, details + told
+        finally:
+            leaves.cancel()
+    return JSONResponse(reply.whole(text, details, finish))
+
+
+async def _has_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "pair": service.name, **vars(service.engine.stats)}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        names = [service.name, *(f"{service.name}/{rung}" for rung in service.rungs)]
+        every = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "howwhen"} for name in names
+        ]
+        return {"object": "list", "data": every}
+
+    @app.get("/")
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(_playground(service))
+
+
+def _playground(service: Service) -> str:
+    environment = Environment(
+        loader=ChoiceLoader(
+            [PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("playground.html").render(
+        service=service, told={"model": service.name, "rungs": list(service.rungs)}
+    )
+
+
+def _metrics(service: Service) -> tuple[CollectorRegistry, Histogram]:
+    registry = CollectorRegistry()
+    registry.register(_Stats(service.engine))
+    first = Histogram(
+        "howwhen_first_token_seconds", "From request to first token", registry=registry
+    )
+    return registry, first
+
+
+class _Stats:
+    """The engine's numbers for Prometheus."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def collect(self) -> list[Metric]:
+        """All of them."""
+        stats = self.engine.stats
+        rising = {
+            "requests": (("asked", "answered", "cancelled", "failed"), "Requests"),
+            "tokens": (("tokens", "decisions"), "Tokens written"),
+        }
+        found: list[Metric] = []
+        for name, (keys, text) in rising.items():
+            family = CounterMetricFamily(f"howwhen_{name}", text, labels=["kind"])
+            for one in keys:
+                family.add_metric([one], getattr(stats, one))
+            found.append(family)
+        gauge = GaugeMetricFamily("howwhen_now", "Requests and batches now", labels=["kind"])
+        for one in ("waiting", "running", "batches"):
+            gauge.add_metric([one], getattr(stats, one))
+        return [*found, gauge]
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every refusal in OpenAI's form."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        waits = {"Retry-After": "1"} if error.status in (429, 503) else {}
+        content = error_body(str(error), kind, error.code)
+        return JSONResponse(content, status_code=error.status, headers=waits)
+
+    @app.exception_handler(InputError)
+    async def unusable(_: Request, error: InputError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), "invalid_request_error", None), status_code=400)
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, error: BusyError) -> JSONResponse:
+        content = error_body(str(error), "server_error", "overloaded")
+        return JSONResponse(content, status_code=503, headers={"Retry-After": "1"})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        parts = [
+            f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}"
+            for one in error.errors()
+        ]
+        content = error_body("; ".join(parts), "invalid_request_error", "invalid_value")
+        return JSONResponse(content, status_code=400)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        content = error_body(str(error.detail), "invalid_request_error", None)
+        return JSONResponse(content, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,75 @@
+"""A run's rungs behind the server of `present`; its packages are loaded when it is asked for."""
+
+from importlib import import_module
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from howwhen.answering import ReadyRungs
+from howwhen.errors import MissingExtraError, SettingsError
+
+if TYPE_CHECKING:
+    from howwhen.present.server.desk import Service
+
+
+def check_address(host: str, key: str | None, key_variable: str) -> None:
+    """Refuse to be reachable from other machines without a key.
+
+    Raises:
+        SettingsError: no key.
+    """
+    if key is None and not _is_loopback(host):
+        raise SettingsError(
+            f"host {host} can be reached from other machines, and {key_variable} holds no key; "
+            f"type: export {key_variable}=$(openssl rand -hex 32), or leave --host out"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_packages() -> None:
+    """Fail now if the server's packages are not there.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        for name in ("uvicorn", "howwhen.present.server.app"):
+            import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the server takes packages that are not installed ({error}); type: "
+            "pip install 'howwhen[serve]'"
+        ) from error
+
+
+def make_service(ready: ReadyRungs) -> "Service":
+    """What is served of a run."""
+    from howwhen.present.server.desk import Service
+    from howwhen.present.server.engine import Engine
+
+    pair = ready.pair
+    return Service(
+        name=pair.name,
+        engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).choice),
+        tokenizer=pair.base.tokenizer,
+        rungs=tuple(ready.choices),
+        titles=ready.gate.titles,
+        settings=ready.settings,
+        example=pair.draw_problems(1, 1)[0].question if pair.draw_problems else "What is 2 + 2?",
+    )
+
+
+def run_server(ready: ReadyRungs, host: str, port: int, key: str | None) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    from howwhen.present.server.app import make_app
+
+    uvicorn.run(make_app(make_service(ready), key=key), host=host, port=port, log_level="warning")

@@ -1,0 +1,55 @@
+"""The playground in a real browser: ask, watch three answers come, see who wanted what, stop."""
+
+import pytest
+
+from tests.browser.conftest import Open
+from tests.present.server.conftest import QUESTIONS, Serve
+from tests.present.server.test_api import expected, wait_until_idle
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_three_answers_come_side_by_side(open_tab: Open, serve: Serve, scheme: str) -> None:
+    running = serve()
+    tab = open_tab(f"{running.url}/", color_scheme=scheme)
+    page = tab.page
+    assert page.input_value("#question") == "What is 2 + 2 ?"
+    page.fill("#question", QUESTIONS[0])
+    page.click("#ask")
+    page.wait_for_selector("#ask:not([disabled])")
+    for pane, rung in {"base": "base", "thinking": "thinking", "third": "hybrid"}.items():
+        trace = expected(running, rung, QUESTIONS[0])
+        shown = page.locator(f"#pane-{pane} .tokens").text_content()
+        assert shown.replace("⏎", "") == trace.text
+        note = page.inner_text(f"#pane-{pane} .why-grade")
+        assert note.startswith(f"{len(trace.tokens)} tokens, {trace.decisions} decisions")
+    assert page.locator("#legend li").count() > 0
+    page.focus("#pane-third button.token")
+    page.keyboard.press("ArrowRight")
+    why = page.inner_text("#why")
+    assert "a decision" in why
+    assert "thinking model wanted" in why
+    assert tab.violations() == []
+    assert tab.told == []
+    assert all(one.startswith((running.url, "data:")) for one in tab.requests)
+
+
+def test_rung_and_strength_are_switched_and_a_refusal_is_shown(
+    open_tab: Open, serve: Serve
+) -> None:
+    running = serve()
+    tab = open_tab(f"{running.url}/")
+    page = tab.page
+    page.fill("#question", QUESTIONS[1])
+    page.select_option("#rung", "takeover")
+    page.click("#ask")
+    page.wait_for_selector("#ask:not([disabled])")
+    trace = expected(running, "takeover", QUESTIONS[1])
+    shown = page.locator("#pane-third .tokens").text_content()
+    assert shown.replace("⏎", "") == trace.text
+    page.fill("#strength", "2")
+    page.click("#ask")
+    page.wait_for_selector("#pane-third .error")
+    assert "does not steer" in page.inner_text("#pane-third .error")
+    page.wait_for_selector("#ask:not([disabled])")
+    wait_until_idle(running)
+    assert running.service.engine.stats.failed == 0
