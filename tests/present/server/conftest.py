@@ -38,7 +38,7 @@ class Running:
 Serve = Callable[..., Running]
 
 
-def make_service(make_model: MakeModel, **engine: Any) -> Service:
+def make_service(make_model: MakeModel, name: str = "tiny", **engine: Any) -> Service:
     models = make_models(make_model)
     rungs: dict[str, Choice] = {
         "base": Base(),
@@ -57,7 +57,7 @@ def make_service(make_model: MakeModel, **engine: Any) -> Service:
         return Steer(make_gate(), make_vectors(), fixed(strength))
 
     return Service(
-        "tiny", Engine(models, choose, **engine), models.base.tokenizer, tuple(rungs),
+        name, Engine(models, choose, **engine), models.base.tokenizer, tuple(rungs),
         make_gate().titles, SETTINGS, "What is 2 + 2 ?",
     )  # fmt: skip
 
