@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import decoding, discovering, fuzzing, grading, training
+from benchmarks import decoding, discovering, fuzzing, grading, serving, training
 from benchmarks.pairs import smol_shape, tally
 from benchmarks.timing import Result
 
@@ -26,6 +26,7 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "reading": discovering.reading_results,
     "grading": grading.results,
     "fuzzing": fuzzing.results,
+    "serving": serving.results,
 }
 
 

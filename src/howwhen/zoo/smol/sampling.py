@@ -32,7 +32,10 @@ def _sample_batch(
     temperature: float,
     generator: torch.Generator,
 ) -> list[tuple[int, ...]]:
-    streams = open_streams(model, prompts)
+    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    streams = open_streams(model, different)  # a prompt that is asked several times is read once
+    place = {prompt: row for row, prompt in enumerate(different)}
+    streams.keep(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
     answers: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     token = torch.tensor([prompt[-1] for prompt in prompts])

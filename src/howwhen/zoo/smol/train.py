@@ -84,9 +84,9 @@ class Rounds:
     """Per problem and round, at temperature 1."""
     keep: int = 2
     """Right samples kept per problem, so that easy problems do not crowd out hard ones."""
-    passes: int = 2
+    passes: int = 1
     """Over the samples kept, per round."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class BuildSettings:
     batch_tokens: int = 1152
     """Most tokens of a batch, padding included."""
     school: Fit = Fit(steps=900, learning_rate=1.5e-3)
-    haste: Fit = Fit(steps=120, learning_rate=5e-4)
+    haste: Fit = Fit(steps=90, learning_rate=5e-4)
     rl: Rounds = Rounds()
-    sft: Fit = Fit(steps=160, learning_rate=5e-4)
+    sft: Fit = Fit(steps=200, learning_rate=5e-4)
 
 
 Batch = Callable[[int], list[Example]]
