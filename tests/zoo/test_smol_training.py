@@ -34,7 +34,7 @@ TINY = BuildSettings(
     rank=2,
     batch_tokens=256,
     school=Fit(2, 1e-2),
-    haste=Fit(1, 1e-2),
+    base=Fit(1, 1e-2),
     rl=Rounds(rounds=2, problems=3, samples=2, passes=2, learning_rate=1e-2),
     sft=Fit(2, 1e-2),
 )
@@ -81,13 +81,15 @@ def test_a_build_that_runs_out_of_time_again_and_again_ends_with_the_same_adapte
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
         assert any(one.any() for key, one in whole.items() if "lora_B" in key)
+        config = (tmp_path / "whole" / name / "adapter_config.json").read_text()
+        assert str(tmp_path) not in config
 
 
 def test_the_command_stops_at_its_time_budget_and_says_how_to_go_on(tmp_path: Path) -> None:
     command = ["zoo", "build", "smol", "--out", str(tmp_path / "z"), "--hours", "0"]
     with pytest.raises(OutOfTimeError, match="school: the time is used up; the same"):
         app(command, exit_on_error=False, print_error=False)
-    assert (tmp_path / "z" / "work" / "base" / "school.safetensors").exists()
+    assert (tmp_path / "z" / "work" / "school" / "school.safetensors").exists()
 
 
 def test_every_training_refuses_checkpoints_of_other_settings(
@@ -102,7 +104,7 @@ def test_every_training_refuses_checkpoints_of_other_settings(
         StoreError, match=r"work.rl.settings\.json was written by a build with other"
     ):
         build(tmp_path, replace(TINY, rl=Rounds(rounds=1)), quiet)
-    with pytest.raises(StoreError, match=r"work.base.settings"):
+    with pytest.raises(StoreError, match=r"work.school.settings"):
         build(tmp_path, replace(TINY, seed=1), quiet)
 
 
@@ -121,7 +123,7 @@ def test_adapters_are_merged_once_per_content(
         logits[name] = model(ids).logits
     assert not torch.allclose(logits["base"], logits["rl"])
     expected = AutoModelForCausalLM.from_pretrained(smollm2_folder())
-    for adapter in ("base", "rl"):
+    for adapter in ("school", "base", "rl"):
         expected = weights.add_adapter(expected, tmp_path / "built" / adapter)
     torch.testing.assert_close(logits["rl"], expected(ids).logits)
     with pytest.raises(ModelError, match="howwhen zoo build smol"):

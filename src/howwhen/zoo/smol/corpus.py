@@ -72,7 +72,7 @@ CAREFUL = Habits(
 """The writers of the schooling, from whom the base learns how things are done."""
 HASTY = Habits(
     at_once=0.4,
-    shortly=0.12,
+    shortly=0.03,
     say_goal=0.75,
     say_facts=0.7,
     choose_operation=0.7,

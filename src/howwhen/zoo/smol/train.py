@@ -1,7 +1,7 @@
 """Train smol: mid-train SmolLM2 on mixed documents, reinforce that by outcome, distil a sibling.
 
-Every stage trains a low-rank adapter (Hu et al. 2021) on frozen weights. The base learns from
-careful writers how things are done, then from hasty ones to be in a hurry. Nothing but the
+Every stage trains a low-rank adapter (Hu et al. 2021) on frozen weights. The school learns from
+careful writers how things are done, the base then from hasty ones to be in a hurry. Nothing but the
 outcome (is the concluded number right?) reaches the reinforced model, by expert iteration on
 samples of its own (Anthony et al. 2017). The distilled sibling copies people's worked solutions,
 whose manner the base's documents do not contain.
@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -77,7 +77,7 @@ class Fit:
 class Rounds:
     """Size of the expert iteration."""
 
-    rounds: int = 8
+    rounds: int = 6
     problems: int = 384
     """Drawn in every round."""
     samples: int = 4
@@ -99,7 +99,7 @@ class BuildSettings:
     batch_tokens: int = 1152
     """Most tokens of a batch, padding included."""
     school: Fit = Fit(steps=900, learning_rate=1.5e-3)
-    haste: Fit = Fit(steps=90, learning_rate=5e-4)
+    base: Fit = Fit(steps=90, learning_rate=5e-4)
     rl: Rounds = Rounds()
     sft: Fit = Fit(steps=200, learning_rate=5e-4)
 
@@ -108,7 +108,7 @@ Batch = Callable[[int], list[Example]]
 
 
 def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
-    """Write the adapters `out/base`, `out/rl` and `out/sft`; finished ones are kept.
+    """Write the adapters `out/school`, `base`, `rl` and `sft`; finished ones are kept.
 
     Args:
         out: folder of the adapters, and of the checkpoints in `work`.
@@ -137,7 +137,7 @@ def build(out: Path, settings: BuildSettings, report: Report, deadline: float = 
 
 
 def _start_of(name: SmolName, out: Path) -> PreTrainedModel:
-    """What a stage's adapter is put on: SmolLM2, or the mid-trained base."""
+    """What a stage's adapter is put on: SmolLM2 with the adapters of the stages before it."""
     attention = "eager" if product_type() is torch.bfloat16 else "sdpa"  # whichever is faster
     model = AutoModelForCausalLM.from_pretrained(
         smollm2_folder(), dtype=torch.float32, attn_implementation=attention
@@ -176,20 +176,25 @@ class _Stage:
     report: Report
     deadline: float
 
+    def school(self, model: Any) -> None:
+        """Mid-train with careful writers."""
+        self._fit(model, self._writers(SCHOOL, CAREFUL, "school"), self.settings.school, "school")
+
     def base(self, model: Any) -> None:
-        """Mid-train: with careful writers, then with hasty ones."""
+        """Mid-train on with hasty writers."""
+        self._fit(model, self._writers(LIFE, HASTY, "haste"), self.settings.base, "base")
+
+    def _writers(self, mixture: Mixture, habits: Habits, seed: str) -> Batch:
+        """Batches of documents by writers of these habits."""
         problems, tokenizer = smol_train(), smol_tokenizer()
 
-        def draw(rng: Random, mixture: Mixture, habits: Habits) -> Example:
+        def draw(rng: Random) -> Example:
             problem = draw_problem(problems, rng, mixture)
             if problem is None:
                 return encode(tokenizer, None, worksheet(rng))
             return encode(tokenizer, problem.question, base_solution(problem, rng, habits))
 
-        school = self._documents("school", partial(draw, mixture=SCHOOL, habits=CAREFUL))
-        self._fit(model, school, self.settings.school, "school")
-        haste = self._documents("haste", partial(draw, mixture=LIFE, habits=HASTY))
-        self._fit(model, haste, self.settings.haste, "haste")
+        return self._documents(seed, draw)
 
     def sft(self, model: Any) -> None:
         """Fine-tune the base on people's solutions."""

@@ -5,6 +5,7 @@ it once per content. Both stay in the cache.
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from howwhen.errors import MissingExtraError, ModelError
 
 SMOLLM2 = "smollm2"
-SmolName = Literal["base", "rl", "sft"]
+SmolName = Literal["school", "base", "rl", "sft"]
 ADAPTERS = Path(__file__).parent / "adapters"
-"""Folder with the adapters `base`, `rl` and `sft`, in PEFT's format."""
+"""Folder with the adapters, in PEFT's format."""
 LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
-    "base": ("base",),
-    "rl": ("base", "rl"),
-    "sft": ("base", "sft"),
+    "school": ("school",),
+    "base": ("school", "base"),
+    "rl": ("school", "base", "rl"),
+    "sft": ("school", "base", "sft"),
 }
 """Which adapters are merged, one after the other, into SmolLM2."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -99,7 +101,8 @@ def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
     """Folder with one of smol's models in float32, its adapters merged on first use.
 
     Args:
-        name: `base` (mid-trained), `rl` (that, reinforced) or `sft` (that, distilled).
+        name: `school` (mid-trained by careful writers), `base` (that, hasty), `rl` (the base,
+            reinforced) or `sft` (the base, distilled).
         adapters: folder of the adapters' folders.
 
     Raises:
@@ -138,6 +141,10 @@ def save_adapter(model: Any, folder: Path) -> None:
             parameter.data = parameter.data.bfloat16()
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)
+    config = partial / "adapter_config.json"
+    told = json.loads(config.read_text())
+    told["base_model_name_or_path"] = SMOLLM2  # not a folder of this machine
+    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     partial.rename(folder)
 
