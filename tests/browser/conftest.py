@@ -35,8 +35,9 @@ class Tab:
         return [one["id"] for one in found.response["violations"]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """One browser per file: while Playwright is open, no other test could run an event loop."""
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="NO BROWSER TESTS: type `make test-browser`"
     )
