@@ -1,4 +1,5 @@
-# make demo: the main job on the embedded pair.  make test: everything that must hold.
+# make demo: the main job on the embedded pair.  make test: everything that must hold, but for the
+# pages in a browser: make test-browser.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ demo: $(VENV)/ready
 
 # Every test runs on one thread, so two cores take two files at a time.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
 # The pages in a real browser: Debian's chromium, where it is installed or can be.
 test-browser: $(VENV)/ready

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from howwhen.discover.portraits import Portrait, Transitions
 
@@ -55,14 +55,19 @@ class HeatMap:
 
 def make_page(given: PageInput) -> str:
     """The whole page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("howwhen.discover", "."),
+    environment = template_environment(PackageLoader("howwhen.discover", "."))
+    return environment.get_template("page.html").render(page_context(given))
+
+
+def template_environment(*loaders: PackageLoader) -> Environment:
+    """Jinja as every page needs it: texts of models stay texts, and a missing name is an error."""
+    return Environment(
+        loader=ChoiceLoader(loaders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(page_context(given))
 
 
 def page_context(given: PageInput) -> dict[str, Any]:

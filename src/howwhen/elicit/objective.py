@@ -51,7 +51,7 @@ class UnsteeredStates:
     def get(self, examples: Sequence[Example]) -> list[Kept]:
         """States of each example."""
         missing = [one for one in examples if id(one) not in self.kept]
-        fresh = dict(zip(map(id, missing), self._compute(missing), strict=True)) if missing else {}
+        fresh = {id(one): self._compute(one) for one in missing}
         states = [fresh.get(id(one)) or self.kept[id(one)][1] for one in examples]
         for one in missing:
             needed = fresh[id(one)].nbytes
@@ -61,26 +61,28 @@ class UnsteeredStates:
         return states
 
     @torch.no_grad()
-    def _compute(self, examples: Sequence[Example]) -> list[Kept]:
-        batch = pad([one.ids for one in examples])
+    def _compute(self, example: Example) -> Kept:
+        """One at a time: in a batch the last bits would depend on the others, and so on resuming.
+
+        Matrix products of different sizes round differently on some processors.
+        """
         cache = DynamicCache()
         with reading(self.base.model, [self.layer]) as seen:
             self.base.model(
-                **batch.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1
+                **pad([example.ids]).inputs(),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
-        upper = range(self.layer + 1, self.base.layer_count)
-        states = []
-        for row, one in enumerate(examples):
-            end = max(window.start for window in one.windows)
-            pairs = {
-                number: (
-                    cache.layers[number].keys[row, :, :end].clone(),
-                    cache.layers[number].values[row, :, :end].clone(),
-                )
-                for number in upper
-            }
-            states.append(Kept(seen[self.layer][row, list(one.positions)].float(), pairs))
-        return states
+        end = max(window.start for window in example.windows)
+        upper = {
+            number: (
+                cache.layers[number].keys[0, :, :end].clone(),
+                cache.layers[number].values[0, :, :end].clone(),
+            )
+            for number in range(self.layer + 1, self.base.layer_count)
+        }
+        return Kept(seen[self.layer][0, list(example.positions)].float(), upper)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Streams:
         self.is_plain = False
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with these streams only."""
+        """Go on with these streams only; one that is named several times goes on as so many."""
         self.cache.batch_select_indices(rows)
         self.seen = self.seen[rows]
         self.history = None if self.history is None else self.history[rows]

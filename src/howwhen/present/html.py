@@ -9,9 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 
-from howwhen.discover.page import STRONGEST_SHADE, PageInput, Shaded, page_context
+from howwhen.discover.page import (
+    STRONGEST_SHADE,
+    PageInput,
+    Shaded,
+    page_context,
+    template_environment,
+)
 from howwhen.present.report import (
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
@@ -72,44 +78,46 @@ class VectorRow:
     """With every vector, in hundredths."""
 
 
+def page_environment() -> Environment:
+    """Templates of `page/` and of the discover step's page, which they include."""
+    return template_environment(
+        PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")
+    )
+
+
 def make_html(given: HtmlInput) -> str:
     """The whole page."""
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     report, measurement = given.report, given.report.measurement
     knock_outs = measurement.knock_outs
     samples = sample_table(measurement)
     rows = [(name, str(value)) for name, value in given.settings.items()]
-    return environment.get_template("report.html").render(
-        **page_context(given.taxonomy),
-        report=report,
-        headline=headline(measurement),
-        verdict=verdict(measurement),
-        charts={name: _for_page(svg) for name, svg in vars(given.charts).items()},
-        viewer=given.viewer,
-        ladder=ladder_table(measurement, report.confidence),
-        ladder_text=LADDER_TEXT,
-        knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
-        knock_out_text=KNOCK_OUT_TEXT,
-        vectors={"layer": given.vectors.layer, "rows": vector_rows(given)},
-        training=training_lines(report.training),
-        grading_text=grading_text(measurement),
-        grades=grade_table(measurement),
-        modes=mode_table(measurement),
-        judge=judge_table(report.judge) if report.judge else None,
-        judge_text=judge_text(report.judge) if report.judge else "",
-        samples=samples,
-        sample_text=sample_text(measurement) if samples else "",
-        prompts=prompt_table(report.prompts),
-        settings=Table(("setting", "value"), rows),
-        version=given.version,
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            **page_context(given.taxonomy),
+            report=report,
+            headline=headline(measurement),
+            verdict=verdict(measurement),
+            charts={name: _for_page(svg) for name, svg in vars(given.charts).items()},
+            viewer=given.viewer,
+            ladder=ladder_table(measurement, report.confidence),
+            ladder_text=LADDER_TEXT,
+            knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
+            knock_out_text=KNOCK_OUT_TEXT,
+            vectors={"layer": given.vectors.layer, "rows": vector_rows(given)},
+            training=training_lines(report.training),
+            grading_text=grading_text(measurement),
+            grades=grade_table(measurement),
+            modes=mode_table(measurement),
+            judge=judge_table(report.judge) if report.judge else None,
+            judge_text=judge_text(report.judge) if report.judge else "",
+            samples=samples,
+            sample_text=sample_text(measurement) if samples else "",
+            prompts=prompt_table(report.prompts),
+            settings=Table(("setting", "value"), rows),
+            version=given.version,
+        )
     )
 
 

@@ -171,15 +171,22 @@ def test_bodies_and_prompts_over_the_limits_are_refused(serve: Serve) -> None:
     assert httpx.get(f"{running.url}/v1/nothing").json()["error"]["message"] == "Not Found"
 
 
-def test_too_many_at_once_are_told_to_come_back(serve: Serve) -> None:
-    one = serve(Limits(running_per_client=1))
-    with httpx.stream("POST", f"{one.url}{CHAT}", json=asked(stream=True)) as first:
-        assert first.status_code == 200
-        second = httpx.post(f"{one.url}{CHAT}", json=asked())
-    assert second.status_code in (200, 429)  # the first may have been answered by then
-    none = serve(most_waiting=0)
-    reply = httpx.post(f"{none.url}{CHAT}", json=asked())
-    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+@pytest.mark.parametrize("streams", [False, True])
+def test_too_many_at_once_are_told_to_come_back(serve: Serve, streams: bool) -> None:
+    for running, status in (
+        (serve(Limits(running_per_client=0)), 429),
+        (serve(most_waiting=0), 503),
+    ):
+        reply = httpx.post(f"{running.url}{CHAT}", json=asked(stream=streams))
+        assert (reply.status_code, reply.headers["retry-after"]) == (status, "1")
+        assert running.service.engine.stats.asked == 0
+
+
+def test_a_client_that_has_been_answered_may_ask_again(serve: Serve) -> None:
+    running = serve(Limits(running_per_client=1))
+    for streams in (False, True, False):
+        reply = httpx.post(f"{running.url}{CHAT}", json=asked(stream=streams))
+        assert reply.status_code == 200
 
 
 def test_every_route_asks_for_the_key(serve: Serve) -> None:

@@ -1,19 +1,7 @@
-"use strict";
 (() => {
-  const COLOURS = 8;
-  const find = (id) => document.getElementById(id);
   const told = JSON.parse(find("told").textContent);
   let running = null;
 
-  function make(tag, options = {}, ...children) {
-    const { data: attributes = {}, ...rest } = options;
-    const element = Object.assign(document.createElement(tag), rest);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  }
-
-  const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
   const quoted = (text) => (text === null ? "nothing" : JSON.stringify(text));
 
   async function* events(response) {
@@ -74,30 +62,18 @@
     }
     state.decisions += 1;
     if (token.category >= 0) state.used.set(token.category, token.title);
-    const button = make("button", {
-      type: "button", textContent: token.text || "⏎", tabIndex: state.decisions === 1 ? 0 : -1,
-      className: `token${token.id === token.base_id ? " kept" : ""}`,
-      data: { style: colour(token.category), "aria-pressed": "false", "aria-label": `${token.text.trim() || "end"}, decision${token.category >= 0 ? `, ${token.title}` : ""}` },
-    });
-    const tell = () => {
-      document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
-      button.setAttribute("aria-pressed", "true");
-      explain(state.rung, place, token);
-    };
-    for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, tell);
-    tokens.append(button);
+    const how = { category: token.category, name: token.title, isKept: token.id === token.base_id, isFirst: state.decisions === 1 };
+    tokens.append(decisionButton(token.text, how, () => explain(state.rung, place, token)));
   }
 
   function explain(rung, place, token) {
     const rows = [["written", quoted(token.text)], ["base wanted", quoted(token.base)]];
     if (token.thinking !== null) rows.push(["thinking model wanted", quoted(token.thinking)]);
-    if (token.category >= 0) rows.push(["steered with", `${token.category} ${token.title}, strength ${token.strength}, last ${token.window} position${token.window === 1 ? "" : "s"}`]);
+    if (token.category >= 0) rows.push(["steered with", steering(token.category, token.title, token.strength, token.window)]);
     const theirs = token.thinking_log_prob === null ? "" : `, ${token.thinking_log_prob.toFixed(2)} thinking model`;
     rows.push(["log-probability", `${token.base_log_prob.toFixed(2)} base${theirs} (nats)`]);
     if (token.candidates.length) rows.push(["tried", token.candidates.map((one) => `${one.strength} on ${one.window}: ${quoted(one.text)} (${one.thinking_log_prob.toFixed(2)})`).join("; ")]);
-    const details = make("dl");
-    for (const [name, value] of rows) details.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
-    find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${token.is_decision ? ": a decision" : ""}` }), details);
+    tellWhy(rung, place, token.is_decision, rows);
   }
 
   async function ask(event) {
@@ -112,22 +88,11 @@
     const rungs = { base: "base", thinking: "thinking", third: find("rung").value };
     const answers = await Promise.all(Object.entries(rungs).map(([pane, rung]) => answer(find(`pane-${pane}`), rung, question, mine.signal)));
     if (running !== mine) return;
-    const used = [...answers.at(-1).used].sort(([one], [other]) => one - other);
-    find("legend").replaceChildren(...used.map(([category, name]) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${name}`)));
+    showLegend(answers.at(-1).used);
     find("ask").disabled = false;
     find("stop").disabled = true;
   }
 
-  document.addEventListener("keydown", (event) => {
-    if (!event.target.matches("button.token") || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
-    const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
-    const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
-    if (!next) return;
-    event.preventDefault();
-    event.target.tabIndex = -1;
-    next.tabIndex = 0;
-    next.focus();
-  });
   find("form").addEventListener("submit", ask);
   find("stop").addEventListener("click", () => running?.abort());
 })();

@@ -1,8 +1,5 @@
-"use strict";
 (async () => {
   const PLACE = 0, ID = 1, BASE = 2, THINKING = 3, CATEGORY = 4, STRENGTH = 5, WINDOW = 6, BASE_LOG = 7, THINKING_LOG = 8, TRIED = 9;
-  const COLOURS = 8;
-  const find = (id) => document.getElementById(id);
   const data = await unpack(find("packed").textContent.trim());
   const state = { shown: [], problem: null, rung: data.rungs.includes("hybrid") ? "hybrid" : data.rungs[0] };
   const PANES = { base: () => "base", thinking: () => "thinking", third: () => state.rung };
@@ -11,14 +8,6 @@
     const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).json();
-  }
-
-  function make(tag, options = {}, ...children) {
-    const { data: attributes = {}, ...rest } = options;
-    const element = Object.assign(document.createElement(tag), rest);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
   }
 
   const isRight = (problem, rung) => problem.answers[rung]?.flexible === "correct";
@@ -34,7 +23,6 @@
   const quoted = (piece) => (piece < 0 ? "nothing" : JSON.stringify(data.pieces[piece]));
   const logProb = (hundredths) => (hundredths / 100).toFixed(2);
   const title = (rung, category) => (category < 0 ? "" : data.titles[rung][category]);
-  const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
 
   function list() {
     const wanted = find("search").value.trim().toLowerCase();
@@ -61,10 +49,8 @@
     if (!problem) return;
     find("problems").value = problem.id;
     find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
-    const used = new Set(problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0));
-    find("legend").append(
-      ...[...used].sort((one, other) => one - other).map((category) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${title(state.rung, category)}`)),
-    );
+    const used = problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0);
+    showLegend(new Map(used.map((category) => [category, title(state.rung, category)])));
     history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
   }
 
@@ -95,18 +81,9 @@
       plain.addEventListener("mouseenter", () => explain(rung, answer, place, null));
       return plain;
     }
-    const kept = decision[ID] === decision[BASE] ? " kept" : "";
-    const button = make("button", {
-      type: "button", textContent: text || "⏎", tabIndex: -1, className: `token${kept}${fork}`,
-      data: { style: colour(decision[CATEGORY]), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${decision[CATEGORY] >= 0 ? `, ${title(rung, decision[CATEGORY])}` : ""}` },
-    });
-    const tell = () => {
-      document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
-      button.setAttribute("aria-pressed", "true");
-      explain(rung, answer, place, decision);
-    };
-    for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, tell);
-    return button;
+    const category = decision[CATEGORY];
+    const how = { category, name: title(rung, category), isKept: decision[ID] === decision[BASE], className: fork };
+    return decisionButton(text, how, () => explain(rung, answer, place, decision));
   }
 
   function explain(rung, answer, place, decision) {
@@ -116,16 +93,14 @@
       rows.push(["written", decision[ID] === decision[BASE] ? `${wrote}, the base's own choice after all` : wrote]);
       rows.push(["base wanted", quoted(decision[BASE])]);
       if (decision[THINKING] >= 0) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
-      if (decision[CATEGORY] >= 0) rows.push(["steered with", `${decision[CATEGORY]} ${title(rung, decision[CATEGORY])}, strength ${decision[STRENGTH]}, last ${decision[WINDOW]} position${decision[WINDOW] === 1 ? "" : "s"}`]);
+      if (decision[CATEGORY] >= 0) rows.push(["steered with", steering(decision[CATEGORY], title(rung, decision[CATEGORY]), decision[STRENGTH], decision[WINDOW])]);
       rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] >= 0 ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
       if (decision[TRIED].length) rows.push(["tried", decision[TRIED].map(([strength, window, id, log]) => `${strength} on ${window}: ${quoted(id)} (${logProb(log)})`).join("; ")]);
     } else {
       rows.push(["written", `${quoted(answer.tokens[place])}, as ${rung === "thinking" ? "the thinking model" : "the base"} chose`]);
       if (answer.base) rows.push(["log-probability", `${logProb(answer.base[place])} base, ${logProb(answer.thinking[place])} thinking model (nats)`]);
     }
-    const details = make("dl");
-    for (const [name, value] of rows) details.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
-    find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${decision ? ": a decision" : ""}` }), details);
+    tellWhy(rung, place, decision !== null, rows);
   }
 
   function step(by) {
@@ -137,15 +112,6 @@
     if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
     if (event.key === "j") step(1);
     else if (event.key === "k") step(-1);
-    else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && event.target.matches("button.token")) {
-      const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
-      const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
-      if (!next) return;
-      event.preventDefault();
-      event.target.tabIndex = -1;
-      next.tabIndex = 0;
-      next.focus();
-    }
   });
   find("rung").append(...data.rungs.filter((rung) => rung !== "base" && rung !== "thinking").map((rung) => make("option", { value: rung, textContent: rung, selected: rung === state.rung })));
   find("rung").addEventListener("change", () => { state.rung = find("rung").value; show(state.problem); });

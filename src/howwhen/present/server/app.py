@@ -17,7 +17,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from sse_starlette import EventSourceResponse
@@ -25,9 +24,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from howwhen.errors import BusyError, InputError
+from howwhen.present.html import page_environment
 from howwhen.present.server.bodies import Body, ChatRequest, RefusedError, TextRequest, error_body
 from howwhen.present.server.desk import Desk, Limits, Service
-from howwhen.present.server.engine import Ask, Engine, Event
+from howwhen.present.server.engine import Ask, Engine
 from howwhen.present.server.guard import Guard
 from howwhen.present.server.replies import Reply
 from howwhen.records import Finish
@@ -65,17 +65,9 @@ def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
         client = request.client.host if request.client else ""
         if not body.stream:
             return await _whole(desk, ask, reply, client, request)
-        answer = desk.answer(ask, client)
-        events = await answer.__aenter__()
-
-        async def chunks() -> AsyncIterator[str]:
-            try:
-                async for chunk in _chunks(reply, events, first_token, started):
-                    yield chunk
-            finally:
-                await answer.__aexit__(None, None, None)
-
-        return EventSourceResponse(chunks(), headers={"Cache-Control": "no-store"})
+        chunks = _chunks(desk, ask, reply, client, first_token, started)
+        first = await anext(chunks)  # refusals come before the status is sent
+        return EventSourceResponse(_after(first, chunks), headers={"Cache-Control": "no-store"})
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -87,26 +79,33 @@ def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
 
 
 async def _chunks(
-    reply: Reply, events: AsyncIterator[Event], first_token: Histogram, started: float
+    desk: Desk, ask: Ask, reply: Reply, client: str, first_token: Histogram, started: float
 ) -> AsyncIterator[str]:
     """A streamed answer as the data of server-sent events."""
-    opening = reply.opening()
-    if opening is not None:
-        yield json.dumps(opening)
-    try:
-        async for event in events:
-            if isinstance(event, Finish):
-                yield json.dumps(reply.chunk("", [], event))
-            elif not isinstance(event, Exception):
+    async with desk.answer(ask, client) as events:
+        opening = reply.opening()
+        if opening is not None:
+            yield json.dumps(opening)
+        try:
+            async for event in events:
+                if isinstance(event, Finish):
+                    yield json.dumps(reply.chunk("", [], event))
+                    continue
                 if not reply.tokens:
                     first_token.observe(time.monotonic() - started)
                 yield json.dumps(reply.chunk(*reply.explain(event)))
-    except Exception as error:  # noqa: BLE001 - the status is sent, so the stream itself must say it
-        yield json.dumps(error_body(str(error), "server_error", "internal_error"))
-    else:
-        if reply.body.stream_options and reply.body.stream_options.include_usage:
-            yield json.dumps(reply.usage_chunk())
-        yield "[DONE]"
+        except Exception as error:  # noqa: BLE001 - the status is sent: the stream has to say it
+            yield json.dumps(error_body(str(error), "server_error", "internal_error"))
+            return
+    if reply.body.stream_options and reply.body.stream_options.include_usage:
+        yield json.dumps(reply.usage_chunk())
+    yield "[DONE]"
+
+
+async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for chunk in rest:
+        yield chunk
 
 
 async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Request) -> JSONResponse:
@@ -120,7 +119,7 @@ async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Reque
                     raise RefusedError(499, "the client has left", "client_closed_request")
                 if isinstance(event, Finish):
                     finish = event
-                elif not isinstance(event, Exception):
+                else:
                     added, told = reply.explain(event)
                     text, details = text + added, details + told
         finally:
@@ -156,15 +155,10 @@ def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> N
 
 
 def _playground(service: Service) -> str:
-    environment = Environment(
-        loader=ChoiceLoader(
-            [PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("playground.html").render(
-        service=service, told={"model": service.name, "rungs": list(service.rungs)}
+    return (
+        page_environment()
+        .get_template("playground.html")
+        .render(service=service, told={"model": service.name, "rungs": list(service.rungs)})
     )
 
 
@@ -214,7 +208,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(InputError)
     async def unusable(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse(error_body(str(error), "invalid_request_error", None), status_code=400)
+        return JSONResponse(error_body(str(error), "invalid_request_error"), status_code=400)
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:
@@ -232,5 +226,5 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        content = error_body(str(error.detail), "invalid_request_error", None)
+        content = error_body(str(error.detail), "invalid_request_error")
         return JSONResponse(content, status_code=error.status_code, headers=error.headers)

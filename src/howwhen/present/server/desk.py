@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from howwhen.errors import BusyError, InputError
 from howwhen.present.server.bodies import Body, RefusedError
-from howwhen.present.server.engine import Ask, Engine, Event
+from howwhen.present.server.engine import Ask, Engine, Event, Told
 from howwhen.records import Finish
 from howwhen.settings import HybridSettings
 
@@ -109,7 +109,7 @@ class Desk:
         return tokens
 
     @asynccontextmanager
-    async def answer(self, ask: Ask, client: str) -> AsyncIterator[AsyncIterator[Event]]:
+    async def answer(self, ask: Ask, client: str) -> AsyncIterator[AsyncIterator[Told]]:
         """The events of an answer; whoever leaves early is written for no longer.
 
         Raises:
@@ -138,7 +138,8 @@ class Desk:
                 del self.running[client]
 
 
-async def _until_end(events: "asyncio.Queue[Event]") -> AsyncIterator[Event]:
+async def _until_end(events: "asyncio.Queue[Event]") -> AsyncIterator[Told]:
+    """Tokens, and at last why there are no more; what went wrong is raised."""
     while True:
         event = await events.get()
         if isinstance(event, Exception):

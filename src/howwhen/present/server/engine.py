@@ -5,6 +5,7 @@ while others are being written starts in a batch of its own at the next round, s
 for a long answer of somebody else; batches take turns, a block of tokens each.
 """
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,12 +14,13 @@ from typing import NamedTuple
 
 from howwhen.alignment import ModelPair
 from howwhen.collect.rollouts import check_lengths
-from howwhen.errors import BusyError
+from howwhen.errors import BusyError, HowwhenError
 from howwhen.hybrid.choice import Choice
 from howwhen.hybrid.decoder import LiveBatch
 from howwhen.records import Finish, HybridToken, Problem
 from howwhen.settings import HybridSettings
 
+_LOG = logging.getLogger(__name__)
 Chooser = Callable[[str, float | None], Choice]
 """The rung of that name at that strength; raises SettingsError where there is none."""
 
@@ -31,14 +33,11 @@ class Ask(NamedTuple):
     settings: HybridSettings
     strength: float | None = None
 
-    @property
-    def group(self) -> tuple[str, float | None, str]:
-        """Equal for requests that can be written side by side."""
-        return self.rung, self.strength, self.settings.model_dump_json()
 
-
-Event = Sequence[HybridToken] | Finish | Exception
-"""New tokens; why the answer ended; what went wrong."""
+Told = Sequence[HybridToken] | Finish
+"""New tokens; why the answer ended."""
+Event = Told | Exception
+"""The same, or what went wrong."""
 
 
 @dataclass(eq=False)
@@ -51,6 +50,11 @@ class Ticket:
     is_cancelled: bool = False
     told: int = 0
     """Tokens delivered."""
+
+    def __post_init__(self) -> None:
+        ask = self.ask
+        self.group = ask.rung, ask.strength, ask.settings.model_dump_json()
+        """Equal for requests that can be written side by side."""
 
 
 @dataclass
@@ -169,8 +173,8 @@ class Engine:
         self._waiting = deque(one for one in self._waiting if not self._is_gone(one))
         if not self._waiting:
             return []
-        group = self._waiting[0].ask.group
-        taken = [one for one in self._waiting if one.ask.group == group][: self.batch_size]
+        group = self._waiting[0].group
+        taken = [one for one in self._waiting if one.group == group][: self.batch_size]
         self._waiting = deque(one for one in self._waiting if one not in taken)
         return taken
 
@@ -224,6 +228,8 @@ class Engine:
         return ticket.is_cancelled
 
     def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
+        if not isinstance(error, HowwhenError):
+            _LOG.error("an answer failed", exc_info=error)
         for ticket in tickets:
             self.stats.failed += 1
             ticket.deliver(error)

@@ -1,0 +1,53 @@
+"use strict";
+const COLOURS = 8;
+const find = (id) => document.getElementById(id);
+const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
+
+function make(tag, options = {}, ...children) {
+  const { data: attributes = {}, ...rest } = options;
+  const element = Object.assign(document.createElement(tag), rest);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+// A decision as a button: it explains itself when it is reached by key, pointer or touch.
+function decisionButton(text, { category, name, isKept, isFirst = false, className = "" }, explain) {
+  const button = make("button", {
+    type: "button", textContent: text || "⏎", tabIndex: isFirst ? 0 : -1, className: `token${isKept ? " kept" : ""}${className}`,
+    data: { style: colour(category), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${category >= 0 ? `, ${name}` : ""}` },
+  });
+  const tell = () => {
+    document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));
+    button.setAttribute("aria-pressed", "true");
+    explain();
+  };
+  for (const event of ["focus", "click", "mouseenter"]) button.addEventListener(event, tell);
+  return button;
+}
+
+// What is known of one token, under the answers.
+function tellWhy(rung, place, isDecision, rows) {
+  const details = make("dl");
+  for (const [name, value] of rows) details.append(make("dt", { textContent: name }), make("dd", { textContent: value }));
+  find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${isDecision ? ": a decision" : ""}` }), details);
+}
+
+const steering = (category, name, strength, window) => `${category} ${name}, strength ${strength}, last ${window} position${window === 1 ? "" : "s"}`;
+
+function showLegend(titles) {
+  const sorted = [...titles].sort(([one], [other]) => one - other);
+  find("legend").replaceChildren(...sorted.map(([category, name]) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${name}`)));
+}
+
+// Left and right go from decision to decision within an answer.
+document.addEventListener("keydown", (event) => {
+  if (!event.target.matches("button.token") || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+  const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
+  const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
+  if (!next) return;
+  event.preventDefault();
+  event.target.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
