@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from howwhen.models import load_model, pad
+from howwhen.models import LanguageModel, load_model, pad
+from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import MakeModel
 
 
@@ -23,3 +25,14 @@ def test_the_vocabulary_is_multiplied_once_for_a_batch_and_not_for_every_sequenc
     last = model(**batch.inputs(), logits_to_keep=1).logits
     assert seen == [True]
     torch.testing.assert_close(last, made.model(**batch.inputs()).logits[:, -1:])
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_an_embedding_that_is_only_looked_up_multiplies_nothing(is_tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=is_tied,
+    )  # fmt: skip
+    model = LanguageModel("tiny", "", LlamaForCausalLM(config), build_tokenizer())
+    # four square maps of the attention, three of the MLP, three norms, the output embedding
+    assert model.multiplied == 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8 + 20 * 8

@@ -340,8 +340,8 @@ def serve(
         Sizes of the first three steps, where they are run.
     """
     key = os.environ.get(key_variable) or None
-    check_address(host, key, key_variable)
     check_packages()
+    check_address(host, key, key_variable)
     ready = open_rungs(pair, out, preset)
     print(f"{pair}: rungs {', '.join(ready.choices)} at http://{host}:{port}", file=sys.stderr)
     run_server(ready, host, port, key)

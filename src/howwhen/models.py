@@ -54,6 +54,17 @@ class LanguageModel:
         return len(find_blocks(self.model))
 
     @property
+    def multiplied(self) -> int:
+        """Parameters that a token is multiplied with: all but a token embedding that is looked up.
+
+        Reading a token takes about twice as many floating-point operations, attention apart.
+        """
+        every = sum(one.numel() for one in self.model.parameters())
+        looked_up, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        is_tied = last is not None and last.weight is looked_up.weight
+        return every - (0 if is_tied else looked_up.weight.numel())
+
+    @property
     def end_ids(self) -> frozenset[int]:
         """Token ids that end an answer."""
         configured = getattr(self.model.generation_config, "eos_token_id", None)

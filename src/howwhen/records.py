@@ -499,6 +499,16 @@ class HybridTrace:
         """Number of tokens that differ from what the unsteered base would have emitted there."""
         return sum(token.id != token.base_id for token in self.tokens)
 
+    @property
+    def steered_passes(self) -> int:
+        """How often the base read a token once more, steered: once for every candidate."""
+        return sum(max(1, len(one.candidates)) for one in self.tokens if one.category >= 0)
+
+    @property
+    def needs_thinking(self) -> bool:
+        """Whether the thinking model read the answer."""
+        return any(token.thinking_id >= 0 for token in self.tokens)
+
 
 class Grade(StrEnum):
     """The five outcomes of an answer; their counts add up to the number of problems."""
@@ -563,10 +573,25 @@ class RungMeasurement:
     samples: int
     """Answers per problem and seed."""
     tokens_per_answer: float
+    steered_passes_per_answer: float
+    """Tokens that the base read once more, steered; a sweep's candidates count one by one."""
+    needs_thinking: bool
+    """Whether the thinking model read the answers."""
     pass_at_k: Mapping[int, float]
     """Chance that one of k samples is right, k = 1, 2, 4, ... up to `samples`; empty for one."""
     against_hybrid: Comparison | None
     """This rung against the hybrid; None for the hybrid itself."""
+
+
+class Work(NamedTuple):
+    """What reading a token takes."""
+
+    base: int
+    """Parameters of the base that every token is multiplied with."""
+    thinking: int
+    """The same of the thinking model."""
+    steered: float
+    """Share of the base's blocks that a steered pass goes through again."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A run's rungs behind the server of `present`; its packages are loaded when it is asked for."""
 
 from importlib import import_module
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from howwhen.answering import ReadyRungs
@@ -17,20 +16,13 @@ def check_address(host: str, key: str | None, key_variable: str) -> None:
     Raises:
         SettingsError: no key.
     """
-    if key is None and not _is_loopback(host):
+    from howwhen.present.server.guard import is_loopback
+
+    if key is None and not is_loopback(host):
         raise SettingsError(
             f"host {host} can be reached from other machines, and {key_variable} holds no key; "
             f"type: export {key_variable}=$(openssl rand -hex 32), or leave --host out"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_packages() -> None:

@@ -165,6 +165,8 @@ def traces(
             tokens=10,
             decisions=decisions,
             changed=1,
+            steered_passes=3 * decisions,
+            needs_thinking=decisions > 0,
         )
         for index in range(n)
     ]
@@ -187,6 +189,8 @@ def test_the_measurement_adds_up() -> None:
     assert hybrid.gap_recovered == pytest.approx(2 / 3)
     assert hybrid.steered_fraction == pytest.approx(0.2)
     assert hybrid.changed_fraction == pytest.approx(0.1)
+    assert hybrid.steered_passes_per_answer == pytest.approx(6)
+    assert (hybrid.needs_thinking, measurement.rungs["base"].needs_thinking) == (True, False)
     assert hybrid.truncated_fraction == pytest.approx(1 / 50)
     assert (hybrid.flexible_accuracy, hybrid.strict_accuracy) == (0.6, 0.5)
     assert hybrid.against_hybrid is None

@@ -10,7 +10,7 @@ from howwhen.present.charts import draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput, headline, make_html
 from howwhen.present.report import ReportInput
 from howwhen.present.viewer import pack_viewer
-from howwhen.records import VectorSet
+from howwhen.records import VectorSet, Work
 from tests.discover.test_page import HOSTILE, Tags, cell, portrait
 from tests.present.test_report import measurement
 from tests.present.test_viewer import TOKENIZER, viewer
@@ -38,8 +38,9 @@ def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
     }  # fmt: skip
     report = ReportInput(
         title="How much?", base="maker/base", thinking="maker/thinking", measurement=found,
-        confidence=0.95, cells=cells, categories=portraits, training=TRAINING,
-        decisions_per_category=[4, 2], examples=[], prompts={"base": HOSTILE, "thinking": None},
+        work=Work(1000, 2000, 0.5), confidence=0.95, cells=cells, categories=portraits,
+        training=TRAINING, decisions_per_category=[4, 2], examples=[],
+        prompts={"base": HOSTILE, "thinking": None},
     )  # fmt: skip
     return HtmlInput(
         report=report,

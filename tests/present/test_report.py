@@ -12,7 +12,7 @@ from howwhen.present.report import (
     make_report,
     verdict,
 )
-from howwhen.present.tables import ladder_table
+from howwhen.present.tables import cost_table, ladder_table
 from howwhen.records import (
     KNOCK_OUTS,
     Finish,
@@ -20,6 +20,7 @@ from howwhen.records import (
     HybridTrace,
     Measurement,
     Rung,
+    Work,
 )
 from howwhen.settings import MeasureSettings
 from tests.measure.test_recovery import traces
@@ -32,7 +33,7 @@ def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement
         "base": traces(10, decisions=0),
         "guardrail-only": traces(35),
         "hybrid": traces(30),
-        "thinking": traces(thinking),
+        "thinking": [replace(trace, steered_passes=0) for trace in traces(thinking)],
     }
     knock_outs = {name: traces(20, category=1) for name in KNOCK_OUTS} if has_knock_outs else {}
     categories = [Category(1, "check | it", 7)] if has_knock_outs else []
@@ -56,6 +57,14 @@ def test_the_header_states_the_confidence() -> None:
     assert ladder_table(measurement(), 0.9).columns[2] == "90 % interval"
 
 
+def test_an_answers_cost_counts_what_each_model_has_to_read() -> None:
+    table = cost_table(measurement(), Work(base=1000, thinking=2000, steered=0.25))
+    rows = {row[0]: tuple(row[1:]) for row in table.rows}
+    assert rows["base"] == ("10.0", "0.0", "0.0", "0.50x")
+    assert rows["hybrid"] == ("10.0", "6.0", "10.0", "1.57x")  # (11.5 * 1000 + 20000) / 20000
+    assert rows["thinking"] == ("0.0", "0.0", "10.0", "1.00x")
+
+
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     token = HybridToken(5, 6, 5, 0, 1.0, 1, True, -1.0, -0.1)
     trace = HybridTrace("1", "hybrid", 0, "two\nlines | pipe", Finish.STOP, (token,))
@@ -70,6 +79,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
         base="b",
         thinking="t",
         measurement=measurement(),
+        work=Work(1000, 2000, 0.5),
         confidence=0.95,
         cells=[{**cell, **scores}],
         categories=[category],
@@ -107,8 +117,9 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
 def test_knock_outs_become_a_table_and_a_chart() -> None:
     found = measurement(has_knock_outs=True)
     given = ReportInput(
-        title="T", base="b", thinking="t", measurement=found, confidence=0.9, cells=[],
-        categories=[], training={}, decisions_per_category=[], examples=[], prompts={},
+        title="T", base="b", thinking="t", measurement=found, work=Work(1, 1, 0.5),
+        confidence=0.9, cells=[], categories=[], training={}, decisions_per_category=[],
+        examples=[], prompts={},
         chart="knock-outs.svg",
     )  # fmt: skip
     text = "\n".join(_knock_out_parts(given))

@@ -22,6 +22,7 @@ def graded(problem: Problem, **changes: Any) -> GradedTrace:
         "problem_id": problem.id, "seed": 0, "sample": 0, "category": -1,
         "flexible": Grade.CORRECT, "strict": Grade.CORRECT, "answer": "7", "rule": Rule.STATED,
         "finish": Finish.STOP, "tokens": 12, "decisions": 1, "changed": 1,
+        "steered_passes": 1, "needs_thinking": True,
     }  # fmt: skip
     return GradedTrace(**{**given, **changes})
 

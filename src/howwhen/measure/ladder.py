@@ -42,6 +42,8 @@ class GradedTrace:
     tokens: int
     decisions: int
     changed: int
+    steered_passes: int
+    needs_thinking: bool
 
     def grade(self, mode: Mode) -> Grade:
         """The grade by one of the modes."""
@@ -72,6 +74,8 @@ def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> Graded
         tokens=len(trace.tokens),
         decisions=trace.decisions,
         changed=trace.changed,
+        steered_passes=trace.steered_passes,
+        needs_thinking=trace.needs_thinking,
     )
 
 
@@ -150,6 +154,8 @@ class _Scale:
             seeds=seeds,
             samples=samples,
             tokens_per_answer=tokens / len(traces),
+            steered_passes_per_answer=sum(one.steered_passes for one in traces) / len(traces),
+            needs_thinking=any(trace.needs_thinking for trace in traces),
             pass_at_k={k: pass_at_k(outcomes, k) for k in ks} if len(seeds) == 1 else {},
             against_hybrid=self._against_hybrid(name, outcomes),
         )

@@ -19,6 +19,7 @@ from howwhen.discover.page import (
     template_environment,
 )
 from howwhen.present.report import (
+    COST_TEXT,
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
     ReportInput,
@@ -31,6 +32,7 @@ from howwhen.present.report import (
 )
 from howwhen.present.tables import (
     Table,
+    cost_table,
     grade_table,
     judge_table,
     knock_out_table,
@@ -103,6 +105,8 @@ def make_html(given: HtmlInput) -> str:
             viewer=given.viewer,
             ladder=ladder_table(measurement, report.confidence),
             ladder_text=LADDER_TEXT,
+            cost=cost_table(measurement, report.work),
+            cost_text=COST_TEXT,
             knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
             knock_out_text=KNOCK_OUT_TEXT,
             vectors={"layer": given.vectors.layer, "rows": vector_rows(given)},

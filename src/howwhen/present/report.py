@@ -7,6 +7,7 @@ from typing import Any
 from howwhen.discover.portraits import Portrait
 from howwhen.present.tables import (
     Table,
+    cost_table,
     grade_table,
     interval_text,
     judge_table,
@@ -15,12 +16,18 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
-from howwhen.records import HybridTrace, Measurement
+from howwhen.records import HybridTrace, Measurement, Work
 
 LADDER_TEXT = (
     "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired bootstraps "
     "over problems. Steered: tokens at which the rung intervened. Changed: tokens that differ from "
     "what the unsteered base would have emitted there."
+)
+COST_TEXT = (
+    "Tokens per answer, the prompt apart, that each model has to read at least: a block that is "
+    "drafted and taken back costs more, and is worth it where passes are what takes the time. "
+    "Products: parameters times tokens, a steered pass going through the blocks above the steered "
+    "one only."
 )
 KNOCK_OUT_TEXT = (
     "Gap recovered by the hybrid steered with every category but one, what is lost by that, and "
@@ -36,6 +43,7 @@ class ReportInput:
     base: str
     thinking: str
     measurement: Measurement
+    work: Work
     confidence: float
     cells: Sequence[Mapping[str, Any]]
     categories: Sequence[Portrait]
@@ -80,6 +88,9 @@ def make_report(given: ReportInput) -> str:
         "## The ladder of controls",
         _markdown(ladder_table(given.measurement, given.confidence)),
         LADDER_TEXT,
+        "## What an answer takes",
+        _markdown(cost_table(given.measurement, given.work)),
+        COST_TEXT,
         "## Grades",
         grading_text(given.measurement),
         _markdown(grade_table(given.measurement)),
@@ -116,8 +127,8 @@ def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
 def judge_text(judge: Mapping[str, Any]) -> str:
     """Who judged, and how well that could be read."""
     return (
-        f"Judge {judge['model']}, majority of {judge['repeats']}: {judge['unparsable']} replies "
-        "could not be read. Rules and judge on which answers are correct:"
+        f"Majority of {judge['repeats']} verdicts of the {judge['cost']}; {judge['unparsable']} "
+        "replies could not be read. Rules and judge on which answers are correct:"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from howwhen.records import Interval, KnockOut, Measurement, RungMeasurement
+from howwhen.records import Interval, KnockOut, Measurement, RungMeasurement, Work
 
 MODE_COLUMNS = (
     "rung",
@@ -61,6 +61,21 @@ def mode_table(measurement: Measurement) -> Table:
             )
         )
     return Table(MODE_COLUMNS, rows)
+
+
+def cost_table(measurement: Measurement, work: Work) -> Table:
+    """What an answer took on every rung, also as a multiple of a thinking model's answer."""
+    thinking = measurement.rungs["thinking"].tokens_per_answer * work.thinking
+    rows = []
+    for name, rung in measurement.rungs.items():
+        tokens, passes = rung.tokens_per_answer, rung.steered_passes_per_answer
+        by_base = 0.0 if name == "thinking" else tokens
+        by_thinking = tokens if rung.needs_thinking else 0.0
+        products = (by_base + work.steered * passes) * work.base + by_thinking * work.thinking
+        told = (f"{one:.1f}" for one in (by_base, passes, by_thinking))
+        rows.append((name, *told, f"{products / thinking:.2f}x"))
+    columns = ("rung", "read by the base", "once more, steered", "read by the thinking model")
+    return Table((*columns, "products, of a thinking answer's"), rows)
 
 
 def judge_table(judge: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from howwhen.alignment import ModelPair
 from howwhen.artifacts import Json
 from howwhen.hybrid.decoder import decode
-from howwhen.records import HybridTrace, Problem, Rung, Split, VectorSet
+from howwhen.records import HybridTrace, Problem, Rung, Split, VectorSet, Work
 from howwhen.steps.collect import check_test_problems
 from howwhen.steps.rungs import Run, Rungs
 from howwhen.store import StepFolder
@@ -42,7 +42,13 @@ def hybrid(run: "Pipeline", step: StepFolder) -> Json:
         "decisions_without_vector": idle,
         "decisions_per_category": found,
         "answers": answers,
+        "work": _work(models, rungs.vectors.layer)._asdict(),
     }
+
+
+def _work(models: ModelPair, layer: int) -> Work:
+    blocks = models.base.layer_count
+    return Work(models.base.multiplied, models.thinking.multiplied, (blocks - 1 - layer) / blocks)
 
 
 def _warn(run: "Pipeline", rate: float, idle: int) -> None:

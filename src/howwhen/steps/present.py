@@ -11,7 +11,7 @@ from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_
 from howwhen.present.html import Charts, HtmlInput, make_html
 from howwhen.present.report import ReportInput, make_report
 from howwhen.present.viewer import Answer, PackedViewer, Viewer, pack_viewer
-from howwhen.records import HybridTrace, Measurement, Rung, Split
+from howwhen.records import HybridTrace, Measurement, Rung, Split, Work
 from howwhen.steps.discover import taxonomy_page
 from howwhen.steps.measure import grades_file
 from howwhen.store import StepFolder
@@ -69,6 +69,7 @@ def _report(run: "Pipeline", chart: str | None) -> ReportInput:
         base=run.pair.base_source,
         thinking=run.pair.thinking_source,
         measurement=run.measurement(),
+        work=Work(**run.folder.step("hybrid").read_json("provenance.json")["counts"]["work"]),
         confidence=run.settings.measure.confidence,
         cells=discovered.read_json("scores.json"),
         categories=discovered.read_records("categories.jsonl", Portrait),

@@ -202,6 +202,29 @@ def test_every_route_asks_for_the_key(serve: Serve) -> None:
     assert "who answers, and when" in page.text
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "localhost.evil.example", "["])
+def test_a_page_that_names_this_machine_otherwise_gets_nothing(serve: Serve, host: str) -> None:
+    running = serve()
+    reply = httpx.get(f"{running.url}/v1/models", headers={"Host": host})
+    assert reply.status_code == 403, reply.text
+    assert reply.json()["error"]["code"] == "wrong_host"
+    assert repr(host) in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:9", "127.0.0.1:9", "[::1]:9", "LOCALHOST"]
+)
+def test_this_machine_is_reached_by_each_of_its_names(serve: Serve, host: str) -> None:
+    reply = httpx.get(f"{serve().url}/v1/models", headers={"Host": host})
+    assert reply.status_code == 200, reply.text
+
+
+def test_with_a_key_the_server_answers_to_any_name(serve: Serve) -> None:
+    headers = {"Host": "models.example", "Authorization": "Bearer sesame"}
+    reply = httpx.get(f"{serve(key='sesame').url}/v1/models", headers=headers)
+    assert reply.status_code == 200, reply.text
+
+
 def test_health_and_metrics_tell_what_was_done(serve: Serve) -> None:
     running = serve()
     for body in (asked(), asked(stream=True)):

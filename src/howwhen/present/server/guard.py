@@ -1,9 +1,12 @@
-"""The first thing a request meets: the key, and the length of its body."""
+"""The first thing a request meets: whom it was meant for, the key, and the length of its body."""
 
 import base64
 import binascii
 import secrets
 from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +16,11 @@ from howwhen.present.server.bodies import error_body
 
 @dataclass(frozen=True)
 class Guard:
-    """Lets no request through without the key, nor one whose body is too long."""
+    """Lets no request through without the key, nor one whose body is too long.
+
+    Without a key only this machine is served, and a name that is not this machine's is refused:
+    it is how a page of somebody else's would come in (DNS rebinding).
+    """
 
     app: ASGIApp
     most_bytes: int
@@ -25,18 +32,23 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.key is None and not is_loopback(_name_in(host)):
+            text = (
+                f"asked for the host {host!r}; a server without a key answers to localhost only "
+                "(start it with a key to have it answer to other names)"
+            )
+            await _refusal(403, text, "wrong_host")(scope, receive, send)
+            return
         if not self._is_known(headers.get(b"authorization", b"")):
             asked = {"WWW-Authenticate": 'Basic realm="howwhen", charset="UTF-8"'}
-            content = error_body(
-                "no key, or a wrong one", "invalid_request_error", "invalid_api_key"
-            )
-            await JSONResponse(content, status_code=401, headers=asked)(scope, receive, send)
+            refusal = _refusal(401, "no key, or a wrong one", "invalid_api_key", headers=asked)
+            await refusal(scope, receive, send)
             return
         body = await self._read(headers.get(b"content-length", b"0"), receive)
         if body is None:
             text = f"a body of more than {self.most_bytes} bytes"
-            content = error_body(text, "invalid_request_error", "body_too_large")
-            await JSONResponse(content, status_code=413)(scope, receive, send)
+            await _refusal(413, text, "body_too_large")(scope, receive, send)
             return
         await self.app(scope, _again(body, receive), send)
 
@@ -63,6 +75,29 @@ class Guard:
                 return None
             if not message.get("more_body"):
                 return body
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's, and reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a Host header, without the port; empty where it is no such header."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _refusal(status: int, text: str, code: str, **how: Any) -> JSONResponse:
+    content = error_body(text, "invalid_request_error", code)
+    return JSONResponse(content, status_code=status, **how)
 
 
 def _password(value: bytes) -> bytes:
