@@ -62,7 +62,7 @@ class LanguageModel:
         every = sum(one.numel() for one in self.model.parameters())
         looked_up, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         is_tied = last is not None and last.weight is looked_up.weight
-        return every - (0 if is_tied else looked_up.weight.numel())
+        return every if is_tied else every - int(looked_up.weight.numel())
 
     @property
     def end_ids(self) -> frozenset[int]:
