@@ -59,7 +59,7 @@ class LanguageModel:
 
         Reading a token takes about twice as many floating-point operations, attention apart.
         """
-        every = sum(one.numel() for one in self.model.parameters())
+        every: int = sum(one.numel() for one in self.model.parameters())
         looked_up, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()
         is_tied = last is not None and last.weight is looked_up.weight
         return every if is_tied else every - int(looked_up.weight.numel())
