@@ -55,7 +55,8 @@ def decode(
         SteeringError: vectors that do not fit the base model or the gate.
         InputError: an empty prompt, or one too long for a model's context.
     """
-    with _opened(models, problems, choice, settings, seed) as state:
+    state = _new_state(models, problems, choice, settings, seed)
+    with state.reading():
         while state.rows:
             state.round()
             state.write_down()
@@ -72,18 +73,15 @@ def stream(
     seed: int = 0,
 ) -> Iterator[HybridToken]:
     """Answer one problem, yielding tokens as they are decided; errors are those of `decode`."""
-    told = 0
-    with _opened(models, [problem], choice, settings, seed) as state:
-        while state.rows:
-            state.round()
-            state.write_down(is_due=True)
-            yield from state.tokens[0][told:]
-            told = len(state.tokens[0])
-            state.drop_finished()
+    batch = LiveBatch(models, [problem], choice, settings, seed)
+    while not batch.is_done:
+        yield from batch.advance()[0]
 
 
 class LiveBatch:
     """A batch of answers written a round at a time, beside other batches of the same models.
+
+    The first block is a single token, so that whoever reads along sees it soon.
 
     Raises:
         SteeringError, InputError: as `decode`.
@@ -109,7 +107,7 @@ class LiveBatch:
         """Go on by a block, and return each answer's new tokens."""
         state = self._state
         with state.reading():
-            state.round()
+            state.round(None if any(self._told) else 1)
         state.write_down(is_due=True)
         fresh = [own[told:] for own, told in zip(state.tokens, self._told, strict=True)]
         self._told = [len(own) for own in state.tokens]
@@ -217,9 +215,9 @@ class _State:
             yield
 
     @torch.no_grad()
-    def round(self) -> None:
-        """Draft a block, let the rung look at it, keep what stands."""
-        draft = self._draft(self.pace.length())
+    def round(self, length: int | None = None) -> None:
+        """Draft a block of this or the best length, let the rung look, keep what stands."""
+        draft = self._draft(length or self.pace.length())
         self._consult(draft)
         length = draft.token.shape[1]
         move = self.choice.move(self._view(draft))
@@ -469,20 +467,6 @@ class _State:
 def _stacked(parts: list[Tensor]) -> Tensor:
     """One tensor (stream, g, ...) of g tensors (stream, ...)."""
     return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, 1)
-
-
-@contextmanager
-def _opened(
-    models: ModelPair,
-    problems: Sequence[Problem],
-    choice: Choice,
-    settings: HybridSettings,
-    seed: int,
-) -> Iterator[_State]:
-    """A fresh state; the models keep what is read in them until the block ends."""
-    state = _new_state(models, problems, choice, settings, seed)
-    with state.reading():
-        yield state
 
 
 def _new_state(
