@@ -21,7 +21,10 @@ def test_three_answers_come_side_by_side(open_tab: Open, serve: Serve, scheme: s
         shown = page.locator(f"#pane-{pane} .tokens").text_content()
         assert shown.replace("⏎", "") == trace.text
         note = page.inner_text(f"#pane-{pane} .why-grade")
-        assert note.startswith(f"{len(trace.tokens)} tokens, {trace.decisions} decisions")
+        plural = "" if trace.decisions == 1 else "s"
+        decisions = f"{trace.decisions} decision{plural}, " if trace.decisions else ""
+        assert note.startswith(f"{len(trace.tokens)} tokens, {decisions}")
+        assert ("decision" in note) == (trace.decisions > 0)
     assert page.locator("#legend li").count() > 0
     page.focus("#pane-third button.token")
     page.keyboard.press("ArrowRight")

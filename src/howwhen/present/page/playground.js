@@ -2,6 +2,7 @@
   const told = JSON.parse(find("told").textContent);
   let running = null;
 
+  const several = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
   const quoted = (text) => (text === null ? "nothing" : JSON.stringify(text));
 
   async function* events(response) {
@@ -42,10 +43,11 @@
         if (chunk.error) throw new Error(chunk.error.message);
         for (const token of chunk.howwhen?.tokens ?? []) show(state, token);
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
-        note.textContent = `${state.count} tokens, ${state.decisions} decisions, ${seconds} s`;
+        const decisions = state.decisions ? `, ${several(state.decisions, "decision")}` : "";
+        note.textContent = `${several(state.count, "token")}${decisions}, ${seconds} s`;
       }
     } catch (error) {
-      note.replaceChildren(error.name === "AbortError" ? `stopped after ${state.count} tokens` : make("span", { className: "error", textContent: error.message }));
+      note.replaceChildren(error.name === "AbortError" ? `stopped after ${several(state.count, "token")}` : make("span", { className: "error", textContent: error.message }));
     }
     return state;
   }
