@@ -1,52 +1,91 @@
-"""Draws the figures of the docs from finished runs: `python docs/figures.py runs/NAME ...`.
+"""Draws the figures of the docs from finished runs: `python docs/figures.py NAME runs/RUN ...`.
 
-One panel per run, one bar per rung: the share of the gap recovered with its interval.
+Writes `docs/NAME.svg`, with a panel per run and a bar per rung (the share of the gap recovered,
+with its interval), and prints the same ladders as a table in Markdown.
 """
 
-import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from pydantic import TypeAdapter
+
+from howwhen.present.tables import interval_text
+from howwhen.records import LADDER, Measurement, Rung, RungMeasurement
 
 HERE = Path(__file__).parent
 COLOURS = {"hybrid": "#0072b2", "self-gate": "#009e73"}
 CEILING, CONTROL = "#999999", "#d55e00"
-LEFT_OUT = ("base", "thinking")
+ENDS = ("base", "thinking")
 
 
-def draw(axes: Axes, folder: Path) -> None:
+def read(folder: Path) -> Measurement:
+    """What a run measured."""
+    told = (folder / "5-measure" / "measurement.json").read_bytes()
+    return TypeAdapter(Measurement).validate_json(told)
+
+
+def draw(axes: Axes, name: str, measurement: Measurement) -> None:
     """One run's ladder as horizontal bars."""
-    rungs = json.loads((folder / "5-measure" / "measurement.json").read_text())["rungs"]
-    shown = {name: rung for name, rung in rungs.items() if name not in LEFT_OUT}
-    for row, (name, rung) in enumerate(reversed(shown.items())):
-        value, (low, high) = rung["gap_recovered"], rung["gap_recovered_ci"]
-        colour = COLOURS.get(name, CEILING if name == "takeover" else CONTROL)
+    rungs = measurement.rungs
+    shown = {name: rung for name, rung in rungs.items() if name not in ENDS}
+    for row, (rung, found) in enumerate(reversed(shown.items())):
+        value, ends = found.gap_recovered, found.gap_recovered_ci
+        if value is None or ends is None:
+            raise SystemExit(f"{name} has no gap to recover, so there is nothing to draw")
+        colour = COLOURS.get(rung, CEILING if rung == "takeover" else CONTROL)
         axes.barh(row, value, color=colour, height=0.7)
-        axes.errorbar(value, row, xerr=[[value - low], [high - value]], color="black", capsize=2)
+        reach = [[value - ends.low], [ends.high - value]]
+        axes.errorbar(value, row, xerr=reach, color="black", capsize=2)
         axes.text(1.06, row, f"{value:.0%}", va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
     axes.set_xlim(-0.35, 1.05)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
-    axes.set_title(
-        f"{folder.name} ({rungs['hybrid']['steered_fraction']:.0%} steered)", fontsize=10
-    )
+    axes.set_title(f"{name} ({rungs['hybrid'].steered_fraction:.1%} steered)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def main(folders: list[Path]) -> None:
-    """Write `two-methods.svg`."""
-    figure, grid = plt.subplots(-(-len(folders) // 2), 2, figsize=(10, 3.4 * -(-len(folders) // 2)))
-    for axes, folder in zip(grid.flat, folders, strict=True):
-        draw(axes, folder)
+def table(measured: Mapping[str, Measurement]) -> str:
+    """The ladders beside each other, in Markdown."""
+    rungs = [rung for rung in LADDER if any(rung in one.rungs for one in measured.values())]
+    rows = [("rung", *measured), ("---",) * (1 + len(measured))]
+    rows += [
+        (rung, *(_cell(rung, one.rungs.get(rung)) for one in measured.values())) for rung in rungs
+    ]
+    for name in ("steered", "changed"):
+        shares = (getattr(one.rungs["hybrid"], f"{name}_fraction") for one in measured.values())
+        rows.append((f"*tokens {name} by the hybrid*", *(f"{share:.1%}" for share in shares)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(rung: Rung, found: RungMeasurement | None) -> str:
+    if found is None:
+        return ""
+    right = f"{found.accuracy:.1%} right"
+    if rung in ENDS or found.gap_recovered is None:
+        return f"{right} ({interval_text(found.accuracy_ci)})"
+    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}"
+
+
+def main(name: str, folders: Sequence[Path]) -> None:
+    """Write the figure and print the table."""
+    measured = {folder.name: read(folder) for folder in folders}
+    height = -(-len(folders) // 2)
+    figure, grid = plt.subplots(height, 2, figsize=(10, 3.4 * height), squeeze=False)
+    for axes in grid.flat[len(folders) :]:
+        axes.axis("off")
+    for axes, (run, measurement) in zip(grid.flat, measured.items(), strict=False):
+        draw(axes, run, measurement)
     figure.suptitle("Share of the gap recovered, by rung (95 % intervals)", fontsize=11)
     figure.tight_layout(w_pad=3)
-    figure.savefig(HERE / "two-methods.svg", metadata={"Date": None})
+    figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
+    print(table(measured))
 
 
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "howwhen"
-    main([Path(name) for name in sys.argv[1:]])
+    main(sys.argv[1], [Path(folder) for folder in sys.argv[2:]])
