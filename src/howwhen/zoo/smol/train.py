@@ -77,7 +77,7 @@ class Fit:
 class Rounds:
     """Size of the expert iteration."""
 
-    rounds: int = 6
+    rounds: int = 4
     problems: int = 384
     """Drawn in every round."""
     samples: int = 4
