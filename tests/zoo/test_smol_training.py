@@ -1,6 +1,7 @@
 """The recipe on a tiny model in SmolLM2's place, with tally's tokenizer."""
 
 import contextlib
+import json
 import math
 import subprocess
 import time
@@ -25,7 +26,7 @@ from howwhen.zoo.smol import sampling, train, weights
 from howwhen.zoo.smol.corpus import Passage, Problems
 from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
-from howwhen.zoo.smol.weights import LAYERS, smol_folder, smollm2_folder
+from howwhen.zoo.smol.weights import ADAPTERS, LAYERS, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.smol.word_problems import Step, WordProblem
 from howwhen.zoo.training import Course, Example
 from tests.conftest import MakeModel
@@ -38,6 +39,7 @@ TINY = BuildSettings(
     rl=Rounds(rounds=2, problems=3, samples=2, passes=2, learning_rate=1e-2),
     sft=Fit(2, 1e-2),
 )
+SMOLLM2_LAYERS = 30
 PROBLEM = WordProblem("p", "Ann has 4 pens . 2 more ?", 6, (Step(4, "+", 2, 6),), "4 plus 2 .")
 
 
@@ -128,6 +130,21 @@ def test_adapters_are_merged_once_per_content(
     torch.testing.assert_close(logits["rl"], expected(ids).logits)
     with pytest.raises(ModelError, match="howwhen zoo build smol"):
         smol_folder("base", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_adapter_that_ships_is_small_and_whole(name: SmolName) -> None:
+    told = json.loads((ADAPTERS / name / "adapter_config.json").read_text())
+    assert (told["r"], told["lora_alpha"]) == (BuildSettings().rank, 2 * BuildSettings().rank)
+    assert (told["peft_type"], told["base_model_name_or_path"]) == ("LORA", "smollm2")
+    file = ADAPTERS / name / "adapter_model.safetensors"
+    assert file.stat().st_size < 15_000_000
+    tensors = load_file(file)
+    assert len(tensors) == SMOLLM2_LAYERS * len(told["target_modules"]) * 2
+    for key, tensor in tensors.items():
+        assert tensor.dtype == torch.bfloat16, key
+        assert tensor.isfinite().all(), key
+        assert tensor.any(), key
 
 
 def test_weights_are_checked_before_they_are_converted(

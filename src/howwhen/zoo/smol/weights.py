@@ -144,6 +144,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     config = partial / "adapter_config.json"
     told = json.loads(config.read_text())
     told["base_model_name_or_path"] = SMOLLM2  # not a folder of this machine
+    told["target_modules"] = sorted(told["target_modules"])  # a set, in any order
     config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     partial.rename(folder)
