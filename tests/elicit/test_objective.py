@@ -273,7 +273,9 @@ def test_span_windows_predict_exactly_the_sentences_tokens(make_model: MakeModel
         )
         for problem, text in zip(PROBLEMS, texts, strict=True)
     ]
-    read = find_decisions(models, GATE.layer, rollouts, QUESTIONS, 8)
+    told: list[int] = []
+    read = find_decisions(models, GATE.layer, rollouts, QUESTIONS, 2, report=told.append)
+    assert told == [2, 4, 5]
     scores = random(sum(len(one.spans) for one in rollouts), 3)
     examples = span_examples(rollouts, read, scores, 10**6, min_words=1)
     row = 0

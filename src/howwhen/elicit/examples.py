@@ -5,7 +5,7 @@ position at which the base, reading the thinking model's own answer, would have 
 `span` (first version) is the window of a whole sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ def find_decisions(
     batch_size: int,
     *,
     is_own: bool = True,
+    report: Callable[[int], None] | None = None,
 ) -> list[Decisions]:
     """Teacher-force every rollout through both models (paper, second version, section 4).
 
@@ -116,6 +117,7 @@ def find_decisions(
         batch_size: rollouts read at a time.
         is_own: whether the thinking model wrote them, so that it wanted what is written; otherwise
             it wants what it finds likeliest after them.
+        report: told how many rollouts have been read.
 
     Returns:
         One record per rollout, in order; it may hold no decision.
@@ -129,6 +131,8 @@ def find_decisions(
         size = _that_fit(models, rollouts[len(found) : len(found) + batch_size])
         rows = slice(len(found), len(found) + size)
         found += _find(models, layer, rollouts[rows], questions[rows], is_own)
+        if report is not None:
+            report(len(found))
     return found
 
 

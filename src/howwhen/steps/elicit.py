@@ -109,7 +109,10 @@ class _Lab:
         rollouts, questions = run.rollouts_with_questions()
         models, taxonomy = run.models(), run.taxonomy()
         size = run.settings.elicit.batch_size
-        found = find_decisions(models, run.gate_layer, rollouts, questions, size)
+        with run.reporter.task("rollouts compared", len(rollouts)) as advance:
+            found = find_decisions(
+                models, run.gate_layer, rollouts, questions, size, report=advance
+            )
         return cls(run, step, models, taxonomy, rollouts, found)
 
     def part(self, is_selection: bool) -> list[Decisions]:
