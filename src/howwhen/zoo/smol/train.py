@@ -52,7 +52,14 @@ from howwhen.zoo.smol.corpus import (
 from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.sampling import is_right, sample
-from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder
+from howwhen.zoo.smol.weights import (
+    LAYERS,
+    SmolName,
+    add_adapter,
+    save_adapter,
+    smollm2_folder,
+    without_old_names,
+)
 from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
 
 MOST_TOKENS = 260
@@ -164,7 +171,8 @@ def new_adapter(model: PreTrainedModel, settings: BuildSettings) -> Any:
         raise MissingExtraError("training smol takes PEFT; type: pip install peft") from error
     torch.manual_seed(settings.seed)
     shape = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
-    return get_peft_model(model, shape)
+    with without_old_names():
+        return get_peft_model(model, shape)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,8 +133,17 @@ def add_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         from peft import PeftModel
     except ImportError as error:
         raise MissingExtraError(f"smol's adapters are read by PEFT; type: {_INSTALL}") from error
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with without_old_names():
+        merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return merged
+
+
+@contextmanager
+def without_old_names() -> Iterator[None]:
+    """Keep quiet about a name that PEFT asks transformers for and that goes in its version 6."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
 
 
 def save_adapter(model: Any, folder: Path) -> None:
