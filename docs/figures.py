@@ -1,5 +1,6 @@
-"""Draws the figures of the docs from finished runs: `python docs/figures.py NAME runs/RUN ...`.
+"""Draws the figures of the docs from finished runs: `python docs/figures.py NAME RUN ...`.
 
+A run is its folder, or a copy of its `measurement.json` such as those in `docs/measurements`.
 Writes `docs/NAME.svg`, with a panel per run and a bar per rung (the share of the gap recovered,
 with its interval), and prints the same ladders as a table in Markdown.
 """
@@ -21,10 +22,10 @@ CEILING, CONTROL = "#999999", "#d55e00"
 ENDS = ("base", "thinking")
 
 
-def read(folder: Path) -> Measurement:
+def read(run: Path) -> Measurement:
     """What a run measured."""
-    told = (folder / "5-measure" / "measurement.json").read_bytes()
-    return TypeAdapter(Measurement).validate_json(told)
+    file = run / "5-measure" / "measurement.json" if run.is_dir() else run
+    return TypeAdapter(Measurement).validate_json(file.read_bytes())
 
 
 def draw(axes: Axes, name: str, measurement: Measurement) -> None:
@@ -39,9 +40,10 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
         axes.barh(row, value, color=colour, height=0.7)
         reach = [[value - ends.low], [ends.high - value]]
         axes.errorbar(value, row, xerr=reach, color="black", capsize=2)
-        axes.text(1.06, row, f"{value:.0%}", va="center", ha="left", fontsize=8)
+        label = f"  {value:.0%}"
+        axes.text(max(1.05, ends.high), row, label, va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
-    axes.set_xlim(-0.35, 1.05)
+    axes.set_xlim(-0.35, 1.35)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
@@ -71,12 +73,12 @@ def _cell(rung: Rung, found: RungMeasurement | None) -> str:
     return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}"
 
 
-def main(name: str, folders: Sequence[Path]) -> None:
+def main(name: str, runs: Sequence[Path]) -> None:
     """Write the figure and print the table."""
-    measured = {folder.name: read(folder) for folder in folders}
-    height = -(-len(folders) // 2)
+    measured = {run.stem: read(run) for run in runs}
+    height = -(-len(runs) // 2)
     figure, grid = plt.subplots(height, 2, figsize=(10, 3.4 * height), squeeze=False)
-    for axes in grid.flat[len(folders) :]:
+    for axes in grid.flat[len(runs) :]:
         axes.axis("off")
     for axes, (run, measurement) in zip(grid.flat, measured.items(), strict=False):
         draw(axes, run, measurement)
@@ -88,4 +90,4 @@ def main(name: str, folders: Sequence[Path]) -> None:
 
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "howwhen"
-    main(sys.argv[1], [Path(folder) for folder in sys.argv[2:]])
+    main(sys.argv[1], [Path(run) for run in sys.argv[2:]])

@@ -60,9 +60,9 @@ def test_the_header_states_the_confidence() -> None:
 def test_an_answers_cost_counts_what_each_model_has_to_read() -> None:
     table = cost_table(measurement(), Work(base=1000, thinking=2000, steered=0.25))
     rows = {row[0]: tuple(row[1:]) for row in table.rows}
-    assert rows["base"] == ("10.0", "0.0", "0.0", "0.50x")
-    assert rows["hybrid"] == ("10.0", "6.0", "10.0", "1.57x")  # (11.5 * 1000 + 20000) / 20000
-    assert rows["thinking"] == ("0.0", "0.0", "10.0", "1.00x")
+    assert rows["base"] == ("10.0", "0.0", "0.0", "0.50")
+    assert rows["hybrid"] == ("10.0", "6.0", "10.0", "1.57")  # (11.5 * 1000 + 20000) / 20000
+    assert rows["thinking"] == ("0.0", "0.0", "10.0", "1.00")
 
 
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:

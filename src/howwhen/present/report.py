@@ -26,7 +26,7 @@ LADDER_TEXT = (
 COST_TEXT = (
     "Tokens per answer, the prompt apart, that each model has to read at least: a block that is "
     "drafted and taken back costs more, and is worth it where passes are what takes the time. "
-    "Products: parameters times tokens, a steered pass going through the blocks above the steered "
+    "Work: parameters times tokens read, a steered pass going through the blocks above the steered "
     "one only."
 )
 KNOCK_OUT_TEXT = (

@@ -64,7 +64,7 @@ def mode_table(measurement: Measurement) -> Table:
 
 
 def cost_table(measurement: Measurement, work: Work) -> Table:
-    """What an answer took on every rung, also as a multiple of a thinking model's answer."""
+    """What an answer takes on every rung; `work` counts a thinking model's answer as 1."""
     thinking = measurement.rungs["thinking"].tokens_per_answer * work.thinking
     rows = []
     for name, rung in measurement.rungs.items():
@@ -73,9 +73,9 @@ def cost_table(measurement: Measurement, work: Work) -> Table:
         by_thinking = tokens if rung.needs_thinking else 0.0
         products = (by_base + work.steered * passes) * work.base + by_thinking * work.thinking
         told = (f"{one:.1f}" for one in (by_base, passes, by_thinking))
-        rows.append((name, *told, f"{products / thinking:.2f}x"))
+        rows.append((name, *told, f"{products / thinking:.2f}"))
     columns = ("rung", "read by the base", "once more, steered", "read by the thinking model")
-    return Table((*columns, "products, of a thinking answer's"), rows)
+    return Table((*columns, "work, thinking = 1"), rows)
 
 
 def judge_table(judge: Mapping[str, Any]) -> Table:

@@ -11,11 +11,13 @@ function make(tag, options = {}, ...children) {
   return element;
 }
 
+const several = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+
 // A decision as a button: it explains itself when it is reached by key, pointer or touch.
 function decisionButton(text, { category, name, isKept, isFirst = false, className = "" }, explain) {
   const button = make("button", {
-    type: "button", textContent: text || "⏎", tabIndex: isFirst ? 0 : -1, className: `token${isKept ? " kept" : ""}${className}`,
-    data: { style: colour(category), "aria-pressed": "false", "aria-label": `${text.trim() || "end"}, decision${category >= 0 ? `, ${name}` : ""}` },
+    type: "button", textContent: text || "⏎", tabIndex: isFirst ? 0 : -1, className: `token${isKept ? " kept" : ""}${text && !text.trim() ? " blank" : ""}${className}`,
+    data: { style: colour(category), "aria-pressed": "false", "aria-label": `${text ? text.trim() || "space" : "end"}, decision${category >= 0 ? `, ${name}` : ""}` },
   });
   const tell = () => {
     document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));

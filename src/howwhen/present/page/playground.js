@@ -2,7 +2,6 @@
   const told = JSON.parse(find("told").textContent);
   let running = null;
 
-  const several = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
   const quoted = (text) => (text === null ? "nothing" : JSON.stringify(text));
 
   async function* events(response) {

@@ -63,7 +63,7 @@
     told.textContent = grade && `${grade === "correct" ? "✓" : "✗"} ${grade}`;
     told.className = `grade ${grade === "correct" ? "correct" : "other"}`;
     const strict = answer && answer.strict !== answer.flexible ? `; strict grade: ${answer.strict.replace("_", " ")}` : "";
-    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${strict}. ${answer.tokens.length} tokens, ${answer.decisions.length} decisions` : "no such answer";
+    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${strict}. ${several(answer.tokens.length, "token")}, ${several(answer.decisions.length, "decision")}` : "no such answer";
     const decisions = new Map((answer?.decisions ?? []).map((one) => [one[PLACE], one]));
     const own = problem?.answers.base?.tokens ?? [];
     const fork = rung === "base" ? -1 : (answer?.tokens ?? []).findIndex((piece, place) => piece !== own[place]);
