@@ -122,7 +122,9 @@ def test_a_judge_stands_beside_the_rules(run_folder: Path, monkeypatch: pytest.M
     assert flexible["compared"] == 4 * 12
     assert flexible["judge_only"] + flexible["both_correct"] == 4 * 12
     assert found["usage"]["requests"] <= 4 * 12
-    assert "| flexible |" in (run_folder / "6-present" / "report.md").read_text()
+    report = (run_folder / "6-present" / "report.md").read_text()
+    assert "| flexible |" in report
+    assert f"of the judge m: {found['usage']['requests']} requests" in report
     assert KEY not in "".join(
         path.read_text(errors="ignore") for path in run_folder.rglob("*.json")
     )

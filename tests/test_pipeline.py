@@ -320,6 +320,11 @@ def test_the_elicit_step_accounts_for_everything(finished: Path) -> None:
     traces = (finished / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_text().splitlines()
     tokens = [token for line in traces for token in json.loads(line)["tokens"]]
     assert hybrid["decisions_without_vector"] == sum(token[3] in silent for token in tokens)
+    blocks = find_pair("tally-rl").base.layer_count
+    layer = json.loads((finished / "3-elicit" / "settings.json").read_text())["layer"]
+    work = hybrid["work"]
+    assert work["base"] == work["thinking"] > 1_000_000
+    assert work["steered"] == pytest.approx((blocks - 1 - layer) / blocks)
     assert (finished / "3-elicit" / "practice-0.jsonl").read_text().count("\n") > 5
 
 

@@ -452,7 +452,11 @@ def open_endpoint(
 
 def describe_usage(judge: Judge) -> str:
     """What a judge has used so far, in one line."""
-    used = judge.usage
+    return tell_usage(judge.model, judge.usage)
+
+
+def tell_usage(model: str, used: Usage) -> str:
+    """What a judge of that name has used, in one line."""
     tokens = f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
     parts = [
         f"{used.requests:,} requests" + (f" ({used.failed:,} failed)" if used.failed else ""),
@@ -461,7 +465,7 @@ def describe_usage(judge: Judge) -> str:
         *([f"{used.cut:,} replies cut at the token limit"] if used.cut else []),
         "cost unknown" if used.cost is None else f"cost {used.cost:.4f}",
     ]
-    return f"judge {judge.model}: {', '.join(parts)}"
+    return f"judge {model}: {', '.join(parts)}"
 
 
 SHOWN_CHARACTERS = 200

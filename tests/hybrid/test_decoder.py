@@ -22,6 +22,7 @@ from howwhen.hybrid.choice import (
     randomise,
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
+from howwhen.hybrid.pace import Pace
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem, SelfGate, VectorSet
 from howwhen.settings import HybridSettings
@@ -161,6 +162,17 @@ def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None
     models, choice = make_models(make_model), Steer(make_gate(), make_vectors())
     yielded = tuple(stream(models, PROBLEMS[0], choice, SETTINGS))
     assert yielded == decode(models, PROBLEMS[:1], choice, SETTINGS)[0].tokens
+
+
+def test_whoever_reads_along_waits_for_a_single_token_first(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "ends_at_unsure", property(lambda _: False))
+    models = make_models(make_model)
+    agreed = replace(models, thinking=models.base)
+    batch = LiveBatch(agreed, PROBLEMS, Takeover(), BLOCK)
+    assert [len(fresh) for fresh in batch.advance()] == [1] * len(PROBLEMS)
+    assert max(len(fresh) for fresh in batch.advance()) > 1
 
 
 def test_vectors_of_zero_equal_the_base(make_model: MakeModel) -> None:

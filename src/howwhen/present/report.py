@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from howwhen.discover.portraits import Portrait
+from howwhen.judging import Usage, tell_usage
 from howwhen.present.tables import (
     Table,
     cost_table,
@@ -126,8 +127,9 @@ def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
 
 def judge_text(judge: Mapping[str, Any]) -> str:
     """Who judged, and how well that could be read."""
+    used = tell_usage(judge["model"], Usage(**judge["usage"]))
     return (
-        f"Majority of {judge['repeats']} verdicts of the {judge['cost']}; {judge['unparsable']} "
+        f"Majority of {judge['repeats']} verdicts of the {used}; {judge['unparsable']} "
         "replies could not be read. Rules and judge on which answers are correct:"
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from pydantic import TypeAdapter
 
 from howwhen.artifacts import Json
-from howwhen.judging import Judge, describe_usage, open_endpoint
+from howwhen.judging import Judge, open_endpoint
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
@@ -84,7 +84,6 @@ def _judge(
                 for mode, one in found.items()
             },
             "usage": judge.usage._asdict(),
-            "cost": describe_usage(judge),
         },
     )
 
