@@ -11,6 +11,7 @@ import pytest
 
 from howwhen.hybrid.decoder import decode
 from howwhen.present.server.desk import Limits
+from howwhen.present.server.replies import Reply
 from howwhen.records import HybridTrace, Problem
 from tests.present.server.conftest import QUESTIONS, SETTINGS, Running, Serve
 
@@ -247,6 +248,21 @@ def test_whoever_leaves_is_written_for_no_longer(serve: Serve) -> None:
     stats = running.service.engine.stats
     assert stats.answered + stats.cancelled == 1
     assert running.service.engine.stats.failed == 0
+
+
+def test_a_stream_that_breaks_says_so_and_leaves_a_log(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("no words")
+
+    running = serve()
+    monkeypatch.setattr(Reply, "explain", fail)
+    with httpx.stream("POST", f"{running.url}{CHAT}", json=asked(stream=True)) as reply:
+        lines = [line for line in reply.iter_lines() if line.startswith("data:")]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["message"] == "no words"
+    assert "ZeroDivisionError" in caplog.text
+    wait_until_idle(running)
 
 
 def test_a_stream_is_made_of_server_sent_events(serve: Serve) -> None:

@@ -8,6 +8,7 @@ token with who wanted what).
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from sse_starlette import EventSourceResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from howwhen.errors import BusyError, InputError
+from howwhen.errors import BusyError, HowwhenError, InputError
 from howwhen.present.html import page_environment
 from howwhen.present.server.bodies import Body, ChatRequest, RefusedError, TextRequest, error_body
 from howwhen.present.server.desk import Desk, Limits, Service
@@ -31,6 +32,8 @@ from howwhen.present.server.engine import Ask, Engine
 from howwhen.present.server.guard import Guard
 from howwhen.present.server.replies import Reply
 from howwhen.records import Finish
+
+_LOG = logging.getLogger(__name__)
 
 
 def make_app(service: Service, limits: Limits | None = None, key: str | None = None) -> ASGIApp:
@@ -95,6 +98,8 @@ async def _chunks(
                     first_token.observe(time.monotonic() - started)
                 yield json.dumps(reply.chunk(*reply.explain(event)))
         except Exception as error:  # noqa: BLE001 - the status is sent: the stream has to say it
+            if not isinstance(error, HowwhenError):
+                _LOG.error("a streamed answer broke off", exc_info=error)
             yield json.dumps(error_body(str(error), "server_error", "internal_error"))
             return
     if reply.body.stream_options and reply.body.stream_options.include_usage:
