@@ -35,7 +35,7 @@ function tellWhy(rung, place, isDecision, rows) {
   find("why").replaceChildren(make("strong", { textContent: `${rung}, token ${place + 1}${isDecision ? ": a decision" : ""}` }), details);
 }
 
-const steering = (category, name, strength, window) => `${category} ${name}, strength ${strength}, last ${window} position${window === 1 ? "" : "s"}`;
+const steering = (category, name, strength, window) => `${category} ${name}, strength ${Number(strength.toFixed(2))}, last ${window} position${window === 1 ? "" : "s"}`;
 
 function showLegend(titles) {
   const sorted = [...titles].sort(([one], [other]) => one - other);

@@ -1,0 +1,69 @@
+"""Takes the pictures of the docs: `python docs/screenshots.py RUN [URL]`.
+
+RUN is a finished run, URL a server for it (`howwhen serve --pair PAIR --out RUN`). Needs chromium
+and what `make test-browser` installs; writes `docs/report-*.png` and `docs/playground.png`.
+"""
+
+import shutil
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
+
+HERE = Path(__file__).parent
+WIDTH, MARGIN = 1180, 16
+QUESTION = (
+    "Baker made 42 cakes. He sold 75 of them and bought 63 new cakes. "
+    "How many more cakes did baker sell than those he bought?"
+)
+
+
+def save(page: Page, part: str, name: str) -> None:
+    """Write a picture of a part of the page in 256 colours, which takes half the room."""
+    box = page.locator(part).bounding_box()
+    if box is None:
+        raise SystemExit(f"{part} is not on the page")
+    top = max(box["y"] + page.evaluate("scrollY") - MARGIN, 0)
+    clip = FloatRect(x=0, y=top, width=WIDTH, height=box["height"] + MARGIN)
+    picture = page.screenshot(full_page=True, clip=clip)
+    image = Image.open(BytesIO(picture)).convert("RGB").quantize()
+    image.save(HERE / name, optimize=True)
+
+
+def shoot_report(page: Page, run: Path) -> None:
+    """The ladder of a report, and one of its answers with a decision explained."""
+    page.goto((run / "6-present" / "report.html").resolve().as_uri())
+    page.wait_for_selector("#problems option")
+    save(page, "#ladder", "report-ladder.png")
+    page.fill("#search", QUESTION[:20])
+    page.locator("#pane-third button.token").nth(1).focus()
+    save(page, "#answers", "report-answers.png")
+
+
+def shoot_playground(page: Page, url: str) -> None:
+    """Three answers beside each other, and a decision explained."""
+    page.goto(url)
+    page.fill("#question", QUESTION)
+    page.locator("#ask").press("Enter")
+    page.wait_for_selector("#ask:not([disabled])", timeout=120_000)
+    page.locator("#pane-third button.token").nth(1).focus()
+    save(page, "main", "playground.png")
+
+
+def main(browser: Browser, run: Path, urls: list[str]) -> None:
+    """All pictures, or those of the report where there is no server."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": 860}, color_scheme="light")
+    shoot_report(page, run)
+    for url in urls:
+        shoot_playground(page, url)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        raise SystemExit(__doc__)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        main(opened, Path(sys.argv[1]), sys.argv[2:])
