@@ -1,11 +1,13 @@
-"""Greedy accuracies of smol's three models: `python docs/accuracies.py FILE.jsonl ...`.
+"""Greedy accuracies of smol's four models: `python docs/accuracies.py [--begin TEXT] [FILE ...]`.
 
-Prints a table in Markdown: the held-out stories of SVAMP, then the problems of each file whose
-answer is a whole number; right answers by the strict and the flexible reading, with Wilson's 95 %
-interval of the latter, and tokens per answer.
+Prints a table in Markdown: SVAMP's test problems, then those of each file (JSONL) whose answer is a
+whole number; right answers by the strict and the flexible reading, with Wilson's 95 % interval of
+the latter, tokens per answer, and wrong equations among those written. With `--begin`, every
+answer is made to begin with that text.
 """
 
-import sys
+import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,30 +15,45 @@ from scipy.stats import binomtest
 
 from howwhen.collect.problems import read_problems
 from howwhen.measure.grade import Item, grade_answers
-from howwhen.models import LanguageModel
+from howwhen.models import LanguageModel, load_model
+from howwhen.prompts import PLAIN
 from howwhen.records import Finish, Grade, Problem
-from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.problems import smol_test_problems
 from howwhen.zoo.smol.sampling import sample
+from howwhen.zoo.smol.weights import LAYERS, smol_folder
+
+EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
 def whole(problems: Sequence[Problem]) -> list[Problem]:
     """Those whose answer is a whole number."""
-    return [problem for problem in problems if float(problem.answer).is_integer()]
+    plain = {problem: problem.answer.replace(",", "") for problem in problems}
+    return [problem for problem, text in plain.items() if re.fullmatch(r"-?\d+(\.0*)?", text)]
 
 
-def row(name: str, model: LanguageModel, problems: Sequence[Problem]) -> str:
+def is_wrong(left: str, operator: str, right: str, result: str) -> bool:
+    """Whether an equation of whole numbers does not hold."""
+    one, other, told = int(left), int(right), int(result)
+    if operator == "/":
+        return one != other * told or not other
+    return told != {"+": one + other, "-": one - other, "*": one * other}[operator]
+
+
+def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str) -> str:
     """One model on one set."""
     by_length = sorted(problems, key=lambda problem: len(problem.question))
-    answers = sample(model, [model.prompt_ids(one.question) for one in by_length], 0.0, seed=0)
+    begun = model.tokenizer.encode(begin, add_special_tokens=False)
+    prompts = [[*model.prompt_ids(one.question), *begun] for one in by_length]
+    answers = [(*begun, *answer) for answer in sample(model, prompts, 0.0, seed=0)]
+    texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     items = [
         Item(
-            text=model.tokenizer.decode(ids, skip_special_tokens=True),
+            text=text,
             gold=problem.answer,
             dataset=problem.dataset,
             finish=Finish.STOP if ids[-1] in model.end_ids else Finish.LENGTH,
         )
-        for ids, problem in zip(answers, by_length, strict=True)
+        for ids, text, problem in zip(answers, texts, by_length, strict=True)
     ]
     strict, flexible = (
         sum(grade is Grade.CORRECT for grade in grade_answers(items, mode=mode))
@@ -44,25 +61,30 @@ def row(name: str, model: LanguageModel, problems: Sequence[Problem]) -> str:
     )
     interval = binomtest(flexible, len(items)).proportion_ci(method="wilson")
     tokens = sum(map(len, answers)) / len(answers)
+    equations = [found for text in texts for found in EQUATION.findall(text)]
+    wrong = sum(is_wrong(*equation) for equation in equations)
     return (
         f"| {name} | {len(items)} | {model.name} | {strict / len(items):.1%} | "
         f"{flexible / len(items):.1%} ({100 * interval.low:.0f} to {100 * interval.high:.0f}) | "
-        f"{tokens:.0f} |"
+        f"{tokens:.0f} | {wrong} of {len(equations)} |"
     )
 
 
-def main(files: Sequence[Path]) -> None:
+def main(files: Sequence[Path], begin: str) -> None:
     """Print the table."""
-    sets = {"SVAMP, held-out stories": smol_test_problems(1000, 0)}
+    sets = {"SVAMP, test": smol_test_problems(1000, 0)}
     sets |= {file.name.split(".")[0]: whole(read_problems(file)) for file in files}
-    pairs = find_pair("smol"), find_pair("smol-sft")
-    models = [pairs[0].base, pairs[0].thinking, pairs[1].thinking]
-    print("| set | problems | model | strict | flexible (95 %) | tokens |")
-    print("|---|---|---|---|---|---|")
+    models = [load_model(smol_folder(name), prompt=PLAIN, name=f"smol/{name}") for name in LAYERS]
+    print("| set | problems | model | strict | flexible (95 %) | tokens | wrong equations |")
+    print("|---|---|---|---|---|---|---|")
     for name, problems in sets.items():
         for model in models:
-            print(row(name, model, problems), flush=True)
+            print(row(name, model, problems, begin), flush=True)
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--begin", default="", help="what every answer begins with")
+    parser.add_argument("files", nargs="*", type=Path)
+    arguments = parser.parse_args()
+    main(arguments.files, arguments.begin)

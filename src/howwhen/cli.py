@@ -437,7 +437,8 @@ def zoo_build(
     seed:
         Seed of the training; what comes with the package is of seed 0.
     hours:
-        Stop after this time; the same command goes on from there (`smol` only).
+        Stop training after this time (a round of sampling, some minutes, is ended first); the same
+        command goes on from there (`smol` only).
     """
     from howwhen.zoo.smol import train as smol
     from howwhen.zoo.tally import train as tally

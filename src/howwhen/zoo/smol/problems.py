@@ -1,11 +1,13 @@
 """smol's problems, which come with the package: SVAMP, split by story, and short ones of GSM8K.
 
 SVAMP (Patel et al. 2021) varies about a hundred stories, and the split in common use has the same
-stories on both sides. Here every story is on one side only: about two thirds of the problems are
-for training, the rest for the test. Problems with a number over 99, told or computed, are asked
-with smaller ones, drawn anew, and such that tell no way to a whole number are left out: reckoning
-is not what smol is about. Of GSM8K's training set (Cobbe et al. 2021) the problems with one or two
-computations are taken. Sources and licences: `data/README.md`.
+stories on both sides. Here questions that share four fifths of the shorter one's words are on one
+side: about two thirds of the problems are for training, the rest for the test. (A story told in
+very different words can still be on both; `README.md` says how often it is.) Problems with a
+number over 99, told or computed, are asked with smaller ones, drawn anew, and such that tell no
+way to a whole number are left out: reckoning is not what smol is about. Of GSM8K's training set
+(Cobbe et al. 2021) the problems with one or two computations are taken. Sources and licences:
+`data/README.md`.
 """
 
 import gzip
@@ -38,7 +40,7 @@ def smol_problems(count: int, seed: int) -> list[Problem]:
 
 
 def smol_test_problems(count: int, seed: int) -> list[Problem]:
-    """Up to `count` problems of stories that nothing was trained on, drawn from `seed`."""
+    """Up to `count` problems of the stories put aside for the test, drawn from `seed`."""
     return _draw(_with_steps(_svamp_rows()[1]), count, seed)
 
 

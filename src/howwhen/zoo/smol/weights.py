@@ -185,8 +185,13 @@ def _check_packed(file: Path) -> None:
 
 def _keep(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
     """Write a model into the cache, whole or not at all."""
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as place:
+        partial = Path(place) / folder.name
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, and made the same
+                raise
     return folder
