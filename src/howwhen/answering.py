@@ -131,6 +131,10 @@ def open_rungs(
 ) -> ReadyRungs:
     """The rungs of a run folder; its first three steps are run where it has no vectors.
 
+    They are those of the run: strength, windows, cache policy and seeds are as its hybrid step was
+    told, or the pair's own where that step was not run. Answers are greedy and of any length that
+    leaves the question room, unless asked for otherwise.
+
     Args:
         pair_name: a pair of `howwhen zoo list`.
         out: run folder, `runs/PAIR` where absent.
@@ -150,8 +154,9 @@ def open_rungs(
     for choice in every:  # of the random ones the first seed
         named.setdefault(choice.name, choice)
     choices: dict[str, Choice] = {name: named[name] for name in LADDER if name in named}
-    settings = HybridSettings(max_new_tokens=_room(pair))
-    return ReadyRungs(pair, pair.models(), choices, rungs.gate, settings, place)
+    settings = rungs.settings.model_copy(update={"max_new_tokens": _room(pair), "temperature": 0.0})
+    models = pair.models(settings.one_sided_tokens)
+    return ReadyRungs(pair, models, choices, rungs.gate, settings, place)
 
 
 def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:
@@ -162,7 +167,13 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
             Pipeline(pair, settings, folder, reporter).do(name)
     elicited.check()
     method = elicited.read_json("settings.json")["method"]
-    settings = make_settings(settings.model_dump(), {"elicit": {"method": method}})
+    decoded = folder.step("hybrid")
+    told = decoded.read_json("settings.json") if decoded.digest is not None else {}
+    hybrid = {key: told[key] for key in HybridSettings.model_fields if key in told}
+    hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
+    settings = make_settings(
+        settings.model_dump(), {"elicit": {"method": method}, "hybrid": hybrid}
+    )
     return Rungs.read(pair, elicited, settings)
 
 

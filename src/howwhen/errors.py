@@ -6,7 +6,8 @@
     │   ├── ProblemError      a problem file that is missing, empty or malformed
     │   ├── ModelError        a model that cannot be found, read, or steered
     │   ├── PairError         two models that cannot work as a pair
-    │   └── SteeringError     vectors that do not fit: category, width, layer, values
+    │   ├── SteeringError     vectors that do not fit: category, width, layer, values
+    │   └── LengthError       a prompt that leaves no room for its answer in a model's context
     ├── StoreError            a run folder that is damaged or lacks a step
     ├── MissingExtraError     an optional dependency that is not installed
     ├── OutOfTimeError        a training's time budget is used up; it goes on where it stopped
@@ -44,6 +45,10 @@ class PairError(InputError):
 
 class SteeringError(InputError):
     """Vectors that do not fit the model or the taxonomy."""
+
+
+class LengthError(InputError):
+    """A prompt that leaves no room for its answer in a model's context."""
 
 
 class StoreError(HowwhenError):

@@ -64,4 +64,6 @@ def run_server(ready: ReadyRungs, host: str, port: int, key: str | None) -> None
 
     from howwhen.present.server.app import make_app
 
-    uvicorn.run(make_app(make_service(ready), key=key), host=host, port=port, log_level="warning")
+    app = make_app(make_service(ready), key=key)
+    # A header that names another client would get round the limit of each.
+    uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)

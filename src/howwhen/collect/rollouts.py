@@ -16,7 +16,7 @@ from howwhen.collect.sentences import (
     token_ends,
 )
 from howwhen.collect.traces import Trace
-from howwhen.errors import InputError
+from howwhen.errors import InputError, LengthError
 from howwhen.models import LanguageModel, pad
 from howwhen.records import Finish, Problem, Rollout
 from howwhen.settings import CollectSettings
@@ -140,13 +140,14 @@ def check_lengths(
     """Refuse prompts that leave no room for an answer.
 
     Raises:
-        InputError: an empty prompt, or one that exceeds the model's context with its answer.
+        InputError: an empty prompt.
+        LengthError: one that exceeds the model's context with its answer.
     """
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:
         raise InputError(f"a problem gives {model.name} an empty prompt; expected at least a token")
     if model.context is not None and longest + max_new_tokens > model.context:
-        raise InputError(
+        raise LengthError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
             f"{model.context} tokens that {model.name} can attend to; lower max_new_tokens to at "
             f"most {model.context - longest} or leave the problem out"

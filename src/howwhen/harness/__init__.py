@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from howwhen.answering import ReadyRung, open_rung
 from howwhen.collect.rollouts import check_lengths
 from howwhen.errors import SettingsError
+from howwhen.hybrid.decoder import asked_models
 from howwhen.records import LadderRung
 from howwhen.settings import Count, HybridSettings, Preset, make_settings
 
@@ -85,10 +86,7 @@ def fit(ready: ReadyRung, question: str, asked: int | None = None) -> tuple[int,
     Raises:
         InputError: an empty prompt, or one that leaves no room for an answer.
     """
-    base = ready.models.base
-    if ready.choice.base_prompt is not None:
-        base = replace(base, prompt=ready.choice.base_prompt)
-    models = [base, ready.models.thinking] if ready.choice.needs_thinking else [base]
+    models = asked_models(ready.models, ready.choice)
     prompts = [model.prompt_ids(question) for model in models]
     longest = ready.settings.max_new_tokens if asked is None else asked
     for model, prompt in zip(models, prompts, strict=True):

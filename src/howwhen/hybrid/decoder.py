@@ -469,6 +469,14 @@ def _stacked(parts: list[Tensor]) -> Tensor:
     return parts[0][:, None] if len(parts) == 1 else torch.stack(parts, 1)
 
 
+def asked_models(models: ModelPair, choice: Choice) -> list[LanguageModel]:
+    """The models that run on a rung, as they are asked there: the base first."""
+    base = models.base
+    if choice.base_prompt is not None:
+        base = replace(base, prompt=choice.base_prompt)
+    return [base, models.thinking] if choice.needs_thinking else [base]
+
+
 def _new_state(
     models: ModelPair,
     problems: Sequence[Problem],
@@ -478,16 +486,12 @@ def _new_state(
 ) -> _State:
     """Both models with the prompts read."""
     check_vectors(models.base, choice)
-    base = models.base
-    if choice.base_prompt is not None:
-        base = replace(base, prompt=choice.base_prompt)
     questions = [problem.question for problem in problems]
-    base_prompts = _prompts(base, questions, settings)
+    every = asked_models(models, choice)
+    base_prompts, *other_prompts = (_prompts(model, questions, settings) for model in every)
     gate_layer = () if choice.gate is None else (choice.gate.layer,)
     steer_layer = None if choice.vectors is None else choice.vectors.layer
-    thinking_prompts = base_prompts
-    if choice.needs_thinking:
-        thinking_prompts = _prompts(models.thinking, questions, settings)
+    thinking_prompts = next(iter(other_prompts), base_prompts)
     draws = [uniform_draws(choice.name, seed, one.id, settings.max_new_tokens) for one in problems]
     can_draft = choice.needs_thinking and not choice.is_free
     return _State(
@@ -496,7 +500,7 @@ def _new_state(
         settings=settings,
         seed=seed,
         problems=[problem.id for problem in problems],
-        base=open_streams(base, base_prompts, choice.base_layers, steer_layer),
+        base=open_streams(models.base, base_prompts, choice.base_layers, steer_layer),
         thinking=(
             open_streams(models.thinking, thinking_prompts, gate_layer)
             if choice.needs_thinking

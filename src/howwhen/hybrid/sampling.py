@@ -31,7 +31,7 @@ class Sampler:
         """What the picked token is the argmax of (Gumbel-max)."""
         if self.is_greedy or noise is None:
             return logits
-        scaled = logits / self.temperature
+        scaled = (logits - logits.amax(1, keepdim=True)) / self.temperature
         if self.top_p < 1:
             ranked = scaled.sort(dim=1, descending=True)
             before = ranked.values.softmax(1).cumsum(1) - ranked.values.softmax(1)

@@ -72,7 +72,7 @@ def serve(make_model: MakeModel) -> Iterator[Serve]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         config = uvicorn.Config(
-            make_app(service, limits, key), host="127.0.0.1", port=port, log_level="error"
+            make_app(service, limits, key), host="127.0.0.1", port=port, log_config=None
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)

@@ -1,8 +1,11 @@
 """The server as its clients see it: the official client of OpenAI, and plain requests."""
 
 import base64
+import contextlib
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,6 +14,7 @@ import pytest
 
 from howwhen.hybrid.decoder import decode
 from howwhen.present.server.desk import Limits
+from howwhen.present.server.engine import Ask
 from howwhen.present.server.replies import Reply
 from howwhen.records import HybridTrace, Problem
 from tests.present.server.conftest import QUESTIONS, SETTINGS, Running, Serve
@@ -119,14 +123,28 @@ def test_rung_and_strength_are_chosen_per_request(serve: Serve) -> None:
     assert "howwhen" not in reply
 
 
+def text_of(running: Running, body: dict[str, Any]) -> str:
+    reply = httpx.post(f"{running.url}{CHAT}", json=body)
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
 def test_sampled_answers_follow_their_seed_whoever_else_is_served(serve: Serve) -> None:
     running = serve()
-    bodies = [asked(temperature=1.0, seed=seed) for seed in (1, 1, 2)]
-    texts = [
-        httpx.post(f"{running.url}{CHAT}", json=body).json()["choices"][0]["message"]["content"]
-        for body in bodies
-    ]
-    assert texts[0] == texts[1] != texts[2]
+    bodies = [asked(temperature=1.0, seed=seed) for seed in (1, 1, 2, 3)]
+    alone = [text_of(running, body) for body in bodies]
+    assert alone[0] == alone[1] != alone[2]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda body: text_of(running, body), [*bodies, *bodies]))
+    assert together == alone * 2
+
+
+def test_sampled_answers_without_a_seed_are_drawn_anew(serve: Serve) -> None:
+    running = serve()
+    texts = {text_of(running, asked(temperature=1.0)) for _ in range(3)}
+    assert len(texts) == 3
+    assert len({text_of(running, asked()) for _ in range(3)}) == 1
+    coldest = text_of(running, asked(temperature=1e-40, seed=1))
+    assert coldest == expected(running, "hybrid").text
 
 
 @pytest.mark.parametrize(
@@ -144,8 +162,14 @@ def test_sampled_answers_follow_their_seed_whoever_else_is_served(serve: Serve) 
         ({"max_tokens": 25}, 413, "expected at most 24"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"temperature": 3}, 400, "temperature"),
-        ({"n": 2}, 400, "n: "),
-        ({"stop": ["."]}, 400, "stop: "),
+        ({"n": 2}, 400, "n is not served; expected null or 1"),
+        ({"stop": ["."]}, 400, "stop is not served"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not served"),
+        ({"logprobs": True}, 400, "logprobs is not served"),
+        ({"logprobs": 0}, 400, "logprobs is not served"),
+        ({"presence_penalty": 1}, 400, "presence_penalty is not served"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format is not served"),
+        ({"howwhen": {"rung": "exceed the"}}, 400, "no rung 'exceed the'"),
         ({"stream": True, "model": "gpt"}, 404, "there is no model"),
     ],
 )
@@ -157,6 +181,51 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(
     assert reply.status_code == status
     assert said in reply.json()["error"]["message"]
     assert running.service.engine.stats.asked == 0
+
+
+def test_null_and_empty_ask_for_nothing(serve: Serve) -> None:
+    running = serve()
+    nothing: dict[str, Any] = {
+        "temperature": None, "top_p": None, "seed": None, "stream": None, "n": None, "tools": [],
+        "stop": [], "logprobs": False, "frequency_penalty": 0, "response_format": {"type": "text"},
+    }  # fmt: skip
+    reply = httpx.post(f"{running.url}{CHAT}", json=asked(**nothing))
+    assert reply.json()["choices"][0]["message"]["content"] == expected(running, "hybrid").text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"model": "tiny", "messages": [{"role": "user", "content": "a\ud800b"}]}',
+        r'{"model": "\ud800", "messages": [{"role": "user", "content": "a"}]}',
+        r'{"model": "tiny", "howwhen": {"\ud800": 1}, "messages": []}',
+    ],
+)
+def test_half_a_character_is_refused(serve: Serve, body: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    reply = httpx.post(f"{serve().url}{CHAT}", content=body, headers=headers)
+    assert reply.status_code in (400, 404), reply.text
+    assert reply.json()["error"]["message"]
+
+
+def test_a_bug_is_told_in_the_same_form_and_leaves_a_log(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = serve()
+    monkeypatch.setattr(Reply, "explain", break_)
+    reply = httpx.post(f"{running.url}{CHAT}", json=asked())
+    assert (reply.status_code, reply.json()["error"]["message"]) == (500, "no words")
+    wait_until_idle(running)
+    deadline = time.monotonic() + 10
+    while "ZeroDivisionError" not in caplog.text:  # it is logged after the reply is sent
+        assert time.monotonic() < deadline, caplog.text
+        time.sleep(0.02)
+
+
+def test_no_page_runs_anybody_elses_script(serve: Serve) -> None:
+    running = serve()
+    for path in ("/docs", "/redoc"):
+        assert httpx.get(f"{running.url}{path}").status_code == 404
 
 
 def test_bodies_and_prompts_over_the_limits_are_refused(serve: Serve) -> None:
@@ -240,24 +309,44 @@ def test_health_and_metrics_tell_what_was_done(serve: Serve) -> None:
     assert 'howwhen_now{kind="running"} 0.0' in metrics
 
 
-def test_whoever_leaves_is_written_for_no_longer(serve: Serve) -> None:
-    running = serve()
-    with httpx.stream("POST", f"{running.url}{CHAT}", json=asked(stream=True)) as reply:
-        next(reply.iter_lines())
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_whoever_leaves_is_written_for_no_longer(serve: Serve, path: str, streams: bool) -> None:
+    running = serve(most_batches=1)
+    engine = running.service.engine
+    at_work, may_go_on = threading.Event(), threading.Event()
+
+    def hold(event: object) -> None:
+        at_work.set()
+        assert may_go_on.wait(20)
+
+    engine.submit(Ask(QUESTION, "base", SETTINGS), hold)  # everybody else has to wait
+    assert at_work.wait(20)
+    body = {**asked(stream=streams), "prompt": QUESTION}
+    with httpx.Client(timeout=httpx.Timeout(20, read=0.3)) as leaving:
+        with contextlib.suppress(httpx.ReadTimeout):
+            with leaving.stream("POST", f"{running.url}{path}", json=body) as reply:
+                for _ in reply.iter_lines():
+                    pass
+    deadline = time.monotonic() + 10
+    while engine.stats.cancelled == 0:
+        assert time.monotonic() < deadline, engine.stats
+        time.sleep(0.02)
+    assert engine.stats.waiting == 0
+    may_go_on.set()
     wait_until_idle(running)
-    stats = running.service.engine.stats
-    assert stats.answered + stats.cancelled == 1
-    assert running.service.engine.stats.failed == 0
+    assert (engine.stats.answered, engine.stats.failed) == (1, 0)
+
+
+def break_(*_: Any) -> None:
+    raise ZeroDivisionError("no words")
 
 
 def test_a_stream_that_breaks_says_so_and_leaves_a_log(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(*_: Any) -> None:
-        raise ZeroDivisionError("no words")
-
     running = serve()
-    monkeypatch.setattr(Reply, "explain", fail)
+    monkeypatch.setattr(Reply, "explain", break_)
     with httpx.stream("POST", f"{running.url}{CHAT}", json=asked(stream=True)) as reply:
         lines = [line for line in reply.iter_lines() if line.startswith("data:")]
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["message"] == "no words"

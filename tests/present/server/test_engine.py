@@ -1,10 +1,11 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from howwhen.errors import BusyError, SteeringError
-from howwhen.hybrid.choice import Choice
+from howwhen.hybrid.choice import BaseStepByStep, Choice
 from howwhen.hybrid.decoder import decode
 from howwhen.present.server.engine import Ask, Engine, Event, Ticket
 from howwhen.records import Finish, HybridToken, Problem
@@ -84,6 +85,25 @@ def test_cancelled_requests_leave_nothing_running(make_model: MakeModel) -> None
     assert isinstance(inboxes[0].wait(), Finish)
     wait_until(engine, answered=1, cancelled=4, running=0, waiting=0, batches=0)
     assert not any(inbox.events for inbox in inboxes[1:])
+    engine.close()
+
+
+def test_a_request_cancelled_while_it_waits_makes_room_at_once(make_model: MakeModel) -> None:
+    engine = make_service(make_model, most_waiting=2).engine
+    for _ in range(5):
+        engine.cancel(engine.submit(ask(), Inbox()))
+    assert (engine.stats.waiting, engine.stats.cancelled) == (0, 5)
+    engine.close()
+
+
+def test_a_prompt_is_measured_as_the_rung_asks_it(make_model: MakeModel) -> None:
+    engine = make_service(make_model).engine
+    prompt = "Question: {question} Answer: 1 2 3 4"
+    longer = BaseStepByStep(prompt)
+    plain = engine.check(ask(rung="base"))
+    engine.choose = lambda rung, strength: longer
+    base = replace(engine.models.base, prompt=prompt)
+    assert engine.check(ask(rung="base")) == len(base.prompt_ids(QUESTIONS[0])) > plain
     engine.close()
 
 

@@ -52,11 +52,17 @@ def make_app(service: Service, limits: Limits | None = None, key: str | None = N
         yield
         await asyncio.to_thread(service.engine.close)
 
-    app = FastAPI(title="howwhen", version=version("howwhen"), lifespan=lifespan, docs_url=None)
-    desk, first_token = Desk(service, limits), _metrics(service)
+    app = FastAPI(
+        title="howwhen",
+        version=version("howwhen"),
+        lifespan=lifespan,
+        docs_url=None,  # these two load scripts from elsewhere
+        redoc_url=None,
+    )
+    registry, first_token = _metrics(service)
     _add_errors(app)
-    _add_pages(app, service, first_token[0])
-    _add_answers(app, desk, first_token[1])
+    _add_pages(app, service, registry)
+    _add_answers(app, Desk(service, limits), first_token)
     return Guard(app, limits.body_bytes, key)
 
 
@@ -86,9 +92,7 @@ async def _chunks(
 ) -> AsyncIterator[str]:
     """A streamed answer as the data of server-sent events."""
     async with desk.answer(ask, client) as events:
-        opening = reply.opening()
-        if opening is not None:
-            yield json.dumps(opening)
+        yield json.dumps(reply.opening())
         try:
             async for event in events:
                 if isinstance(event, Finish):
@@ -114,22 +118,29 @@ async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Request) -> JSONResponse:
+    """An answer that is not streamed; it ends when the client leaves."""
+    written = asyncio.create_task(_write(desk, ask, reply, client))
+    leaves = asyncio.create_task(_has_left(request))
+    await asyncio.wait({written, leaves}, return_when=asyncio.FIRST_COMPLETED)
+    leaves.cancel()
+    if not written.done():
+        written.cancel()
+        await asyncio.wait({written})
+        raise RefusedError(499, "the client has left", "client_closed_request")
+    return JSONResponse(written.result())
+
+
+async def _write(desk: Desk, ask: Ask, reply: Reply, client: str) -> dict[str, Any]:
     text, finish = "", Finish.LENGTH
     details: list[dict[str, Any]] = []
     async with desk.answer(ask, client) as events:
-        leaves = asyncio.create_task(_has_left(request))
-        try:
-            async for event in events:
-                if leaves.done():
-                    raise RefusedError(499, "the client has left", "client_closed_request")
-                if isinstance(event, Finish):
-                    finish = event
-                else:
-                    added, told = reply.explain(event)
-                    text, details = text + added, details + told
-        finally:
-            leaves.cancel()
-    return JSONResponse(reply.whole(text, details, finish))
+        async for event in events:
+            if isinstance(event, Finish):
+                finish = event
+            else:
+                added, told = reply.explain(event)
+                text, details = text + added, details + told
+    return reply.whole(text, details, finish)
 
 
 async def _has_left(request: Request) -> None:
@@ -228,6 +239,10 @@ def _add_errors(app: FastAPI) -> None:
         ]
         content = error_body("; ".join(parts), "invalid_request_error", "invalid_value")
         return JSONResponse(content, status_code=400)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # it is logged beside this
+        return JSONResponse(error_body(str(error), "server_error", "internal_error"), 500)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:

@@ -3,11 +3,42 @@
 Fields of OpenAI's API that would change the answer and are not served are refused, others ignored.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from howwhen.errors import InputError
+
+_UNSERVED: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0, 0.0),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "n": (1,),
+    "presence_penalty": (0, 0.0),
+    "response_format": ({"type": "text"},),
+    "stop": ([],),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (),
+}
+"""What is not served, and the values, beside null, by which nothing is asked for."""
+
+
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{error.reason}; expected text that UTF-8 can hold") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+"""JSON can hold half a character (a lone surrogate), a tokenizer cannot."""
 
 
 class Extension(BaseModel):
@@ -32,30 +63,41 @@ class _Common(BaseModel):
     model_config = ConfigDict(extra="ignore")
     model: str
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=-(2**63), lt=2**63)
-    stream: bool = False
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Greedy where absent."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    """Sampled answers of one seed and question are the same; without one each is drawn anew."""
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    stop: None = None
-    tools: None = None
-    logprobs: Literal[False] | None = None
     howwhen: Extension = Extension()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_served(cls, told: Any) -> Any:
+        """Refuse what would change the answer."""
+        for name, values in _UNSERVED.items() if isinstance(told, dict) else ():
+            found = told.get(name)
+            if found is not None and not any(
+                type(found) is type(value) and found == value for value in values
+            ):
+                expected = " or ".join(["null", *map(repr, values)])
+                raise ValueError(f"{name} is not served; expected {expected}")
+        return told
 
 
 class TextPart(BaseModel):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
 
 class ChatRequest(_Common):
@@ -84,7 +126,7 @@ class ChatRequest(_Common):
 class TextRequest(_Common):
     """Body of `/v1/completions`: `prompt` is the question, asked in the pair's own prompts."""
 
-    prompt: str
+    prompt: Text
 
     def question(self) -> str:
         """The prompt."""
@@ -109,4 +151,5 @@ class RefusedError(Exception):
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
     """An error in OpenAI's form."""
+    message = message.encode(errors="backslashreplace").decode()  # may repeat half a character
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

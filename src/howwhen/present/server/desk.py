@@ -1,13 +1,14 @@
 """Takes requests in, within limits, and hands the engine's events out."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.errors import BusyError, InputError
+from howwhen.errors import BusyError, InputError, LengthError
 from howwhen.present.server.bodies import Body, RefusedError
 from howwhen.present.server.engine import Ask, Engine, Event, Told
 from howwhen.records import Finish
@@ -23,7 +24,6 @@ class Limits:
 
     body_bytes: int = 256_000
     prompt_tokens: int = 4096
-    new_tokens: int = 2048
     running_per_client: int = 64
     """Requests of one address under way at once."""
 
@@ -40,6 +40,7 @@ class Service:
     titles: tuple[str, ...]
     """Of the categories."""
     settings: HybridSettings
+    """Of the rungs; `max_new_tokens` is the longest answer that may be asked for."""
     example: str = ""
     """A question that the playground starts with."""
 
@@ -61,18 +62,19 @@ class Desk:
         """
         rung = self._rung(body)
         chosen = body.most_tokens
-        most = min(self.limits.new_tokens, self.service.settings.max_new_tokens)
+        most = self.service.settings.max_new_tokens
         if chosen is not None and chosen > most:
             raise RefusedError(413, f"{chosen} new tokens; expected at most {most}", "max_tokens")
         settings = self.service.settings.model_copy(
             update={
                 "max_new_tokens": chosen or min(USUAL_TOKENS, most),
-                "temperature": body.temperature,
-                "top_p": body.top_p,
-                "seed": body.seed,
+                "temperature": body.temperature or 0.0,
+                "top_p": 1.0 if body.top_p is None else body.top_p,
+                "seed": body.seed or 0,
             }
         )
-        return Ask(body.question(), rung, settings, body.howwhen.strength)
+        draw = "0" if body.seed is not None or not body.temperature else uuid.uuid4().hex
+        return Ask(body.question(), rung, settings, body.howwhen.strength, draw)
 
     def _rung(self, body: Body) -> str:
         name, _, rung = body.model.partition("/")
@@ -93,13 +95,10 @@ class Desk:
         """
         try:
             tokens = await asyncio.to_thread(self.service.engine.check, ask)
+        except LengthError as error:
+            raise RefusedError(413, str(error), "context_length_exceeded") from error
         except InputError as error:
-            is_long = "exceed the" in str(error)
-            raise RefusedError(
-                413 if is_long else 400,
-                str(error),
-                "context_length_exceeded" if is_long else "invalid_value",
-            ) from error
+            raise RefusedError(400, str(error), "invalid_value") from error
         if tokens > self.limits.prompt_tokens:
             raise RefusedError(
                 413,

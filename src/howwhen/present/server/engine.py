@@ -1,8 +1,8 @@
 """Answers many requests at once: one thread writes, requests join batches as they come and go.
 
 Requests for the same rung with the same settings are written side by side. A request that comes
-while others are being written starts in a batch of its own at the next round, so that nobody waits
-for a long answer of somebody else; batches take turns, a block of tokens each.
+while others are being written starts in a batch of its own at the next round, as long as there are
+fewer than `most_batches`; batches take turns, a block of tokens each.
 """
 
 import logging
@@ -16,7 +16,7 @@ from howwhen.alignment import ModelPair
 from howwhen.collect.rollouts import check_lengths
 from howwhen.errors import BusyError, HowwhenError
 from howwhen.hybrid.choice import Choice
-from howwhen.hybrid.decoder import LiveBatch
+from howwhen.hybrid.decoder import LiveBatch, asked_models
 from howwhen.records import Finish, HybridToken, Problem
 from howwhen.settings import HybridSettings
 
@@ -32,6 +32,8 @@ class Ask(NamedTuple):
     rung: str
     settings: HybridSettings
     strength: float | None = None
+    draw: str = "0"
+    """Names, beside the seed, the random numbers of a sampled answer."""
 
 
 Told = Sequence[HybridToken] | Finish
@@ -119,13 +121,11 @@ class Engine:
             SettingsError: no such rung, or one that has no strength.
             InputError: an empty prompt, or one too long for a model's context.
         """
-        choice = self.choose(ask.rung, ask.strength)
         longest = 0
-        for model in (self.models.base, self.models.thinking):
-            if model is self.models.base or choice.needs_thinking:
-                prompt = model.prompt_ids(ask.question)
-                check_lengths(model, [prompt], ask.settings.max_new_tokens)
-                longest = max(longest, len(prompt))
+        for model in asked_models(self.models, self.choose(ask.rung, ask.strength)):
+            prompt = model.prompt_ids(ask.question)
+            check_lengths(model, [prompt], ask.settings.max_new_tokens)
+            longest = max(longest, len(prompt))
         return longest
 
     def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
@@ -148,6 +148,10 @@ class Engine:
         """Write no more of a request; nothing is delivered afterwards."""
         with self._changed:
             ticket.is_cancelled = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                self.stats.cancelled += 1
+                self._count()
 
     def _work(self) -> None:
         while True:
@@ -168,10 +172,7 @@ class Engine:
 
     def _next_group(self) -> list[Ticket]:
         """Take the request that has waited longest, and those that can be written beside it."""
-        if len(self._groups) >= self.most_batches:
-            return []
-        self._waiting = deque(one for one in self._waiting if not self._is_gone(one))
-        if not self._waiting:
+        if len(self._groups) >= self.most_batches or not self._waiting:
             return []
         group = self._waiting[0].group
         taken = [one for one in self._waiting if one.group == group][: self.batch_size]
@@ -180,7 +181,7 @@ class Engine:
 
     def _open(self, tickets: list[Ticket]) -> None:
         first = tickets[0].ask
-        problems = [Problem("0", ticket.ask.question, "unknown") for ticket in tickets]
+        problems = [Problem(ticket.ask.draw, ticket.ask.question, "unknown") for ticket in tickets]
         try:
             choice = self.choose(first.rung, first.strength)
             batch = LiveBatch(self.models, problems, choice, first.settings)
@@ -191,8 +192,10 @@ class Engine:
 
     def _advance(self, group: _Group) -> None:
         for row, ticket in enumerate(group.tickets):
-            if ticket is not None and self._is_gone(ticket):
+            if ticket is not None and ticket.is_cancelled:
                 self._leave(group, row)
+                with self._changed:
+                    self.stats.cancelled += 1
         if group.batch.is_done:
             return
         try:
@@ -221,11 +224,6 @@ class Engine:
     def _leave(self, group: _Group, row: int) -> None:
         group.tickets[row] = None
         group.batch.cancel(row)
-
-    def _is_gone(self, ticket: Ticket) -> bool:
-        if ticket.is_cancelled:
-            self.stats.cancelled += 1
-        return ticket.is_cancelled
 
     def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
         if not isinstance(error, HowwhenError):

@@ -36,8 +36,8 @@ class Reply:
         """The text that tokens add, and who wanted what."""
         self.tokens += len(tokens)
         texts = [self._text.add(token.id) for token in tokens]
-        told = [self._details(token, text) for token, text in zip(tokens, texts, strict=True)]
-        return "".join(texts), told if self.body.howwhen.details else []
+        told = zip(tokens, texts, strict=True) if self.body.howwhen.details else ()
+        return "".join(texts), [self._details(token, text) for token, text in told]
 
     def _details(self, token: HybridToken, text: str) -> dict[str, Any]:
         titles = titles_of(self.rung, self.service.titles)
@@ -72,12 +72,11 @@ class Reply:
         told = {"howwhen": {"tokens": details}} if details else {}
         return {**self._head(kind), "choices": [choice], **told}
 
-    def opening(self) -> dict[str, Any] | None:
-        """The first chunk of a chat."""
-        if not self.is_chat:
-            return None
+    def opening(self) -> dict[str, Any]:
+        """The first chunk: the request is taken."""
         chunk = self.chunk("", [])
-        chunk["choices"][0]["delta"]["role"] = "assistant"
+        if self.is_chat:
+            chunk["choices"][0]["delta"]["role"] = "assistant"
         return chunk
 
     def whole(
