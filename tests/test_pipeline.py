@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.answering import open_rungs
 from howwhen.cli import app
 from howwhen.errors import SettingsError, SteeringError, StoreError
+from howwhen.hybrid.choice import Guardrail
+from howwhen.hybrid.strength import fixed
 from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.saelens import read_saelens
 from howwhen.serving import make_service
@@ -379,3 +382,17 @@ def test_a_run_is_served_with_its_rungs_and_titles(finished: Path) -> None:
     assert service.engine.choose("hybrid", 2.0).name == "hybrid"
     with pytest.raises(SettingsError, match="has no rung 'best'"):
         service.engine.choose("best", None)
+
+
+def test_what_is_served_steers_as_the_run_did(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    told = run / "4-hybrid" / "settings.json"
+    chosen = {"strength": "fixed", "strengths": [0.3], "guardrail_top_k": 2, "rungs": ["takeover"]}
+    told.write_text(json.dumps({**json.loads(told.read_text()), **chosen}))
+    ready = open_rungs("tally-rl", run)
+    assert set(ready.choices) == set(open_rungs("tally-rl", finished).choices)
+    hybrid, guardrail = ready.choices["hybrid"], ready.choices["guardrail-only"]
+    assert hybrid.strength == fixed(0.3)
+    assert isinstance(guardrail, Guardrail)
+    assert guardrail.top_k == 2

@@ -304,8 +304,8 @@ def chat(
 def _questions(console: Console, pair: Pair) -> Iterator[str]:
     """Lines of standard input, with an example where the pair has problems of its own."""
     if sys.stdin.isatty():
-        example = pair.draw_problems(1, 1)[0].question if pair.draw_problems else "What is 2 + 2?"
-        console.print(f"A question per line; end with Ctrl-D. For example: {example}", style="dim")
+        hint = f"A question per line; end with Ctrl-D. For example: {pair.example}"
+        console.print(hint, style="dim")
     for line in sys.stdin:
         if line.strip():
             yield line.strip()
@@ -343,7 +343,8 @@ def serve(
     check_packages()
     check_address(host, key, key_variable)
     ready = open_rungs(pair, out, preset)
-    print(f"{pair}: rungs {', '.join(ready.choices)} at http://{host}:{port}", file=sys.stderr)
+    place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"{pair}: rungs {', '.join(ready.choices)} at {place}", file=sys.stderr)
     run_server(ready, host, port, key)
 
 

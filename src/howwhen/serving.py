@@ -54,7 +54,7 @@ def make_service(ready: ReadyRungs) -> "Service":
         rungs=tuple(ready.choices),
         titles=ready.gate.titles,
         settings=ready.settings,
-        example=pair.draw_problems(1, 1)[0].question if pair.draw_problems else "What is 2 + 2?",
+        example=pair.example,
     )
 
 

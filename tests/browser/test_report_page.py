@@ -1,13 +1,17 @@
 """The report in a real browser: every view clicked through, rules of accessibility, no network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from howwhen.measure.grade import Mode
 from howwhen.present.html import make_html
+from howwhen.present.viewer import Answer, Viewer, pack_viewer
+from howwhen.records import Grade, Rung
 from tests.browser.conftest import Open, Tab
 from tests.present.test_html import given
-from tests.present.test_viewer import IDS, TOKENIZER
+from tests.present.test_viewer import IDS, PROBLEMS, TOKENIZER, graded, trace
 
 
 @pytest.fixture
@@ -60,8 +64,68 @@ def test_a_decision_tells_who_wanted_what(open_tab: Open, report: Path) -> None:
     assert "-0.12 base, -0.50 thinking model" in page.inner_text("#why")
 
 
+def test_every_token_is_reached_by_keys(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    page.focus("#pane-third .tokens")
+    page.keyboard.press("Shift+ArrowRight")
+    assert "hybrid, token 1\n" in page.inner_text("#why")
+    page.keyboard.press("Shift+ArrowRight")
+    assert "hybrid, token 2\n" in page.inner_text("#why")
+    page.keyboard.press("ArrowRight")
+    assert "hybrid, token 4: a decision" in page.inner_text("#why")
+    page.keyboard.press("ArrowRight")  # there is no other
+    assert "hybrid, token 4: a decision" in page.inner_text("#why")
+    page.keyboard.press("Shift+ArrowLeft")
+    assert "hybrid, token 3\n" in page.inner_text("#why")
+
+
+def test_any_rung_takes_the_third_place(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    page.select_option("#rung", "shared-vector")
+    assert page.inner_text("#pane-third .who") == "shared-vector"
+    assert page.get_attribute("#pane-third", "aria-label") == "shared-vector"
+    page.focus("#pane-third button.token")
+    assert "shared-vector, token 4: a decision" in page.inner_text("#why")
+
+
+def test_the_page_prints_without_its_controls(open_tab: Open, report: Path) -> None:
+    page = opened(open_tab, report).page
+    assert page.is_visible("#problems")
+    page.emulate_media(media="print")
+    assert not page.is_visible("#problems")
+    assert not page.is_visible("nav")
+    assert page.is_visible("#pane-third .tokens")
+
+
+def test_marks_and_filters_go_by_the_runs_own_mode(open_tab: Open, tmp_path: Path) -> None:
+    changes: dict[Rung, dict[str, Grade]] = {
+        "base": {"strict": Grade.NO_ANSWER},
+        "hybrid": {"flexible": Grade.WRONG},
+    }
+    shown: dict[Mode, tuple[str, int, int]] = {"flexible": ("✓✗", 0, 30), "strict": ("?✓", 30, 0)}
+    for mode, (marks, gained, lost) in shown.items():
+        answers = {
+            rung: {one.id: Answer(trace(one), graded(one, **how)) for one in PROBLEMS}
+            for rung, how in changes.items()
+        }
+        viewer = Viewer(PROBLEMS, answers, ("recall", "check"), mode)
+        file = tmp_path / f"{mode}.html"
+        file.write_text(make_html(replace(given(), viewer=pack_viewer(viewer, TOKENIZER))))
+        page = opened(open_tab, file, "#problem=%").page
+        assert page.locator("#problems option").first.inner_text().startswith(f"{marks} ")
+        for name, count in {"gained": gained, "lost": lost, "missed": 0, "none": 0}.items():
+            page.select_option("#filter", name)
+            assert page.locator("#problems option").count() == count, (mode, name)
+        page.select_option("#filter", "all")
+        other = "strict grade: no answer" if mode == "flexible" else "flexible grade: correct"
+        assert other in page.inner_text("#pane-base .why-grade")
+
+
 def test_keys_go_from_problem_to_problem(open_tab: Open, report: Path) -> None:
     page = opened(open_tab, report).page
+    page.focus("#filter")
+    page.keyboard.press("j")
+    assert page.input_value("#problems") == "p0"
     page.focus("#pane-third .tokens")
     page.keyboard.press("j")
     page.keyboard.press("j")

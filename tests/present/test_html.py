@@ -70,6 +70,8 @@ def test_the_page_is_whole_and_asks_nothing_of_any_network() -> None:
     targets = re.findall(r'<a[^>]* href="#([^"]+)"', page)
     assert targets
     assert set(targets) <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
 def test_the_answer_comes_first_with_its_interval_and_controls() -> None:
@@ -98,7 +100,9 @@ def test_norms_and_cosines_of_the_vectors_are_shown() -> None:
 def test_without_a_gap_the_page_says_so() -> None:
     found = given(thinking=10)
     assert headline(found.report.measurement) == "no gap"
-    assert "No gap to recover" in make_html(found)
+    page = make_html(found)
+    assert "No gap to recover" in page
+    assert 'aria-label="Accuracy of each rung, with' in page
     assert "accuracy" in found.charts.ladder
 
 

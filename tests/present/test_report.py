@@ -129,6 +129,8 @@ def test_knock_outs_become_a_table_and_a_chart() -> None:
     chart = draw_knock_outs(found.knock_outs)
     assert chart == draw_knock_outs(found.knock_outs)
     assert "1: check | it" in chart
+    price = replace(found.knock_outs[0], title=r"costs $5, $10 or $\begin{cases}$")
+    assert r"costs $5, $10 or $\begin{cases}$" in draw_knock_outs([price])
     with pytest.raises(ValueError, match="cannot be drawn"):
         draw_knock_outs(measurement(thinking=10, has_knock_outs=True).knock_outs)
 

@@ -105,7 +105,7 @@ def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
             _bar(axes, row + 0.2, one.drop, one.drop_ci, DROP)
             _bar(axes, row - 0.2, one.alone, one.alone_ci, ALONE)
         titles = [f"{one.category}: {one.title}" for one in reversed(knock_outs)]
-        axes.set_yticks(range(len(knock_outs)), titles, fontsize=8)
+        axes.set_yticks(range(len(knock_outs)), titles, fontsize=8, parse_math=False)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.set_xlabel("share of the gap", fontsize=8)

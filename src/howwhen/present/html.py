@@ -5,6 +5,7 @@ load nothing (its content security policy says so), works from disk, and hides n
 JavaScript but the viewer of answers.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,8 @@ def make_html(given: HtmlInput) -> str:
             report=report,
             headline=headline(measurement),
             verdict=verdict(measurement),
-            charts={name: _for_page(svg) for name, svg in vars(given.charts).items()},
+            charts={name: _for_page(name, svg) for name, svg in vars(given.charts).items()},
+            has_gap=measurement.rungs["hybrid"].gap_recovered is not None,
             viewer=given.viewer,
             ladder=ladder_table(measurement, report.confidence),
             ladder_text=LADDER_TEXT,
@@ -147,6 +149,9 @@ def _cosine(value: float) -> Shaded:
     return Shaded(f"{100 * value:.0f}", round(STRONGEST_SHADE * max(0.0, min(1.0, value))))
 
 
-def _for_page(svg: str) -> str:
-    """A chart in the page's own colours, without what only a file of its own needs."""
-    return svg[svg.find("<svg") :].replace("#000000", "currentColor") if svg else ""
+def _for_page(name: str, svg: str) -> str:
+    """A chart in the page's own colours, with ids of its own, as an element of the page."""
+    if not svg:
+        return ""
+    own = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.find("<svg") :])
+    return own.replace("#000000", "currentColor")

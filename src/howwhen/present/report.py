@@ -73,10 +73,11 @@ def verdict(measurement: Measurement) -> str:
         for name, rung in measurement.rungs.items()
         if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
     ]
+    told = f" Controls: {', '.join(controls)}." if controls else ""
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
-        f"of tokens steered (n = {measurement.n}). Controls: {', '.join(controls)}."
+        f"of tokens steered (n = {measurement.n}).{told}"
     )
 
 

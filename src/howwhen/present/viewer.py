@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from howwhen.measure.grade import Mode
 from howwhen.measure.ladder import GradedTrace
 from howwhen.present.pieces import TextStream
 from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung, titles_of
@@ -40,6 +41,8 @@ class Viewer:
     """By rung and problem id."""
     titles: tuple[str, ...]
     """Of the categories."""
+    mode: Mode = "flexible"
+    """By which answers are right or not."""
 
 
 class PackedViewer(NamedTuple):
@@ -80,6 +83,7 @@ def _pack(
     packed = {
         "titles": {rung: titles_of(rung, viewer.titles) for rung in viewer.answers},
         "rungs": list(viewer.answers),
+        "modes": ["flexible", "strict"] if viewer.mode == "flexible" else ["strict", "flexible"],
         "problems": [
             {
                 "id": problem.id,

@@ -65,7 +65,7 @@ def _report(run: "Pipeline", chart: str | None) -> ReportInput:
     traces = run.folder.step("hybrid").read_records("traces/hybrid-0.jsonl", HybridTrace)
     shown = traces[: run.settings.present.examples]
     return ReportInput(
-        title=f"How much of {run.pair.name} is in its base, waiting for the moment?",
+        title=f"How much of {run.pair.title} is in its base, waiting for the moment?",
         base=run.pair.base_source,
         thinking=run.pair.thinking_source,
         measurement=run.measurement(),
@@ -112,7 +112,8 @@ def _viewer(run: "Pipeline", titles: tuple[str, ...]) -> PackedViewer:
                     found = graded[trace.problem_id, trace.seed, trace.sample]
                     answers.setdefault(rung, {})[trace.problem_id] = Answer(trace, found)
     problems = [one for one in run.problems(Split.TEST) if one.id in answers["hybrid"]]
-    return pack_viewer(Viewer(problems, answers, titles), run.pair.tokenizer)
+    viewer = Viewer(problems, answers, titles, run.measurement().mode)
+    return pack_viewer(viewer, run.pair.tokenizer)
 
 
 def _draw(run: "Pipeline") -> Charts:

@@ -19,6 +19,9 @@ from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
 from howwhen.zoo.smol.weights import SMOLLM2, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
 
+_OWN = "own"
+"""Name of every pair that has none."""
+
 DrawProblems = Callable[[int, int], list[Problem]]
 Truth = Callable[[Sequence[str]], Mapping[str, list[str | None]]]
 """Labels, on every level of the truth, for the sentences of one answer in order."""
@@ -110,6 +113,16 @@ class Pair:
             own["collect"] = own["hybrid"] = {"max_new_tokens": self.longest_answer}
         return own
 
+    @property
+    def title(self) -> str:
+        """What it is called: by its name, or by that of a thinking model of one's own."""
+        return Path(self.thinking_source).name if self.name == _OWN else self.name
+
+    @property
+    def example(self) -> str:
+        """A question that both models may be asked."""
+        return self.draw_problems(1, 1)[0].question if self.draw_problems else "What is 2 + 2?"
+
     def models(self, one_sided: OneSided = "ban") -> ModelPair:
         """Both models, loaded."""
         return ModelPair(self.base, self.thinking, one_sided)
@@ -152,7 +165,7 @@ def own_pair(
 ) -> Pair:
     """Any two causal language models, by hub id or folder."""
     return Pair(
-        name="own",
+        name=_OWN,
         summary="two models of your own",
         base_source=base,
         thinking_source=thinking,

@@ -28,6 +28,13 @@ function decisionButton(text, { category, name, isKept, isFirst = false, classNa
   return button;
 }
 
+// A token that is no decision explains itself in the same ways.
+function plainToken(text, className, explain) {
+  const plain = make("span", { textContent: text, className });
+  for (const event of ["focus", "click", "mouseenter"]) plain.addEventListener(event, explain);
+  return plain;
+}
+
 // What is known of one token, under the answers.
 function tellWhy(rung, place, isDecision, rows) {
   const details = make("dl");
@@ -42,14 +49,16 @@ function showLegend(titles) {
   find("legend").replaceChildren(...sorted.map(([category, name]) => make("li", { data: { style: colour(category) } }, make("i"), `${category} ${name}`)));
 }
 
-// Left and right go from decision to decision within an answer.
+// Left and right go from decision to decision within an answer, with shift from token to token.
 document.addEventListener("keydown", (event) => {
-  if (!event.target.matches("button.token") || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
-  const all = [...event.target.closest(".tokens").querySelectorAll("button.token")];
-  const next = all[all.indexOf(event.target) + (event.key === "ArrowRight" ? 1 : -1)];
+  const [group, isForward] = [event.target.closest(".tokens"), event.key === "ArrowRight"];
+  if (!group || !["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+  const sibling = isForward ? "nextElementSibling" : "previousElementSibling";
+  let next = event.target === group ? group[isForward ? "firstElementChild" : "lastElementChild"] : event.target[sibling];
+  while (next && !event.shiftKey && !next.matches("button.token")) next = next[sibling];
   if (!next) return;
   event.preventDefault();
-  event.target.tabIndex = -1;
+  if (event.target !== group) event.target.tabIndex = -1;
   next.tabIndex = 0;
   next.focus();
 });

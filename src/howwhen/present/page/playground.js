@@ -22,7 +22,7 @@
   }
 
   async function answer(pane, rung, question, signal) {
-    const state = { pane, rung, count: 0, decisions: 0, used: new Map() };
+    const state = { pane, rung, count: 0, decisions: 0, used: new Map(), outcome: "" };
     const note = pane.querySelector(".why-grade");
     pane.querySelector(".who").textContent = rung;
     pane.setAttribute("aria-label", rung);
@@ -41,12 +41,16 @@
       for await (const chunk of events(response)) {
         if (chunk.error) throw new Error(chunk.error.message);
         for (const token of chunk.howwhen?.tokens ?? []) show(state, token);
+        const isCut = chunk.choices[0]?.finish_reason === "length";
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
         const decisions = state.decisions ? `, ${several(state.decisions, "decision")}` : "";
-        note.textContent = `${several(state.count, "token")}${decisions}, ${seconds} s`;
+        state.outcome = `${several(state.count, "token")}${decisions}, ${seconds} s${isCut ? ", cut off there" : ""}`;
+        note.textContent = state.outcome;
       }
     } catch (error) {
-      note.replaceChildren(error.name === "AbortError" ? `stopped after ${several(state.count, "token")}` : make("span", { className: "error", textContent: error.message }));
+      const isStopped = error.name === "AbortError";
+      state.outcome = isStopped ? `stopped after ${several(state.count, "token")}` : error.message;
+      note.replaceChildren(make("span", { className: isStopped ? "" : "error", textContent: state.outcome }));
     }
     return state;
   }
@@ -56,9 +60,7 @@
     state.count += 1;
     const tokens = state.pane.querySelector(".tokens");
     if (!token.is_decision) {
-      const plain = make("span", { textContent: token.text });
-      plain.addEventListener("mouseenter", () => explain(state.rung, place, token));
-      tokens.append(plain);
+      tokens.append(plainToken(token.text, "", () => explain(state.rung, place, token)));
       return;
     }
     state.decisions += 1;
@@ -79,16 +81,16 @@
 
   async function ask(event) {
     event.preventDefault();
-    running?.abort();
-    const mine = (running = new AbortController());
+    running = new AbortController();
+    find("status").textContent = "Three answers are being written.";
     find("ask").disabled = true;
     find("stop").disabled = false;
     find("legend").replaceChildren();
     find("why").replaceChildren("Choose a decision to see who wanted what.");
     const question = find("question").value.trim();
     const rungs = { base: "base", thinking: "thinking", third: find("rung").value };
-    const answers = await Promise.all(Object.entries(rungs).map(([pane, rung]) => answer(find(`pane-${pane}`), rung, question, mine.signal)));
-    if (running !== mine) return;
+    const answers = await Promise.all(Object.entries(rungs).map(([pane, rung]) => answer(find(`pane-${pane}`), rung, question, running.signal)));
+    find("status").textContent = answers.map(({ rung, outcome }) => `${rung}: ${outcome}`).join("; ");
     showLegend(answers.at(-1).used);
     find("ask").disabled = false;
     find("stop").disabled = true;

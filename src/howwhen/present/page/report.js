@@ -1,7 +1,7 @@
 (async () => {
   const PLACE = 0, ID = 1, BASE = 2, THINKING = 3, CATEGORY = 4, STRENGTH = 5, WINDOW = 6, BASE_LOG = 7, THINKING_LOG = 8, TRIED = 9;
   const data = await unpack(find("packed").textContent.trim());
-  const state = { shown: [], problem: null, rung: data.rungs.includes("hybrid") ? "hybrid" : data.rungs[0] };
+  const state = { shown: [], problem: null, isReady: false, rung: data.rungs.includes("hybrid") ? "hybrid" : data.rungs[0] };
   const PANES = { base: () => "base", thinking: () => "thinking", third: () => state.rung };
 
   async function unpack(text) {
@@ -10,7 +10,10 @@
     return new Response(stream).json();
   }
 
-  const isRight = (problem, rung) => problem.answers[rung]?.flexible === "correct";
+  const [MODE, OTHER_MODE] = data.modes;
+  const isRight = (problem, rung) => problem.answers[rung]?.[MODE] === "correct";
+  const MARKS = { correct: "✓", wrong: "✗" };
+  const mark = (grade) => MARKS[grade] ?? "?";
   const FILTERS = {
     all: () => true,
     gained: (one) => isRight(one, "hybrid") && !isRight(one, "base"),
@@ -28,10 +31,9 @@
     const wanted = find("search").value.trim().toLowerCase();
     const chosen = FILTERS[find("filter").value];
     state.shown = data.problems.filter((one) => chosen(one) && one.question.toLowerCase().includes(wanted));
-    const mark = (one, rung) => (isRight(one, rung) ? "✓" : "✗");
     find("problems").replaceChildren(
       ...state.shown.map((one) => {
-        const marks = ["base", "hybrid", "thinking"].filter((rung) => data.rungs.includes(rung)).map((rung) => mark(one, rung)).join("");
+        const marks = ["base", "hybrid", "thinking"].filter((rung) => data.rungs.includes(rung)).map((rung) => mark(one.answers[rung][MODE])).join("");
         return make("option", { value: one.id, textContent: `${marks} ${one.question}`, title: one.question });
       }),
     );
@@ -51,19 +53,19 @@
     find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
     const used = problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0);
     showLegend(new Map(used.map((category) => [category, title(state.rung, category)])));
-    history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
+    if (state.isReady) history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
   }
 
   function fill(pane, rung, problem) {
     const answer = problem?.answers[rung];
-    const grade = answer ? answer.flexible.replace("_", " ") : "";
+    const grade = answer ? answer[MODE].replace("_", " ") : "";
     pane.querySelector(".who").textContent = rung;
     pane.setAttribute("aria-label", rung);
     const told = pane.querySelector(".grade");
-    told.textContent = grade && `${grade === "correct" ? "✓" : "✗"} ${grade}`;
+    told.textContent = grade && `${mark(grade)} ${grade}`;
     told.className = `grade ${grade === "correct" ? "correct" : "other"}`;
-    const strict = answer && answer.strict !== answer.flexible ? `; strict grade: ${answer.strict.replace("_", " ")}` : "";
-    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${strict}. ${several(answer.tokens.length, "token")}, ${several(answer.decisions.length, "decision")}` : "no such answer";
+    const other = answer && answer[OTHER_MODE] !== answer[MODE] ? `; ${OTHER_MODE} grade: ${answer[OTHER_MODE].replace("_", " ")}` : "";
+    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${other}. ${several(answer.tokens.length, "token")}, ${several(answer.decisions.length, "decision")}` : "no such answer";
     const decisions = new Map((answer?.decisions ?? []).map((one) => [one[PLACE], one]));
     const own = problem?.answers.base?.tokens ?? [];
     const fork = rung === "base" ? -1 : (answer?.tokens ?? []).findIndex((piece, place) => piece !== own[place]);
@@ -76,11 +78,7 @@
   function token(rung, answer, place, piece, decision, isFork) {
     const text = data.pieces[piece];
     const fork = isFork ? " fork" : "";
-    if (!decision) {
-      const plain = make("span", { textContent: text, className: fork.trim() });
-      plain.addEventListener("mouseenter", () => explain(rung, answer, place, null));
-      return plain;
-    }
+    if (!decision) return plainToken(text, fork.trim(), () => explain(rung, answer, place, null));
     const category = decision[CATEGORY];
     const how = { category, name: title(rung, category), isKept: decision[ID] === decision[BASE], className: fork };
     return decisionButton(text, how, () => explain(rung, answer, place, decision));
@@ -109,7 +107,7 @@
   }
 
   document.addEventListener("keydown", (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
+    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select") || !event.target.closest(".viewer")) return;
     if (event.key === "j") step(1);
     else if (event.key === "k") step(-1);
   });
@@ -118,7 +116,8 @@
   find("filter").addEventListener("change", list);
   find("search").addEventListener("input", list);
   find("problems").addEventListener("change", () => show(data.problems.find((one) => one.id === find("problems").value)));
-  const asked = decodeURIComponent(location.hash.replace(/^#problem=/, ""));
+  const asked = new URLSearchParams(location.hash.slice(1)).get("problem");
   state.problem = data.problems.find((one) => one.id === asked) ?? null;
   list();
+  state.isReady = true;
 })();
