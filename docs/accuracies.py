@@ -1,9 +1,9 @@
-"""Greedy accuracies of smol's four models: `python docs/accuracies.py [--begin TEXT] [FILE ...]`.
+"""Greedy accuracies of smol's four models: `python docs/accuracies.py [FILE ...]`.
 
-Prints a table in Markdown: SVAMP's test problems, then those of each file (JSONL) whose answer is a
-whole number; right answers by the strict and the flexible reading, with Wilson's 95 % interval of
-the latter, tokens per answer, and wrong equations among those written. With `--begin`, every
-answer is made to begin with that text.
+Prints a table in Markdown: SVAMP's test problems, then those of each file (JSONL; with `--limit`
+the first so many) whose answer is a whole number. Right answers by the strict and the flexible
+reading, with Wilson's 95 % interval of the latter, tokens per answer, and wrong equations among
+those written. With `--begin TEXT`, every answer is made to begin with that text.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str
     )
 
 
-def main(files: Sequence[Path], begin: str) -> None:
+def main(files: Sequence[Path], begin: str, limit: int | None) -> None:
     """Print the table."""
     sets = {"SVAMP, test": smol_test_problems(1000, 0)}
-    sets |= {file.name.split(".")[0]: whole(read_problems(file)) for file in files}
+    sets |= {file.name.split(".")[0]: whole(read_problems(file))[:limit] for file in files}
     models = [load_model(smol_folder(name), prompt=PLAIN, name=f"smol/{name}") for name in LAYERS]
     print("| set | problems | model | strict | flexible (95 %) | tokens | wrong equations |")
     print("|---|---|---|---|---|---|---|")
@@ -85,6 +85,7 @@ def main(files: Sequence[Path], begin: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--begin", default="", help="what every answer begins with")
+    parser.add_argument("--limit", type=int, help="problems of each file, at most")
     parser.add_argument("files", nargs="*", type=Path)
     arguments = parser.parse_args()
-    main(arguments.files, arguments.begin)
+    main(arguments.files, arguments.begin, arguments.limit)

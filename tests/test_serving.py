@@ -3,10 +3,13 @@
 import sys
 
 import pytest
+import uvicorn
 
 from howwhen.cli import app
 from howwhen.errors import MissingExtraError, SettingsError
-from howwhen.serving import check_address, check_packages
+from howwhen.serving import check_address, check_packages, run_server
+from tests.conftest import MakeModel
+from tests.present.server.conftest import make_service
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])
@@ -31,3 +34,13 @@ def test_without_its_packages_the_server_says_what_to_type(
     with pytest.raises(MissingExtraError, match=r"pip install 'howwhen\[serve\]'"):
         app(["serve", "--out", "nowhere"],
             result_action="return_value", exit_on_error=False, print_error=False)  # fmt: skip
+
+
+def test_a_header_does_not_make_another_client_of_one(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`X-Forwarded-For` would get round the limit of each client."""
+    configs: list[uvicorn.Config] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *a, **how: configs.append(uvicorn.Config(*a, **how)))
+    run_server(make_service(make_model), "127.0.0.1", 8000, None)
+    assert not configs[0].proxy_headers

@@ -30,7 +30,7 @@ from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
 from howwhen.prompts import CHAT, PLAIN, THINK, Markers
 from howwhen.records import LadderRung, Measurement
-from howwhen.serving import check_address, check_packages, run_server
+from howwhen.serving import check_address, check_packages, make_service, run_server
 from howwhen.settings import (
     PRESETS,
     Overrides,
@@ -345,7 +345,7 @@ def serve(
     ready = open_rungs(pair, out, preset)
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"{pair}: rungs {', '.join(ready.choices)} at {place}", file=sys.stderr)
-    run_server(ready, host, port, key)
+    run_server(make_service(ready), host, port, key)
 
 
 @app.command

@@ -58,12 +58,12 @@ def make_service(ready: ReadyRungs) -> "Service":
     )
 
 
-def run_server(ready: ReadyRungs, host: str, port: int, key: str | None) -> None:
+def run_server(service: "Service", host: str, port: int, key: str | None) -> None:
     """Serve until interrupted."""
     import uvicorn
 
     from howwhen.present.server.app import make_app
 
-    app = make_app(make_service(ready), key=key)
+    app = make_app(service, key=key)
     # A header that names another client would get round the limit of each.
     uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)
