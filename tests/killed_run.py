@@ -1,6 +1,8 @@
-"""Run a small pipeline and kill this process, as `kill -9` does, at a chosen moment.
+"""Run a small pipeline again and again, each time killed, as `kill -9` does, at another moment.
 
-Usage: python -m tests.killed_run FOLDER MOMENT, where MOMENT is a key of `MOMENTS` or `never`.
+Usage: python -m tests.killed_run FOLDER MOMENT..., where a MOMENT is a key of `MOMENTS` or `never`.
+Every run is a process of its own, forked from this one, which has only imported what they need.
+Prints how each of them ended, as `os.waitstatus_to_exitcode` tells it.
 """
 
 import os
@@ -41,12 +43,21 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 }
 
 
-def main(folder: Path, moment: str) -> None:
+def main(folder: Path, moments: list[str]) -> None:
+    for moment in moments:
+        child = os.fork()
+        if not child:
+            run(folder, moment)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def run(folder: Path, moment: str) -> None:
     if moment != "never":
         module, name, calls = MOMENTS[moment]
         setattr(module, name, _kill_at(getattr(module, name), calls, moment))
-    with open_run(folder) as run:
-        Pipeline(find_pair("tally-rl"), make_settings(SETTINGS), run, Reporter()).run()
+    with open_run(folder) as opened:
+        Pipeline(find_pair("tally-rl"), make_settings(SETTINGS), opened, Reporter()).run()
 
 
 def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[..., Any]:
@@ -67,4 +78,4 @@ def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[...,
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -4,6 +4,7 @@ Flags are made from the settings classes. Precedence, low to high: defaults, `--
 pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
 """
 
+import ctypes
 import math
 import os
 import sys
@@ -48,8 +49,9 @@ from howwhen.store import STEPS, RunFolder, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
-MALLOC_BYTES = str(4 * 2**30)
-"""glibc gives freed tensors back to the kernel and faults them in again unless told not to."""
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+"""Parameters of glibc's `mallopt`."""
+_MOST_BYTES = 2**31 - 1
 
 app = App(
     name="howwhen",
@@ -488,11 +490,15 @@ def main() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Start once more with glibc told to keep freed memory: it reads that only at the start."""
-    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-    if sys.platform == "linux" and not any(name in os.environ for name in names):
-        os.environ.update(dict.fromkeys(names, MALLOC_BYTES))
-        os.execv(sys.executable, [sys.executable, "-m", "howwhen", *sys.argv[1:]])
+    """Tell glibc to keep freed tensors, which it would give back and fault in again at every step.
+
+    What the variables `MALLOC_..._THRESHOLD_` say stays; other C libraries are left alone.
+    """
+    names = {"MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD, "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD}
+    if sys.platform == "linux" and names.keys().isdisjoint(os.environ):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+        for parameter in names.values():
+            mallopt(parameter, _MOST_BYTES)
 
 
 if __name__ == "__main__":

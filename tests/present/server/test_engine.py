@@ -50,7 +50,7 @@ def test_many_requests_at_once_are_each_answered_as_if_alone(
     make_model: MakeModel, batch_size: int, most_batches: int
 ) -> None:
     engine = make_service(make_model, batch_size=batch_size, most_batches=most_batches).engine
-    asks = [ask(question, rung) for question in QUESTIONS for rung in ("hybrid", "base")]
+    asks = [ask(question, rung) for question in QUESTIONS[:5] for rung in ("hybrid", "base")]
     alone = [
         decode(
             engine.models,

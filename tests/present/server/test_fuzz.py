@@ -10,7 +10,7 @@ from schemathesis.core.result import Ok
 from tests.present.server.conftest import Serve
 from tests.present.server.test_api import wait_until_idle
 
-EXAMPLES = 40
+EXAMPLES = 30
 """Per operation."""
 
 
