@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from howwhen import Pipeline, Reporter, cli, open_run
+from howwhen import Pipeline, Reporter, open_run
 from howwhen.cli import app
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.settings import RunSettings
@@ -45,19 +44,6 @@ def write_problems(folder: Path, count: int = 12) -> Path:
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="tells glibc, which only Linux has")
-def test_freed_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
-        monkeypatch.delenv(name, raising=False)
-    cli._keep_freed_memory()
-    faults = []
-    for _ in range(2):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        assert torch.ones(50_000_000).sum() > 0  # 200 MB, of which no half can be pieced together
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    assert faults[1] < 1000 + faults[0] / 100, faults
 
 
 def test_an_error_is_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:

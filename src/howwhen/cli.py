@@ -4,7 +4,6 @@ Flags are made from the settings classes. Precedence, low to high: defaults, `--
 pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
 """
 
-import ctypes
 import math
 import os
 import sys
@@ -24,6 +23,7 @@ from howwhen.answering import open_rung, open_rungs
 from howwhen.convert import Format, Told, read_any, write_any
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
+from howwhen.memory import keep_freed_memory
 from howwhen.pipeline import Pipeline, check_inputs
 from howwhen.present.report import verdict
 from howwhen.present.tables import ladder_table
@@ -48,10 +48,6 @@ from howwhen.steps.present import REPORT
 from howwhen.store import STEPS, RunFolder, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
-
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
-"""Parameters of glibc's `mallopt`."""
-_MOST_BYTES = 2**31 - 1
 
 app = App(
     name="howwhen",
@@ -474,7 +470,7 @@ for _name, (_steps, _help) in _COMMANDS.items():
 
 def main() -> None:
     """Entry point: run a command, and turn every expected error into a paragraph and code 2."""
-    _keep_freed_memory()
+    keep_freed_memory()
     disable_progress_bar()  # of transformers' loading; howwhen has its own
     console = Console(stderr=True, highlight=False)
     try:
@@ -487,18 +483,6 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("howwhen: interrupted; the same command goes on from here")
         sys.exit(130)
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed tensors, which it would give back and fault in again at every step.
-
-    What the variables `MALLOC_..._THRESHOLD_` say stays; other C libraries are left alone.
-    """
-    names = {"MALLOC_MMAP_THRESHOLD_": _MMAP_THRESHOLD, "MALLOC_TRIM_THRESHOLD_": _TRIM_THRESHOLD}
-    if sys.platform == "linux" and names.keys().isdisjoint(os.environ):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
-        for parameter in names.values():
-            mallopt(parameter, _MOST_BYTES)
 
 
 if __name__ == "__main__":
