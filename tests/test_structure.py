@@ -11,7 +11,8 @@ from howwhen.store import STEPS
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {
     "alignment", "artifacts", "convert", "errors", "judging", "latex", "memory", "models",
-    "progress", "prompts", "records", "replies", "residual", "saelens", "settings", "store", "unpickle",
+    "progress", "prompts", "records", "replies", "residual", "saelens", "settings", "store",
+    "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
     "answering", "cli", "harness", "pipeline", "serving", "steps", "zoo", "__main__", "__init__",
