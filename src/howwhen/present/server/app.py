@@ -121,13 +121,14 @@ async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Reque
     """An answer that is not streamed; it ends when the client leaves."""
     written = asyncio.create_task(_write(desk, ask, reply, client))
     leaves = asyncio.create_task(_has_left(request))
-    await asyncio.wait({written, leaves}, return_when=asyncio.FIRST_COMPLETED)
-    leaves.cancel()
-    if not written.done():
+    try:
+        await asyncio.wait({written, leaves}, return_when=asyncio.FIRST_COMPLETED)
+        if written.done():
+            return JSONResponse(written.result())
+    finally:  # whatever happened, nobody waits for either any longer
         written.cancel()
-        await asyncio.wait({written})
-        raise RefusedError(499, "the client has left", "client_closed_request")
-    return JSONResponse(written.result())
+        leaves.cancel()
+    raise RefusedError(499, "the client has left", "client_closed_request")
 
 
 async def _write(desk: Desk, ask: Ask, reply: Reply, client: str) -> dict[str, Any]:
