@@ -1,12 +1,9 @@
 """The playground in a real browser: ask, watch three answers come, see who wanted what, stop."""
 
-import threading
-
 import pytest
 
-from howwhen.present.server.engine import Ask
 from tests.browser.conftest import Open
-from tests.present.server.conftest import QUESTIONS, SETTINGS, Serve
+from tests.present.server.conftest import QUESTIONS, Serve, kept_busy
 from tests.present.server.test_api import expected, wait_until_idle
 
 
@@ -68,20 +65,12 @@ def test_rung_and_strength_are_switched_and_a_refusal_is_shown(
 def test_answers_are_stopped(open_tab: Open, serve: Serve) -> None:
     running = serve(most_batches=1)
     engine = running.service.engine
-    at_work, may_go_on = threading.Event(), threading.Event()
-
-    def hold(event: object) -> None:
-        at_work.set()
-        assert may_go_on.wait(20)
-
-    engine.submit(Ask(QUESTIONS[0], "base", SETTINGS), hold)  # the page has to wait
-    assert at_work.wait(20)
     page = open_tab(f"{running.url}/").page
-    page.click("#ask")
-    assert page.inner_text("#status") == "Three answers are being written."
-    page.click("#stop")
-    page.wait_for_selector("#ask:not([disabled])")
-    assert page.inner_text("#pane-third .why-grade") == "stopped after 0 tokens"
-    may_go_on.set()
+    with kept_busy(engine):
+        page.click("#ask")
+        assert page.inner_text("#status") == "Three answers are being written."
+        page.click("#stop")
+        page.wait_for_selector("#ask:not([disabled])")
+        assert page.inner_text("#pane-third .why-grade") == "stopped after 0 tokens"
     wait_until_idle(running)
     assert (engine.stats.answered, engine.stats.cancelled) == (1, 3)

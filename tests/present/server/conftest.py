@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from howwhen.hybrid.choice import Base, Choice, Steer, Takeover, Thinking
 from howwhen.hybrid.strength import fixed
 from howwhen.present.server.app import make_app
 from howwhen.present.server.desk import Limits, Service
-from howwhen.present.server.engine import Engine
+from howwhen.present.server.engine import Ask, Engine, Event
 from howwhen.settings import HybridSettings
 from tests.conftest import MakeModel
 from tests.factories import make_gate, make_models, make_vectors
@@ -36,6 +37,24 @@ class Running:
 
 
 Serve = Callable[..., Running]
+
+
+@contextmanager
+def kept_busy(engine: Engine) -> Iterator[None]:
+    """An engine of one batch at a time, held at the first token of an answer: all others wait."""
+    at_work, may_go_on = threading.Event(), threading.Event()
+
+    def hold(event: Event) -> None:
+        at_work.set()
+        assert may_go_on.wait(20)
+
+    assert engine.most_batches == 1
+    engine.submit(Ask(QUESTIONS[0], "base", SETTINGS), hold)
+    assert at_work.wait(20)
+    try:
+        yield
+    finally:
+        may_go_on.set()
 
 
 def make_service(make_model: MakeModel, name: str = "tiny", **engine: Any) -> Service:

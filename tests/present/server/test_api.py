@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,10 +13,9 @@ import pytest
 
 from howwhen.hybrid.decoder import decode
 from howwhen.present.server.desk import Limits
-from howwhen.present.server.engine import Ask
 from howwhen.present.server.replies import Reply
 from howwhen.records import HybridTrace, Problem
-from tests.present.server.conftest import QUESTIONS, SETTINGS, Running, Serve
+from tests.present.server.conftest import QUESTIONS, SETTINGS, Running, Serve, kept_busy
 
 QUESTION = QUESTIONS[0]
 CHAT = "/v1/chat/completions"
@@ -314,26 +312,19 @@ def test_health_and_metrics_tell_what_was_done(serve: Serve) -> None:
 def test_whoever_leaves_is_written_for_no_longer(serve: Serve, path: str, streams: bool) -> None:
     running = serve(most_batches=1)
     engine = running.service.engine
-    at_work, may_go_on = threading.Event(), threading.Event()
-
-    def hold(event: object) -> None:
-        at_work.set()
-        assert may_go_on.wait(20)
-
-    engine.submit(Ask(QUESTION, "base", SETTINGS), hold)  # everybody else has to wait
-    assert at_work.wait(20)
     body = {**asked(stream=streams), "prompt": QUESTION}
-    with httpx.Client(timeout=httpx.Timeout(20, read=0.3)) as leaving:
-        with contextlib.suppress(httpx.ReadTimeout):
-            with leaving.stream("POST", f"{running.url}{path}", json=body) as reply:
-                for _ in reply.iter_lines():
-                    pass
-    deadline = time.monotonic() + 10
-    while engine.stats.cancelled == 0:
-        assert time.monotonic() < deadline, engine.stats
-        time.sleep(0.02)
-    assert engine.stats.waiting == 0
-    may_go_on.set()
+    with kept_busy(engine):
+        with (
+            contextlib.suppress(httpx.ReadTimeout),
+            httpx.Client(timeout=httpx.Timeout(20, read=0.3)) as leaving,
+            leaving.stream("POST", f"{running.url}{path}", json=body) as reply,
+        ):
+            assert not [line for line in reply.iter_lines() if '"finish_reason":"' in line]
+        deadline = time.monotonic() + 10
+        while engine.stats.cancelled == 0:
+            assert time.monotonic() < deadline, engine.stats
+            time.sleep(0.02)
+        assert engine.stats.waiting == 0
     wait_until_idle(running)
     assert (engine.stats.answered, engine.stats.failed) == (1, 0)
 
