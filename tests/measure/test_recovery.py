@@ -14,7 +14,7 @@ SETTINGS = MeasureSettings(bootstrap_samples=2000)
 
 
 def outcomes(right: int, n: int = 100) -> Outcomes:
-    return np.array([[1.0]] * right + [[0.0]] * (n - right))
+    return np.array([[[1.0]]] * right + [[[0.0]]] * (n - right))
 
 
 def test_recovery_is_signed_and_paired() -> None:
@@ -44,7 +44,7 @@ def test_without_a_gap_recovery_is_undefined() -> None:
 def test_the_bootstrap_agrees_with_scipy_on_random_tables(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rung, base, thinking = (
-        (rng.random((300, 1)) < share).astype(float) for share in (0.5, 0.2, 0.8)
+        (rng.random((300, 1, 1)) < share).astype(float) for share in (0.5, 0.2, 0.8)
     )
     bootstrap = Bootstrap.draw(300, MeasureSettings(bootstrap_samples=5000))
     ours = bootstrap.recovery(rung, base, thinking)
@@ -53,7 +53,7 @@ def test_the_bootstrap_agrees_with_scipy_on_random_tables(seed: int) -> None:
         found: np.ndarray = (r.mean(axis) - b.mean(axis)) / (t.mean(axis) - b.mean(axis))
         return found
 
-    columns = (rung[:, 0], base[:, 0], thinking[:, 0])
+    columns = (rung[:, 0, 0], base[:, 0, 0], thinking[:, 0, 0])
     theirs = stats.bootstrap(
         columns, share, paired=True, vectorized=True, n_resamples=5000, method="percentile",
         rng=np.random.default_rng(seed),
@@ -94,9 +94,9 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say() -> None:
     truth = (shares["rung"] - shares["base"]) / (shares["thinking"] - shares["base"])
     hits = {"recovery": 0, "wilson": 0}
     for _ in range(400):
-        hard = rng.random((200, 1))  # a hard problem is hard for all three
+        hard = rng.random((200, 1, 1))  # a hard problem is hard for all three
         drawn = {
-            name: (0.5 * hard + 0.5 * rng.random((200, 1)) < _quantile(share)).astype(float)
+            name: (0.5 * hard + 0.5 * rng.random((200, 1, 1)) < _quantile(share)).astype(float)
             for name, share in shares.items()
         }
         found = bootstrap.recovery(drawn["rung"], drawn["base"], drawn["thinking"])
@@ -115,10 +115,10 @@ def _quantile(share: float) -> float:
 
 def test_answers_of_several_seeds_widen_the_interval_by_their_disagreement() -> None:
     rng = np.random.default_rng(0)
-    problems = (rng.random((200, 1)) < 0.5).astype(float)
+    problems = (rng.random((200, 1, 1)) < 0.5).astype(float)
     bootstrap = Bootstrap.draw(200, SETTINGS)
     agreeing = np.repeat(problems, 3, axis=1)
-    split = np.concatenate([np.ones((200, 1)), np.zeros((200, 1)), problems], axis=1)
+    split = np.concatenate([np.ones_like(problems), np.zeros_like(problems), problems], axis=1)
 
     def width(found: Outcomes) -> float:
         low, high = bootstrap.accuracy_interval(found)
@@ -126,6 +126,21 @@ def test_answers_of_several_seeds_widen_the_interval_by_their_disagreement() -> 
 
     assert width(agreeing) == pytest.approx(width(problems), abs=0.02)
     assert width(split) > 2 * width(agreeing)
+    assert width(np.repeat(split, 8, axis=2)) == pytest.approx(width(split), abs=0.03)
+
+
+@pytest.mark.parametrize(("seeds", "samples", "least"), [(3, 1, 0.7), (3, 8, 0.7), (12, 4, 0.88)])
+def test_samples_of_a_seed_are_not_taken_for_seeds(seeds: int, samples: int, least: float) -> None:
+    """200 simulated rungs whose seeds differ (standard deviation 0.15): is 0.5 covered?"""
+    rng = np.random.default_rng(0)
+    bootstrap = Bootstrap.draw(100, MeasureSettings(bootstrap_samples=500))
+    hits = 0
+    for _ in range(200):
+        shares = rng.normal(0.5, 0.15, (1, seeds, 1))
+        drawn = (rng.random((100, seeds, samples)) < shares).astype(float)
+        low, high = bootstrap.accuracy_interval(drawn)
+        hits += low <= 0.5 <= high
+    assert least <= hits / 200 <= 0.97
 
 
 def test_pass_at_k_counts_every_choice_of_k_samples() -> None:

@@ -137,7 +137,7 @@ class _Scale:
         recovery = self.bootstrap.recovery(outcomes, self.base, self.thinking)
         found = Counter(trace.grade(self.mode) for trace in traces)
         seeds = tuple(sorted({trace.seed for trace in traces}))
-        samples = outcomes.shape[1] // len(seeds)
+        samples = outcomes.shape[2]
         ks = [2**power for power in range(samples.bit_length())] if samples > 1 else []
         return RungMeasurement(
             accuracy=float(outcomes.mean()),
@@ -156,7 +156,7 @@ class _Scale:
             tokens_per_answer=tokens / len(traces),
             steered_passes_per_answer=sum(one.steered_passes for one in traces) / len(traces),
             needs_thinking=any(trace.needs_thinking for trace in traces),
-            pass_at_k={k: pass_at_k(outcomes, k) for k in ks} if len(seeds) == 1 else {},
+            pass_at_k={k: pass_at_k(outcomes[:, 0], k) for k in ks} if len(seeds) == 1 else {},
             against_hybrid=self._against_hybrid(name, outcomes),
         )
 
@@ -202,24 +202,25 @@ class _Scale:
 def find_outcomes(
     rung: str, traces: Sequence[GradedTrace], problems: Sequence[str], mode: Mode
 ) -> Outcomes:
-    """Right and wrong, a row per problem and a column per seed and sample.
+    """Right and wrong, by problem, seed and sample.
 
     Raises:
         StoreError: a problem that is not among `problems`, or not answered as often as the others.
     """
-    runs = sorted({(trace.seed, trace.sample) for trace in traces})
+    seeds, samples = ({getattr(one, name) for one in traces} for name in ("seed", "sample"))
     row = {problem: number for number, problem in enumerate(problems)}
-    column = {run: number for number, run in enumerate(runs)}
-    right = np.full((len(problems), len(runs)), np.nan)
+    seed = {one: number for number, one in enumerate(sorted(seeds))}
+    sample = {one: number for number, one in enumerate(sorted(samples))}
+    right = np.full((len(problems), len(seeds), len(samples)), np.nan)
     for trace in traces:
         if trace.problem_id not in row:
             raise StoreError(
                 f"rung {rung} answered problem {trace.problem_id}, which base did not; delete the "
                 "hybrid step's folder and run `howwhen hybrid` again"
             )
-        place = row[trace.problem_id], column[trace.seed, trace.sample]
+        place = row[trace.problem_id], seed[trace.seed], sample[trace.sample]
         right[place] = trace.grade(mode) is Grade.CORRECT
-    if np.isnan(right).any() or not runs or len(traces) != right.size:
+    if np.isnan(right).any() or not right.size or len(traces) != right.size:
         raise StoreError(
             f"rung {rung} did not answer every problem equally often; delete the hybrid step's "
             "folder and run `howwhen hybrid` again"
