@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     Qwen2Config,
 )
@@ -49,6 +50,8 @@ def read_traces(path: Path) -> list[dict[str, str]]:
 
 
 VOCABULARY = len(build_tokenizer())
+WINDOW = 64
+"""Of the architecture `mistral`, which is not among `ARCHITECTURES`."""
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -73,6 +76,8 @@ def _config(architecture: str) -> PretrainedConfig:
             return GemmaConfig(**_SIZES, num_key_value_heads=2, head_dim=8)
         case "gpt_neox":
             return GPTNeoXConfig(**_SIZES)
+        case "mistral":
+            return MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=WINDOW)
         case _:
             return GPT2Config(
                 vocab_size=VOCABULARY,

@@ -54,6 +54,10 @@ def test_the_thinking_rung_may_write_what_the_base_cannot_read(make_model: MakeM
     tokens = [token for trace in traces for token in trace.tokens]
     assert number in {token.id for token in tokens}
     assert {t.base_log_prob for t in tokens if t.id == number} == {-100.0}
+    for trace in traces:  # the base's tokenizer has no text for it
+        own = [token.id for token in trace.tokens if token.id not in pair.end_ids]
+        assert trace.text == thinking.tokenizer.decode(own)
+    assert any("</think>" in trace.text for trace in traces)
     for trace in decode(pair, PROBLEMS, Takeover(), SETTINGS):
         assert max(token.id for token in trace.tokens) < number
 

@@ -73,8 +73,18 @@ class LanguageModel:
 
     @property
     def context(self) -> int | None:
-        """Most tokens the model can attend to, where its config says so."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Most tokens that every layer can attend to, where the config says so.
+
+        Of a model with windowed layers it is the window: up to there they attend to everything,
+        and a text is read as it is anywhere else.
+        """
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
+        names = ("sliding_window", "attention_chunk_size") if is_windowed else ()
+        names = ("max_position_embeddings", *names)
+        limits = [getattr(config, name, None) for name in names]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of `question`, ready to be answered."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from howwhen.alignment import ModelPair
-from howwhen.errors import InputError, ModelError, SettingsError, SteeringError
+from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
 from howwhen.hybrid.choice import (
     Base,
     BaseStepByStep,
@@ -18,6 +18,7 @@ from howwhen.hybrid.choice import (
     Steer,
     Takeover,
     Thinking,
+    View,
     bias_alone,
     randomise,
 )
@@ -27,7 +28,7 @@ from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem, SelfGate, VectorSet
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
-from tests.conftest import ARCHITECTURES, MakeModel
+from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
 from tests.factories import make_forms, make_gate, make_models, make_vectors, random
 from tests.oracles.naive import NaiveHybrid, next_logits, residual_at, steered_next_logits
 
@@ -348,6 +349,50 @@ def test_a_prompt_longer_than_the_context_is_refused(make_model: MakeModel) -> N
     long = Problem("long", "How many? " * 100, "1")
     with pytest.raises(InputError, match="exceed the 256 tokens"):
         decode(models, [long], Base(), SETTINGS)
+
+
+def test_a_windowed_model_is_read_as_far_as_its_window(make_model: MakeModel) -> None:
+    models = ModelPair(make_model("mistral"), make_model("mistral", 1))
+    assert models.base.context == WINDOW < 256
+    longest = max(len(models.base.prompt_ids(one.question)) for one in PROBLEMS)
+    settings = BLOCK.model_copy(update={"max_new_tokens": WINDOW - longest})
+    expect_naive(models, replace(make_vectors(), model=models.base.name), settings)
+    with pytest.raises(LengthError, match=f"exceed the {WINDOW} tokens"):
+        decode(
+            models,
+            PROBLEMS,
+            Base(),
+            BLOCK.model_copy(update={"max_new_tokens": WINDOW + 1 - longest}),
+        )
+
+
+def test_a_block_ends_where_the_context_does(make_model: MakeModel) -> None:
+    models = ModelPair(make_model("gpt2"), make_model("gpt2"))  # its positions are learned
+    torch.manual_seed(0)
+    for parameter in models.thinking.model.parameters():
+        parameter.add_(1e-3 * torch.randn_like(parameter))
+    longest = max(len(models.base.prompt_ids(one.question)) for one in PROBLEMS)
+    stepwise, block = (
+        decode(
+            models,
+            PROBLEMS,
+            Takeover(),
+            HybridSettings(max_new_tokens=256 - longest, block_tokens=length),
+        )
+        for length in (1, 8)
+    )
+    assert [ids(trace) for trace in stepwise] == [ids(trace) for trace in block]
+    assert max(len(trace.tokens) for trace in block) == 256 - longest
+
+
+def test_the_guardrail_stays_within_the_bases_nucleus() -> None:
+    base = torch.full((1, 9), -torch.inf)
+    base[0, [4, 7]] = torch.tensor([2.0, 1.0])
+    thinking = torch.arange(9.0)[None]
+    view = View(base, thinking, {}, None, None, torch.tensor([8]))
+    assert Guardrail(5).move(view).token.tolist() == [7]
+    thinking[0, 7] = -torch.inf
+    assert Guardrail(5).move(view).token.tolist() == [4]
 
 
 def test_an_empty_prompt_is_refused(make_model: MakeModel) -> None:

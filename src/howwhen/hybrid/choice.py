@@ -172,8 +172,10 @@ class Guardrail(Choice):
         token = view.base_token.clone()
         where = view.is_decision
         if where.any() and view.thinking_scores is not None:
-            own = view.base_scores[where].topk(self.top_k, dim=1).indices
-            best = view.thinking_scores[where].gather(1, own).argmax(1)
+            scores, own = view.base_scores[where].topk(self.top_k, dim=1)
+            theirs = view.thinking_scores[where].gather(1, own)
+            is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
+            best = theirs.masked_fill(is_outside, -torch.inf).argmax(1)
             token[where] = own.gather(1, best[:, None])[:, 0]
         return _emit(token, where)
 

@@ -217,7 +217,7 @@ class _State:
     @torch.no_grad()
     def round(self, length: int | None = None) -> None:
         """Draft a block of this or the best length, let the rung look, keep what stands."""
-        draft = self._draft(length or self.pace.length())
+        draft = self._draft(min(length or self.pace.length(), self._room()))
         self._consult(draft)
         length = draft.token.shape[1]
         move = self.choice.move(self._view(draft))
@@ -241,6 +241,11 @@ class _State:
         self.held += draft.logits.numel()
         self.base_next = self.thinking_next = token
         self._count(ids)
+
+    def _room(self) -> int:
+        """Most tokens that any stream may still write."""
+        running = (row for row, done in zip(self.rows, self.is_done, strict=True) if not done)
+        return self.settings.max_new_tokens - min(self.emitted[row] for row in running)
 
     def _count(self, ids: list[list[int]]) -> None:
         """Note how long each answer is, and which have ended."""
@@ -270,7 +275,8 @@ class _State:
         tokens = tuple(self.tokens[row])
         ids = [token.id for token in tokens]
         is_ended = ids[-1] in self.models.end_ids
-        text = self.models.base.tokenizer.decode(ids[:-1] if is_ended else ids)
+        writer = self.models.thinking if self.choice.is_free else self.models.base
+        text = writer.tokenizer.decode(ids[:-1] if is_ended else ids)
         finish = Finish.STOP if is_ended else Finish.LENGTH
         return HybridTrace(problem.id, self.choice.name, self.seed, str(text), finish, tokens)
 

@@ -96,7 +96,9 @@ class Streams:
             return {}
         every = self.seen[:, None].expand(-1, count, -1)
         allowed = every.tril(self.seen.shape[1] - count)
-        positions = (self.seen.cumsum(1) - 1).clamp(min=0)[:, -count:]
+        # A stream that is full reads on beside the others, which is taken back: at its last place.
+        last = (self.model.context or self.seen.shape[1]) - 1
+        positions = (self.seen.cumsum(1) - 1).clamp(0, last)[:, -count:]
         return {
             "attention_mask": additive_mask(allowed, self.model.model.dtype),
             "position_ids": positions,
