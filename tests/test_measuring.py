@@ -180,6 +180,8 @@ def test_two_rungs_or_two_runs_are_compared(
     assert (same.found.p_value, same.found.difference) == (1.0, 0.0)
     with pytest.raises(SettingsError, match="'self-gate' was not measured there; expected one of"):
         compare("base", "self-gate", run_folder, settings)
+    with pytest.raises(SettingsError, match="'one-category' is a pass for every category"):
+        compare("base", "one-category", run_folder, settings)
     with pytest.raises(SettingsError, match="'best' is no rung"):
         compare("base", "best", run_folder, settings)
     command = f"measure tally-rl --out {run_folder} --compare takeover base"

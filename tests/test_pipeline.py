@@ -68,6 +68,20 @@ def test_a_run_killed_in_every_step_ends_with_the_same_files(
     assert [name for name in whole if whole[name] != resumed[name]] == []
 
 
+def test_a_step_made_from_other_steps_than_those_there_are_is_refused(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    told = run / "2-discover" / "provenance.json"
+    provenance = json.loads(told.read_text())
+    told.write_text(json.dumps({**provenance, "key": "of another choice"}))
+    with open_run(run) as opened:
+        pipeline = Pipeline(find_pair("tally-rl"), make_settings(SETTINGS), opened, Reporter())
+        with pytest.raises(StoreError, match=r"3-elicit was made from another discover step"):
+            pipeline.do("measure")
+
+
 def test_the_measurement_has_every_rung_and_adds_up(finished: Path) -> None:
     measurement = json.loads((finished / "5-measure" / "measurement.json").read_text())
     assert measurement["n"] == 12

@@ -185,6 +185,7 @@ class Pipeline:
         for earlier in STEPS[: STEPS.index(name)]:
             folder = self.folder.step(earlier)
             folder.check()
+            folder.check_upstream(upstream)
             upstream[earlier] = folder.digest
         if name == "collect":
             upstream["problems"] = self._problems_digest()

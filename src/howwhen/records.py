@@ -332,9 +332,17 @@ class VectorSet:
         """Whether the same vector is added whatever the residual."""
         return self.modulation is None
 
+    def moving(self) -> Int[Tensor, " moving"]:
+        """Categories that move a residual at all, the bias vector apart."""
+        size = self.vectors.norm(dim=1)
+        if isinstance(self.modulation, LowRank):
+            size = size + self.modulation.up.flatten(1).norm(dim=1)
+        found: Tensor = size.nonzero()[:, 0]
+        return found
+
     def trained(self) -> Int[Tensor, " trained"]:
-        """Categories whose vector is not zero; all of them where every vector is."""
-        found = self.vectors.norm(dim=1).nonzero()[:, 0]
+        """Categories that move a residual; all of them where none does."""
+        found = self.moving()
         return found if len(found) else torch.arange(self.size)
 
     def coefficient(

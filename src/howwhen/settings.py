@@ -87,7 +87,8 @@ class CollectSettings(_Settings):
     read instead of asking the thinking model; all of them train, so `test_problems` must be given
     for the later steps."""
     limit: Count = 1000
-    """Problems taken in all, before they are split; of more traces, so many drawn at random."""
+    """Problems taken in all, before they are split (of each file, where there are `test_problems`);
+    of more traces, so many drawn at random."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -202,6 +202,24 @@ class StepFolder:
                 raise StoreError(
                     f"{file} is damaged: expected the content with hash {expected[:12]}, found "
                     f"{found[:12]}. Delete {self.path} and run the same command again"
+                )
+
+    def check_upstream(self, digests: Mapping[str, str | None]) -> None:
+        """Refuse a step that was made from other earlier steps than those there are now.
+
+        Args:
+            digests: of the earlier steps.
+
+        Raises:
+            StoreError: with the command that makes the step again.
+        """
+        made_from = self.read_json("provenance.json")["upstream"]
+        for name, digest in digests.items():
+            if made_from.get(name) != digest:
+                raise StoreError(
+                    f"{self.path} was made from another {name} step than the one that is there "
+                    f"now; type `howwhen {self.name} PAIR --out {self.path.parent}` first, or "
+                    "`howwhen run`"
                 )
 
     def write_json(self, name: str, value: Any) -> None:

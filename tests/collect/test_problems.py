@@ -8,6 +8,7 @@ import pytest
 
 from howwhen.collect.problems import read_problems, split_problems
 from howwhen.errors import MissingExtraError, ProblemError
+from howwhen.measure.grade import grade_answers
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
 from tests.conftest import DATA, needs_data
@@ -73,7 +74,30 @@ def test_published_layouts_are_understood(tmp_path: Path) -> None:
     assert (math.question, math.answer) == ("P?", "\\frac{1}{2}")
     assert svamp.question == "Ann has 3. How many?"
     assert mmlu.question.startswith("Which?\nA. x\nB. y\n")
-    assert mmlu.answer == "B"
+    assert mmlu.answer == "(B)"
+    assert grade_answers([("The correct answer is (B) y.", mmlu.answer, "my_quiz")]) == ["correct"]
+
+
+def test_what_asks_the_same_is_on_one_side_and_what_does_not_may_be_on_two() -> None:
+    twins = ["Ann has 7 pens. How many?", "Ann has 7 pens .  how many ?"]
+    others = ["What is 7 + 2?", "What is 7 - 2?", "What is 7.2?", "What is 72?"]
+    fill = [Problem(f"f{n}", f"Is {n} odd?", "no") for n in range(20)]
+    problems = [Problem(text, text, "7") for text in (*twins, *others)] + fill
+    for seed in range(12):
+        split = {p.id: p.split for p in split_problems(problems, CollectSettings(seed=seed))}
+        assert split[twins[0]] == split[twins[1]]
+    tested = [Problem("t", "what is 7 - 2", "5")]
+    with pytest.raises(ProblemError, match="asks the same as training problem What is 7 - 2?"):
+        split_problems(problems, CollectSettings(), tested)
+    split_problems([p for p in problems if p.id != "What is 7 - 2?"], CollectSettings(), tested)
+
+
+def test_ids_of_nothing_and_half_characters(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "p.jsonl", {"id": None, "question": "Q?", "answer": "1"})
+    assert [problem.id for problem in read_problems(path)] == ["p-1"]
+    path.write_text('{"question": "a\\ud800b?", "answer": "1"}\n')
+    with pytest.raises(ProblemError, match="line 1 has half a character"):
+        read_problems(path)
 
 
 def test_options_that_are_no_options_are_refused(tmp_path: Path) -> None:

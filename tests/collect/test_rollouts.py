@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from howwhen.collect.rollouts import Sampling, collect_rollouts, generate
@@ -49,6 +51,22 @@ def test_sampling_repeats_with_its_seed_and_ignores_the_models_own_settings(
     model.model.generation_config.repetition_penalty = 5.0
     model.model.generation_config.top_k = 1
     assert generate(model.model, model.end_ids, prompts, Sampling(12, 1.0, 0)) == first
+
+
+def test_answers_are_drawn_by_the_seed_of_the_settings(make_model: MakeModel) -> None:
+    drawn = [
+        [
+            one.ids
+            for one in collect_rollouts(
+                make_model(),
+                [replace(problem, id=name) for problem in PROBLEMS[:1]],
+                CollectSettings(max_new_tokens=12, temperature=1.0, seed=seed),
+            )
+        ]
+        for name, seed in (("gsm8k_test-1234", 0), ("gsm8k_test-1234", 7), ("other-1234", 0))
+    ]
+    assert drawn[0] != drawn[1]
+    assert drawn[0] != drawn[2]
 
 
 def test_prompts_without_room_for_an_answer_are_refused(make_model: MakeModel) -> None:

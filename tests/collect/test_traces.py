@@ -164,7 +164,8 @@ def test_the_markers_are_the_models(make_model: MakeModel) -> None:
 
 
 def test_an_answer_beyond_the_context_is_refused_with_its_row(make_model: MakeModel) -> None:
-    with pytest.raises(InputError, match=r"t\.jsonl, line 1: a prompt of .* answer of 301 .*limit"):
+    said = r"t\.jsonl, line 1: a prompt of .* answer of 301 .*leave the row"
+    with pytest.raises(InputError, match=said):
         trace_rollout(make_model(), make_trace("Ann " * 300))
 
 

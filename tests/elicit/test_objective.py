@@ -247,9 +247,24 @@ def test_the_kept_seed_has_the_lowest_selection_loss(make_model: MakeModel) -> N
     assert choose_training([worse, trainings[1]]) is trainings[1]
 
 
+def test_no_question_is_trained_on_and_validated_on() -> None:
+    """Ten questions, each answered three times."""
+    windows = (Window(3, 4, 0),)
+    examples = [
+        Example((question, 1, 2, answer, 9), windows, (9,), prompt=3)
+        for answer in range(3)
+        for question in range(10)
+    ]
+    lesson = split_lesson(examples, [], 1, ElicitSettings(validation_fraction=0.3))
+    parts = [{example.ids[0] for example in part} for part in (lesson.train, lesson.validation)]
+    assert len(lesson.validation) == 9
+    assert len(lesson.train) == 21
+    assert not parts[0] & parts[1]
+
+
 def test_rollouts_without_decisions_cannot_be_trained_on() -> None:
     silent = [Example((1, 2, 3), (), ())] * 5
-    with pytest.raises(SteeringError, match="only 0 of 5 training rollouts hold anything"):
+    with pytest.raises(SteeringError, match="only 0 questions of 5 training rollouts hold"):
         split_lesson(silent, [], 4, SETTINGS)
 
 

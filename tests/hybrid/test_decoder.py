@@ -27,6 +27,7 @@ from howwhen.hybrid.pace import Pace
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem, SelfGate, VectorSet
 from howwhen.settings import HybridSettings
+from howwhen.steps.hybrid import _idle_decisions
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
 from tests.factories import make_forms, make_gate, make_models, make_vectors, random
@@ -303,7 +304,12 @@ WRONG: dict[str, tuple[type[Exception], VectorSet, str]] = {
         VectorSet("llama-0", 1, torch.ones(4, 16)),
         "width 16 cannot steer llama-0, whose residual has width 32",
     ),
-    "category": (SteeringError, make_vectors(size=3), "3 vectors for a gate of 4 categories"),
+    "category": (
+        SteeringError,
+        make_vectors(size=3),
+        "3 vectors for the 4 categories",
+    ),
+    "one for all": (SteeringError, make_vectors(size=1), "1 vectors for the 4 categories"),
     "layer": (ModelError, make_vectors(layer=9), "layer 9 is out of range"),
     "pair": (SteeringError, make_vectors(model="other"), "trained in 'other' and would steer"),
     "nan": (
@@ -327,6 +333,18 @@ def test_vectors_that_do_not_fit_are_refused(make_model: MakeModel, case: str) -
     models = make_models(make_model)
     with pytest.raises(error, match=message):
         decode(models, PROBLEMS, Steer(make_gate(), vectors), SETTINGS)
+
+
+def test_categories_whose_vector_is_zero_do_not_move(make_model: MakeModel) -> None:
+    vectors = make_vectors()
+    vectors.vectors[2] = 0
+    assert vectors.moving().tolist() == vectors.trained().tolist() == [0, 1, 3]
+    nothing = replace(vectors, vectors=torch.zeros_like(vectors.vectors))
+    assert nothing.moving().tolist() == []
+    assert nothing.trained().tolist() == [0, 1, 2, 3]
+    traces = decode(make_models(make_model), PROBLEMS, Steer(make_gate(), nothing), SETTINGS)
+    decisions = sum(trace.decisions for trace in traces)
+    assert _idle_decisions(traces, nothing) == decisions > 0
 
 
 @pytest.mark.parametrize(

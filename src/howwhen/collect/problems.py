@@ -111,10 +111,10 @@ def split_problems(
 
 
 def _by_question(problems: Iterable[Problem]) -> list[list[Problem]]:
-    """Problems with the same question, in order of the first of them."""
+    """Problems that ask the same, in order of the first of them."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
-        groups.setdefault(problem.question.strip(), []).append(problem)
+        groups.setdefault(_squeeze(problem.question), []).append(problem)
     return list(groups.values())
 
 
@@ -135,7 +135,9 @@ def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> No
 
 
 def _squeeze(question: str) -> str:
-    return re.sub(r"\W+", " ", question).strip().lower()
+    """What is asked: without case, the marks of sentences and the lengths of blanks."""
+    plain = re.sub(r"[?!;:\"'\u2018-\u201d]|(?<!\d)[.,]|[.,](?!\d)", " ", question.lower())
+    return " ".join(plain.split())
 
 
 def _split_at(index: int, test: int, selection: int) -> Split:
@@ -198,7 +200,11 @@ def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
     if boxed is not None and not any(name in fields for name in _ANSWERS):
         fields = {**fields, "answer": boxed}
     answer = _field(source, number, fields, "answer", _ANSWERS).rpartition(_MARK)[2].strip()
-    return Problem(str(fields.get("id", f"{dataset}-{number}")), question, answer, dataset=dataset)
+    if options and re.fullmatch("[A-Z]", answer):
+        answer = f"({answer})"  # an option, whatever the set is called
+    own = fields.get("id")
+    name = f"{dataset}-{number}" if own is None else str(own)
+    return Problem(name, question, answer, dataset=dataset)
 
 
 def _boxed(solution: Any) -> str | None:
@@ -229,7 +235,13 @@ def _field(
             f"{source}, line {number} is a problem without {what!r} (found {value!r}); every line "
             "needs a question and a gold answer, as text or a number. Fix or remove the line"
         )
-    return str(value)
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ProblemError(
+            f"{source}, line {number} has half a character (a lone surrogate) in its {what}; "
+            "write the whole character or remove the line"
+        )
+    return text
 
 
 def _refuse_repeated_ids(source: str, problems: Sequence[Problem]) -> None:

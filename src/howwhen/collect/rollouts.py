@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -42,7 +43,7 @@ def collect_rollouts(
     """
     prompts = [thinking.prompt_ids(problem.question) for problem in problems]
     check_lengths(thinking, prompts, settings.max_new_tokens)
-    seed = int.from_bytes(f"{settings.seed}/{problems[0].id}".encode(), "big") % 2**31
+    seed = Random(f"{settings.seed}/{problems[0].id}").getrandbits(31)
     sampling = Sampling(settings.max_new_tokens, settings.temperature, seed)
     answers = generate(thinking.model, thinking.end_ids, prompts, sampling)
     cutter = find_cutter(settings)
@@ -95,8 +96,8 @@ def _check_trace(thinking: LanguageModel, trace: Trace, length: int) -> None:
     if thinking.context is not None and prompt + length > thinking.context:
         raise InputError(
             f"{trace.place}: a prompt of {prompt} tokens and an answer of {length} exceed the "
-            f"{thinking.context} tokens that {thinking.name} can attend to; leave the row out, set "
-            "--collect.limit to stop before it, or take a model of longer context"
+            f"{thinking.context} tokens that {thinking.name} can attend to; leave the row out, "
+            "or take a model of longer context"
         )
 
 

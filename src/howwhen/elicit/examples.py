@@ -54,6 +54,8 @@ class Example:
     """Token wanted after each steered position, window by window."""
     soft: Soft | None = None
     """The same as distributions, where known."""
+    prompt: int = 0
+    """Tokens of the base's prompt: texts that share them answer the same question."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -93,7 +95,7 @@ class Decisions:
             Window(position, position + 1, category)
             for position, category in zip(self.positions, categories, strict=True)
         )
-        return Example(self.ids, windows, self.targets, self.soft)
+        return Example(self.ids, windows, self.targets, self.soft, self.prompt)
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def span_examples(
         )
     ]
     return [
-        _example(read[number].ids, sorted(s.window for s in kept if s.rollout == number))
+        _example(read[number], sorted(s.window for s in kept if s.rollout == number))
         for number in range(len(rollouts))
     ]
 
@@ -68,7 +68,7 @@ def choose_sentences(sentences: Sequence[Sentence], count: int) -> list[Sentence
 def bias_examples(read: Sequence[Decisions]) -> list[Example]:
     """Every answer as one window of the single category 0."""
     return [
-        _example(one.ids, [Window(one.prompt - 1, len(one.ids) - 1, 0)])
+        _example(one, [Window(one.prompt - 1, len(one.ids) - 1, 0)])
         for one in read
         if len(one.ids) > one.prompt
     ]
@@ -96,6 +96,6 @@ def _sentences(
     return found
 
 
-def _example(ids: tuple[int, ...], windows: Sequence[Window]) -> Example:
-    targets = tuple(ids[p + 1] for w in windows for p in range(w.start, w.end))
-    return Example(ids, tuple(windows), targets)
+def _example(read: Decisions, windows: Sequence[Window]) -> Example:
+    targets = tuple(read.ids[p + 1] for w in windows for p in range(w.start, w.end))
+    return Example(read.ids, tuple(windows), targets, prompt=read.prompt)

@@ -64,23 +64,32 @@ def split_lesson(
     size: int,
     settings: ElicitSettings,
 ) -> Lesson:
-    """Leave out texts without windows and set some aside for validation.
+    """Leave out texts without windows and set some questions aside for validation.
+
+    Where no selection text has a window, validation selects.
 
     Raises:
         SteeringError: too few texts with a window to train and validate on.
     """
-    useful = [example for example in train if example.windows]
+    useful: dict[tuple[int, ...], list[Example]] = {}
+    for example in train:
+        if example.windows:
+            useful.setdefault(example.ids[: example.prompt] or example.ids, []).append(example)
     held_out = max(1, round(len(useful) * settings.validation_fraction))
     if len(useful) - held_out < 1:
         raise SteeringError(
-            f"only {len(useful)} of {len(train)} training rollouts hold anything to steer (for "
-            "`decision` a token where the base would have gone elsewhere, for `span` a sentence); "
-            "at least 2 are needed. Collect more problems (--collect.limit), or ask whether these "
-            "two models differ at all"
+            f"only {len(useful)} questions of {len(train)} training rollouts hold anything to "
+            "steer (for `decision` a token where the base would have gone elsewhere, for `span` a "
+            "sentence); at least 2 are needed. Collect more problems (--collect.limit), or ask "
+            "whether these two models differ at all"
         )
-    Random(f"validation-{settings.seeds[0]}").shuffle(useful)
+    groups = list(useful.values())
+    Random(f"validation-{settings.seeds[0]}").shuffle(groups)
     chosen = [example for example in selection if example.windows]
-    validation, rest = useful[:held_out], useful[held_out:]
+    validation, rest = (
+        [example for group in part for example in group]
+        for part in (groups[:held_out], groups[held_out:])
+    )
     return Lesson(rest, validation, chosen or validation, size)
 
 

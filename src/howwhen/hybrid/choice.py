@@ -106,6 +106,11 @@ class Choice(ABC):
         """Blocks of the base whose residuals the view must show."""
         return ()
 
+    @property
+    def categories(self) -> int | None:
+        """How many vectors it chooses among; None where it does not steer."""
+        return None if self.gate is None else self.gate.size
+
     @abstractmethod
     def move(self, view: View) -> Move:
         """Decide at every position of a view."""
@@ -211,6 +216,11 @@ class SharedVector(Steer):
 
     name: ClassVar[Rung] = "shared-vector"
 
+    @property
+    def categories(self) -> int:
+        """The single one."""
+        return 1
+
     def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Always the single category."""
         return where.long() - 1
@@ -305,6 +315,11 @@ class SelfGated(Choice):
     def base_layers(self) -> tuple[int, ...]:
         """The probe's."""
         return self.probe.layers
+
+    @property
+    def categories(self) -> int:
+        """The probe's: all its outputs but the one for the moment."""
+        return len(self.probe.outputs) - 1
 
     def move(self, view: View) -> Move:
         """Steer where the probe's log-odds of a decision reach its threshold."""

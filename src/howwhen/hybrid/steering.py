@@ -75,11 +75,11 @@ def check_vectors(base: LanguageModel, choice: Choice) -> None:
             f"the rung {choice.name} runs no thinking model, which would have to choose among the "
             f"{len(choice.strength.candidates)} candidates of a sweep; give it one strength"
         )
-    categories = None if choice.gate is None else choice.gate.size
-    if categories is not None and categories != vectors.size and vectors.size != 1:
+    categories = choice.categories
+    if categories is not None and categories != vectors.size:
         raise SteeringError(
-            f"{vectors.size} vectors for a gate of {categories} categories; every category needs "
-            "its vector (howwhen elicit makes one for each)"
+            f"{vectors.size} vectors for the {categories} categories of the rung {choice.name}; "
+            "every category needs its vector (howwhen elicit makes one for each)"
         )
 
 

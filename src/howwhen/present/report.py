@@ -217,9 +217,9 @@ def training_lines(training: Mapping[str, Any]) -> list[str]:
             )
     probe = training["self_gate"]
     lines.append(
-        f"self-gate, on answers held out: precision {probe['precision']:.0%}, recall "
-        f"{probe['recall']:.0%}, category right in {probe['category_accuracy']:.0%} of "
-        f"{probe['decisions']} decisions"
+        "self-gate, on the answers that chose its threshold: precision "
+        f"{probe['precision']:.0%}, recall {probe['recall']:.0%}, category right in "
+        f"{probe['category_accuracy']:.0%} of {probe['decisions']} decisions"
     )
     return lines
 

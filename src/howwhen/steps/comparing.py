@@ -66,11 +66,16 @@ def compare(first: str, second: str, out: Path, settings: MeasureSettings) -> Co
 
 def _read(name: str, out: Path) -> list[GradedTrace]:
     folder, _, rung = name.rpartition(":")
+    if rung in KNOCK_OUTS:
+        raise SettingsError(
+            f"{rung!r} is a pass for every category, and the report has what each carries; "
+            f"expected a rung of the ladder ({', '.join(LADDER)})"
+        )
     step = RunFolder(Path(folder) if folder else out).step("measure")
     step.check()
     if not (step.path / grades_file(rung)).exists():
-        measured = sorted(path.stem for path in (step.path / "grades").glob("*.jsonl"))
-        known = rung in (*LADDER, *KNOCK_OUTS)
-        what = "was not measured there" if known else "is no rung"
+        files = (path.stem for path in (step.path / "grades").glob("*.jsonl"))
+        measured = sorted(set(files) - set(KNOCK_OUTS))
+        what = "was not measured there" if rung in LADDER else "is no rung"
         raise SettingsError(f"{rung!r} {what}; expected one of {', '.join(measured)}")
     return step.read_records(grades_file(rung), GradedTrace)

@@ -27,6 +27,7 @@ from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.records import Gate, GateKind, HybridTrace, Rollout, Split, Taxonomy
 from howwhen.settings import ElicitSettings, Form
+from howwhen.steps.rungs import chosen_strength
 from howwhen.store import StepFolder
 
 if TYPE_CHECKING:
@@ -46,12 +47,18 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
     else:
         trainings, lesson = lab.train_decisions(gate, train, selection)
     practised = lab.practised
+    chosen = selection if any(one.positions for one in selection) else train
+    if chosen is train:
+        run.reporter.say(
+            "  WARNING: no selection answer holds a decision, so validation chooses among seeds, "
+            "and the self-gate's threshold and scores are those of the answers it was trained on"
+        )
     probe, scores = train_self_gate(
         run.pair.base,
         tuple(sorted({run.steer_layer, run.pair.base.layer_count - 1})),
         gate.size,
         observe([*train, *practised], gate),
-        observe(selection if any(one.positions for one in selection) else train, gate),
+        observe(chosen, gate),
         lab.settings,
     )
     step.write_gate("self_gate.safetensors", probe)
@@ -172,7 +179,7 @@ class _Lab:
         problems = self.run.problems(Split.TRAIN)
         vectors = self.step.read_vectors(f"before-practice-{number}.safetensors")
         settings = self.run.settings.hybrid
-        choice = Steer(gate, vectors)
+        choice = Steer(gate, vectors, chosen_strength(self.run.settings))
         with self.run.reporter.task(f"practice {number + 1}", len(problems)) as advance:
             traces = self.step.grow_records(
                 f"practice-{number}.jsonl",

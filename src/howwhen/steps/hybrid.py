@@ -89,7 +89,7 @@ def _idle_decisions(traces: Sequence[HybridTrace], vectors: VectorSet) -> int:
     """Decisions at which steering could do nothing: no vector, and no bias vector either."""
     if vectors.bias is not None:
         return 0
-    trained = set(vectors.trained().tolist())
+    trained = set(vectors.moving().tolist())
     return sum(
         token.is_decision and token.category not in trained
         for trace in traces

@@ -105,7 +105,8 @@ class Rungs:
             SettingsError: a rung that this run does not have.
         """
         every = list(self._every_control(rate))
-        wanted = {"base", "thinking", "hybrid", *(self.settings.rungs or LADDER)}
+        asked = LADDER if self.settings.rungs is None else self.settings.rungs
+        wanted = {"base", "thinking", "hybrid", *asked}
         missing = wanted - {"hybrid", *(choice.name for choice, _ in every)}
         if self.settings.rungs is not None and missing:
             raise SettingsError(
