@@ -140,7 +140,10 @@ _GOES_ON = re.compile(
     r"[π√]|[A-Za-z](?![A-Za-z])|\s*(?:[\\^_/*+=({]|-\s*[\d\\(]|:\s*\d|(?:,|and|or)\s*-?\\?[\d(])"
 )
 """After a number: an expression or a list, not a number alone."""
-_OPTION = re.compile(r"\(?\b(?P<letter>[A-J])\b\)?(?![\w'])")
+_OPTION = re.compile(
+    r"(?:\((?=[A-J]\))|\b(?=[A-HJ]\b)|\b(?=I\b\s*(?:[.):*}$]|$)))(?P<letter>[A-J])\b\)?(?![\w'])"
+)
+"""An option; a bare `I` among other words is the writer."""
 
 
 def strict_answer(text: str, kind: Kind, is_whole: bool) -> Answer | None:
@@ -306,13 +309,23 @@ def _value(rest: str, kind: Kind) -> str | None:
         return None
     rest = re.sub(r"^[\s*_:>]+", "", rest)
     if kind is Kind.LETTER:
-        option = _OPTION.match(rest.lstrip("$\\({*"))
-        return option["letter"] if option else None
+        return read_option(without_text(rest))
     value = _short_value(rest, kind)
     if value is None or (kind is Kind.NUMBER and not _DIGIT.search(value)):
         return None
     is_prose = kind is Kind.NUMBER and _WORD.search(value) and as_number(value) is None
     return None if is_prose else value
+
+
+def without_text(answer: str) -> str:
+    r"""LaTeX without its `\text{...}`, but with what they hold."""
+    return re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", answer)
+
+
+def read_option(text: str) -> str | None:
+    """The option that a text begins with."""
+    option = _OPTION.match(text.lstrip(" $\\({*"))
+    return option["letter"] if option else None
 
 
 def _short_value(rest: str, kind: Kind) -> str | None:

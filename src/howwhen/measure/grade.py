@@ -18,9 +18,11 @@ from howwhen.measure.answers import (
     Kind,
     flexible_answer,
     looks_cut,
+    read_option,
     strict_answer,
+    without_text,
 )
-from howwhen.measure.numbers import as_number
+from howwhen.measure.numbers import as_number, without_scale
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
 
@@ -146,8 +148,10 @@ def find_answer(item: Item, mode: Mode) -> Answer | Grade:
 
 def kind_of(gold: str, dataset: str = "") -> Kind:
     """What kind of answer a gold answer is."""
-    plain = _without_text(gold).strip("() .")
-    if re.fullmatch(r"[A-J]", plain) and ("mmlu" in dataset or "\\text" in gold or "(" in gold):
+    plain = without_text(gold).strip("() .")
+    if re.fullmatch(r"[A-J]", plain) and (
+        "mmlu" in dataset.lower() or "\\text" in gold or "(" in gold
+    ):
         return Kind.LETTER
     if as_number(gold) is not None and "frac" not in gold and "/" not in gold:
         return Kind.NUMBER
@@ -162,14 +166,16 @@ def compare_exactly(answer: str, gold: str) -> Grade | None:
         return Grade.CORRECT
     kind = kind_of(gold)
     if kind is Kind.LETTER:
-        same = _without_text(answer).strip("() .") == _without_text(gold).strip("() .")
-        return Grade.CORRECT if same else Grade.WRONG
+        option = read_option(without_text(answer))
+        is_gold = option is not None and option == read_option(without_text(gold))
+        return Grade.CORRECT if is_gold else Grade.WRONG
     if kind is Kind.WORDS:
-        return Grade.CORRECT if _says(answer, _without_text(gold)) else Grade.WRONG
+        return Grade.CORRECT if _says(answer, without_text(gold)) else Grade.WRONG
     ours, theirs = as_number(answer), as_number(gold)
     if ours is None or theirs is None:
         return None
-    is_same = _same_number(ours, theirs, answer, gold)
+    bare = as_number(without_scale(answer))  # where thousands are asked for
+    is_same = theirs == bare or _same_number(ours, theirs, answer, gold)
     return Grade.CORRECT if is_same else Grade.WRONG
 
 
@@ -183,22 +189,16 @@ def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bo
     if len(gold.partition(".")[2]) < LONG_DECIMAL:
         return False
     off, decimals = abs(ours - theirs), len(re.sub(r"\D", "", answer.partition(".")[2]))
-    is_rounded = decimals >= 2 and off <= Fraction(1, 2 * 10**decimals) and off <= theirs / 100
-    return is_rounded or off <= theirs / 10**9
+    is_rounded = decimals >= 2 and off <= Fraction(1, 2 * 10**decimals) and off <= abs(theirs) / 100
+    return is_rounded or off <= abs(theirs) / 10**9
 
 
 def _says(answer: str, gold: str) -> bool:
     """Whether an answer in words has the gold words in it, and does not deny them."""
-    ours, theirs = (
-        re.findall(r"[a-z0-9]+", _without_text(text).lower()) for text in (answer, gold)
-    )
+    ours, theirs = (re.findall(r"[a-z0-9]+", without_text(text).lower()) for text in (answer, gold))
     if {"not", "neither", "nor"} & set(ours):
         return ours == theirs
     return any(ours[n : n + len(theirs)] == theirs for n in range(len(ours)))
-
-
-def _without_text(answer: str) -> str:
-    return re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", answer)
 
 
 def _squeeze(answer: str) -> str:

@@ -6,37 +6,70 @@ from fractions import Fraction
 MOST_DIGITS = 400
 """Longer numbers are not read: no answer has so many digits."""
 
-_DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\}|,\\!|\\,)\s?\d{3})+(?!\d)|\d+)"
+SCALES = {
+    "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
+_SCALE = rf"\s(?:{'|'.join(SCALES)})(?![A-Za-z])"
+_POWER = r"\s?(?:\\times|\\cdot|\u00d7|\*)\s?10\s?(?:\^|\*\*)\s?(?:\{-?\d{1,3}\}|-?\d{1,3}(?!\d))"
+_DIGITS = r"(?:\d{1,3}(?:(?:,|(?:\{,\}|,\\!|\\,)\s?)\d{3})+(?!\d)|\d+)"
 NUMBER = re.compile(
-    rf"(?<![\w.])[-\u2212]?\s?(?:\\?[$€£]\s?)?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
-    r"(?:/\d+(?![\d/]))?(?:\s?\\?%)?"
+    rf"(?<![\w.])(?:[-\u2212]?|negative\s)\s?(?:\\?[$€£]\s?)?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+    rf"(?:/\d+(?![\d/])|\s\d+/\d+(?![\d/])|[eE][-+]?\d{{1,3}}(?!\w)|{_POWER}|{_SCALE})?(?:\s?\\?%)?"
 )
-"""A number in running text, with its sign, currency and per cent."""
+"""A number in running text, with its sign, currency, power or scale, and per cent."""
 
 _UNIT = re.compile(
     r"(?:\\(?:text|mbox|mathrm|textrm)\s*\{[^{}]*\}"
-    r"|\^?\{?\\?\^?\{?\\(?:circ|degree)\}*|°|\s[A-Za-z/ ]+|[A-Za-z]{2,})"
+    r"|\^?\{?\\?\^?\{?\\(?:circ|degree)\}*|°"
+    r"|\s(?:[A-Za-z/ ]*[A-Za-z]{2}[A-Za-z/ ]*|[A-Za-z]/[A-Za-z]|[mgshlLKVWJN])|[A-Za-z]{2,})"
     r"(?:\^\{?\d\}?|[²³])?\s*$"
 )
 _PLAIN = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _FRACTION = re.compile(r"(?P<sign>-?)(?P<whole>\d*)\s*\\[dt]?frac\s*(?P<rest>.+)")
 _PARTS = re.compile(r"(?:\{(?P<a>-?\d+)\}|(?P<b>\d))\s*(?:\{(?P<c>\d+)\}|(?P<d>\d))")
+_SCALED = re.compile(
+    rf"(?P<number>.*?[\d}}])(?:(?P<scale>{_SCALE})|(?P<power>{_POWER}|[eE][-+]?\d{{1,3}}(?!\w)))"
+)
 _MIXED = re.compile(r"(?P<sign>-?)(?P<whole>\d+)\s+(?P<a>\d+)/(?P<b>\d+)")
 
 
 def as_number(text: str) -> Fraction | None:
     r"""The exact value of a number, per cents as hundredths; None of anything else.
 
-    A unit after it is ignored (`12 apples`, `5\text{ cm}`, `90^\circ`).
+    A unit after it is ignored (`12 apples`, `5\text{ cm}`, `90^\circ`), a variable or a scale is
+    not (`5 x`, `5 million`).
     """
     if len(text) > MOST_DIGITS:
         return None
-    plain = trim_unit(re.sub(r"\\[$]|[$€£]|\\!|\\,|\{,\}|(?<=\d),\s?(?=\d{3}(?!\d))", "", text))
+    text, factor = _unscaled(text)
+    plain = re.sub(r"\\[$]|[$€£]|(?:\\!|\\,|\{,\})\s?", "", text)
+    plain = trim_unit(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain))
     plain = plain.replace("\u2212", "-").strip().rstrip(".").strip()
+    plain = re.sub(r"^negative\s+(?=[\d.])", "-", plain)
     is_percent = plain.endswith("%")
     plain = plain.rstrip("%\\ ").strip()
     value = _exact(plain)
-    return value / 100 if value is not None and is_percent else value
+    if value is None:
+        return None
+    return value * factor / (100 if is_percent else 1)
+
+
+def without_scale(text: str) -> str:
+    """A number without the word that scales it: where millions are asked for, 5 is `5 million`."""
+    return re.sub(_SCALE, "", text)
+
+
+def _unscaled(text: str) -> tuple[str, Fraction]:
+    """A text without the power or scale after its first number, and what they multiply it with."""
+    found = _SCALED.match(text)
+    if found is None:
+        return text, Fraction(1)
+    rest = found["number"] + text[found.end() :]
+    if found["scale"]:
+        return rest, Fraction(SCALES[found["scale"].strip()])
+    exponent = int(re.findall(r"[-+]?\d+", found["power"])[-1])
+    return rest, Fraction(10) ** exponent
 
 
 def trim_unit(text: str) -> str:
