@@ -76,8 +76,10 @@ def smol_shape() -> Bench:
     for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
         theirs.copy_(ours + NOISE * ours.std() * torch.randn_like(ours))
     pair = ModelPair(
-        LanguageModel("shape-base", fingerprint(base), base, tokenizer, "{question}"),
-        LanguageModel("shape-thinking", fingerprint(thinking), thinking, tokenizer, "{question}"),
+        LanguageModel("shape-base", fingerprint(base, tokenizer), base, tokenizer, "{question}"),
+        LanguageModel(
+            "shape-thinking", fingerprint(thinking, tokenizer), thinking, tokenizer, "{question}"
+        ),
     )
     text = " ".join(f"w{number}" for number in range(100, 180))
     problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]

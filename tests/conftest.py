@@ -109,7 +109,8 @@ def make_model() -> MakeModel:
                     parameter.mul_(8.0)  # so that context, not the last token alone, decides
         model.eval().requires_grad_(False)
         title = name or f"{architecture}-{seed}"
-        return LanguageModel(title, fingerprint(model), model, build_tokenizer(), CHAT)
+        tokenizer = build_tokenizer()
+        return LanguageModel(title, fingerprint(model, tokenizer), model, tokenizer, CHAT)
 
     return make
 

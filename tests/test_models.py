@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from howwhen.models import LanguageModel, load_model, pad
+from howwhen.models import LanguageModel, fingerprint, load_model, pad
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import MakeModel
 
@@ -36,3 +36,25 @@ def test_an_embedding_that_is_only_looked_up_multiplies_nothing(is_tied: bool) -
     model = LanguageModel("tiny", "", LlamaForCausalLM(config), build_tokenizer())
     # four square maps of the attention, three of the MLP, three norms, the output embedding
     assert model.multiplied == 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8 + 20 * 8
+
+
+def test_a_fingerprint_tells_whatever_decides_an_answer_and_nothing_else(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    made, other = make_model(), make_model()
+    mark = fingerprint(made.model, made.tokenizer)
+    assert mark == fingerprint(other.model, build_tokenizer())
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    assert load_model(tmp_path).fingerprint == mark
+    asked, wider = build_tokenizer(), build_tokenizer()
+    asked.chat_template = "{{ messages[0].content }}"
+    wider.add_tokens(["<think>"])
+    other.model.config.rms_norm_eps = 1e-3
+    others = [
+        fingerprint(make_model(seed=1).model, made.tokenizer),
+        fingerprint(made.model, asked),
+        fingerprint(made.model, wider),
+        fingerprint(other.model, made.tokenizer),
+    ]
+    assert len({mark, *others}) == 5

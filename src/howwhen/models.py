@@ -5,6 +5,7 @@ the weights whole, are the decoder blocks found, does steering work and come off
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class LanguageModel:
     name: str
     """Hub id, folder or name in the zoo, as the user knows it."""
     fingerprint: str
-    """Hash of config and weights' names, shapes and sample; part of every run's provenance."""
+    """Hash of all that decides what it writes; part of every run's provenance."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt: str = CHAT
@@ -223,7 +224,8 @@ def wrap_model(
     find_blocks(model)
     _read_densely(model)
     revision = getattr(model.config, "_commit_hash", None)
-    return LanguageModel(name, fingerprint(model), model, tokenizer, prompt, revision, markers)
+    mark = fingerprint(model, tokenizer)
+    return LanguageModel(name, mark, model, tokenizer, prompt, revision, markers)
 
 
 def _read_densely(model: PreTrainedModel) -> None:
@@ -236,15 +238,31 @@ def _read_densely(model: PreTrainedModel) -> None:
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """A short hash of every weight's name, shape and up to 4,096 evenly spread values."""
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short hash of config, vocabulary, chat template and weights.
+
+    Of every weight its name, its shape and up to 4,096 evenly spread values are taken.
+    """
     digest = hashlib.sha256()
+    config = {
+        name: value
+        for name, value in model.config.to_diff_dict().items()
+        if not name.startswith("_") and name not in _INCIDENTAL
+    }
+    end = getattr(model.generation_config, "eos_token_id", None)
+    template = getattr(tokenizer, "chat_template", None)
+    described = [config, end, sorted(tokenizer.get_vocab().items()), template]
+    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+_INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a config holds and no logit depends on."""
 
 
 def _check_folder(source: str | Path) -> None:

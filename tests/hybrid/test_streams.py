@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PretrainedConfig
 
 from howwhen.errors import ModelError
 from howwhen.hybrid.streams import check_streams, open_streams
@@ -86,3 +89,14 @@ def test_a_model_that_ignores_its_mask_is_refused(
     monkeypatch.setattr(model.model, "forward", deaf)
     with pytest.raises(ModelError, match="other logits with a masked cache than without"):
         check_streams(model, 1)
+
+
+@pytest.mark.parametrize("config", [BloomConfig, MambaConfig])
+def test_a_model_that_cannot_be_read_so_is_refused_in_words(
+    make_model: MakeModel, config: type[PretrainedConfig]
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 32, "n_layer": 2, "num_hidden_layers": 2, "n_head": 4}
+    model = AutoModelForCausalLM.from_config(config(**sizes)).eval()
+    with pytest.raises(ModelError, match="masked cache"):
+        check_streams(replace(make_model(), model=model), 0)
