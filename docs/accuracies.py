@@ -11,16 +11,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import binomtest
-
 from howwhen.collect.problems import read_problems
 from howwhen.measure.grade import Item, grade_answers
+from howwhen.measure.recovery import wilson
 from howwhen.models import LanguageModel, load_model
+from howwhen.present.tables import interval_text
 from howwhen.prompts import PLAIN
 from howwhen.records import Finish, Grade, Problem
 from howwhen.zoo.smol.problems import smol_test_problems
 from howwhen.zoo.smol.sampling import sample
 from howwhen.zoo.smol.weights import LAYERS, smol_folder
+from howwhen.zoo.smol.word_problems import Operator, compute
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
@@ -31,12 +32,10 @@ def whole(problems: Sequence[Problem]) -> list[Problem]:
     return [problem for problem, text in plain.items() if re.fullmatch(r"-?\d+(\.0*)?", text)]
 
 
-def is_wrong(left: str, operator: str, right: str, result: str) -> bool:
+def is_wrong(left: str, operator: Operator, right: str, result: str) -> bool:
     """Whether an equation of whole numbers does not hold."""
-    one, other, told = int(left), int(right), int(result)
-    if operator == "/":
-        return one != other * told or not other
-    return told != {"+": one + other, "-": one - other, "*": one * other}[operator]
+    step = compute(int(left), operator, int(right))
+    return step is None or step.result != int(result)
 
 
 def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str) -> str:
@@ -59,14 +58,13 @@ def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str
         sum(grade is Grade.CORRECT for grade in grade_answers(items, mode=mode))
         for mode in ("strict", "flexible")
     )
-    interval = binomtest(flexible, len(items)).proportion_ci(method="wilson")
+    interval = interval_text(wilson(flexible, len(items), confidence=0.95))
     tokens = sum(map(len, answers)) / len(answers)
     equations = [found for text in texts for found in EQUATION.findall(text)]
     wrong = sum(is_wrong(*equation) for equation in equations)
     return (
         f"| {name} | {len(items)} | {model.name} | {strict / len(items):.1%} | "
-        f"{flexible / len(items):.1%} ({100 * interval.low:.0f} to {100 * interval.high:.0f}) | "
-        f"{tokens:.0f} | {wrong} of {len(equations)} |"
+        f"{flexible / len(items):.1%} ({interval}) | {tokens:.0f} | {wrong} of {len(equations)} |"
     )
 
 

@@ -28,6 +28,9 @@ from howwhen.errors import InputError, ModelError
 from howwhen.prompts import CHAT, THINK, Markers
 from howwhen.residual import check_layer, check_steerable, find_blocks
 
+_INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
+"""What a config holds and no logit depends on."""
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -82,9 +85,8 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
-        names = ("sliding_window", "attention_chunk_size") if is_windowed else ()
-        names = ("max_position_embeddings", *names)
-        limits = [getattr(config, name, None) for name in names]
+        windows = ("sliding_window", "attention_chunk_size") if is_windowed else ()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", *windows)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def prompt_ids(self, question: str) -> list[int]:
@@ -259,10 +261,6 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-_INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
-"""What a config holds and no logit depends on."""
 
 
 def _check_folder(source: str | Path) -> None:

@@ -20,6 +20,7 @@ from howwhen.records import (
     HybridTrace,
     Measurement,
     Rung,
+    RungMeasurement,
     Work,
 )
 from howwhen.settings import MeasureSettings
@@ -44,6 +45,15 @@ def test_the_verdict_names_the_controls() -> None:
     text = verdict(measurement())
     assert "recovers 67% of a gap of 60.0%" in text
     assert "guardrail-only 83%" in text
+
+
+def test_without_controls_the_verdict_names_none() -> None:
+    found = measurement()
+    ends = ("base", "hybrid", "thinking")
+    kept: dict[Rung, RungMeasurement] = {n: r for n, r in found.rungs.items() if n in ends}
+    told = verdict(replace(found, rungs=kept))
+    assert "recovers" in told
+    assert "Controls" not in told
 
 
 def test_without_a_gap_the_verdict_says_so() -> None:

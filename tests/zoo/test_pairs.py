@@ -71,3 +71,13 @@ def test_a_chat_prompt_needs_a_template(make_model: MakeModel) -> None:
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load a causal language model"):
         load_model(tmp_path)
+
+
+def test_a_pair_is_called_by_its_name_and_one_of_ones_own_by_its_thinking_model() -> None:
+    assert find_pair("tally-rl").title == "tally-rl"
+    assert own_pair("models/plain", "maker/Thinker-1B", "chat", "chat").title == "Thinker-1B"
+
+
+def test_every_pair_has_a_question_for_an_example() -> None:
+    assert find_pair("tally-rl").example.endswith("?")
+    assert own_pair("models/plain", "maker/Thinker-1B", "chat", "chat").example == "What is 2 + 2?"

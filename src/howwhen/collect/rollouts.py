@@ -94,7 +94,7 @@ def _check_trace(thinking: LanguageModel, trace: Trace, length: int) -> None:
             f"{trace.text[:40]!r}; leave the row out"
         )
     if thinking.context is not None and prompt + length > thinking.context:
-        raise InputError(
+        raise LengthError(
             f"{trace.place}: a prompt of {prompt} tokens and an answer of {length} exceed the "
             f"{thinking.context} tokens that {thinking.name} can attend to; leave the row out, "
             "or take a model of longer context"

@@ -6,11 +6,11 @@ from fractions import Fraction
 MOST_DIGITS = 400
 """Longer numbers are not read: no answer has so many digits."""
 
-SCALES = {
+_SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12,
 }  # fmt: skip
-_SCALE = rf"\s(?:{'|'.join(SCALES)})(?![A-Za-z])"
+_SCALE = rf"\s(?:{'|'.join(_SCALES)})(?![A-Za-z])"
 _POWER = r"\s?(?:\\times|\\cdot|\u00d7|\*)\s?10\s?(?:\^|\*\*)\s?(?:\{-?\d{1,3}\}|-?\d{1,3}(?!\d))"
 _DIGITS = r"(?:\d{1,3}(?:(?:,|(?:\{,\}|,\\!|\\,)\s?)\d{3})+(?!\d)|\d+)"
 NUMBER = re.compile(
@@ -67,7 +67,7 @@ def _unscaled(text: str) -> tuple[str, Fraction]:
         return text, Fraction(1)
     rest = found["number"] + text[found.end() :]
     if found["scale"]:
-        return rest, Fraction(SCALES[found["scale"].strip()])
+        return rest, Fraction(_SCALES[found["scale"].strip()])
     exponent = int(re.findall(r"[-+]?\d+", found["power"])[-1])
     return rest, Fraction(10) ** exponent
 

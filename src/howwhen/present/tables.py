@@ -126,9 +126,9 @@ def interval_column(confidence: float) -> str:
 
 def interval_text(interval: Interval | None) -> str:
     """An interval of shares in per cent."""
-    return (
-        "" if interval is None else f"{round(interval.low * 100)} to {round(interval.high * 100)} %"
-    )
+    if interval is None:
+        return ""
+    return f"{round(interval.low * 100)} to {round(interval.high * 100)} %"
 
 
 def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:

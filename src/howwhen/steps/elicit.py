@@ -48,10 +48,15 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
         trainings, lesson = lab.train_decisions(gate, train, selection)
     practised = lab.practised
     chosen = selection if any(one.positions for one in selection) else train
+    if lesson.selection is lesson.validation:
+        run.reporter.say(
+            "  WARNING: no selection answer holds anything to steer, so validation chooses among "
+            "the seeds"
+        )
     if chosen is train:
         run.reporter.say(
-            "  WARNING: no selection answer holds a decision, so validation chooses among seeds, "
-            "and the self-gate's threshold and scores are those of the answers it was trained on"
+            "  WARNING: no selection answer holds a decision, so the self-gate's threshold and "
+            "scores are those of the answers it was trained on"
         )
     probe, scores = train_self_gate(
         run.pair.base,

@@ -89,9 +89,9 @@ def _idle_decisions(traces: Sequence[HybridTrace], vectors: VectorSet) -> int:
     """Decisions at which steering could do nothing: no vector, and no bias vector either."""
     if vectors.bias is not None:
         return 0
-    trained = set(vectors.moving().tolist())
+    moving = set(vectors.moving().tolist())
     return sum(
-        token.is_decision and token.category not in trained
+        token.is_decision and token.category not in moving
         for trace in traces
         for token in trace.tokens
     )
