@@ -4,10 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-browser check bench smol clean
+.PHONY: demo examples test test-browser check bench smol clean
 
 demo: $(VENV)/ready
 	$(BIN)/howwhen run tally-rl --preset small --out runs/demo
+
+# Each runs alone within a minute; the later ones share runs/examples.
+examples: $(VENV)/ready
+	for file in examples/*.py; do echo; echo "$$file"; $(BIN)/python $$file || exit 1; done
 
 # Every test runs on one thread, so two cores take two files at a time.
 test: check
@@ -19,8 +23,8 @@ test-browser: $(VENV)/ready
 	$(BIN)/python -m pytest tests/browser -rs
 
 check: $(VENV)/ready
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs examples
+	$(BIN)/ruff format --check src tests benchmarks docs examples
 	$(BIN)/mypy
 
 bench: $(VENV)/ready

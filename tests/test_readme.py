@@ -73,6 +73,12 @@ def test_it_names_every_step_and_every_rung() -> None:
         assert f"| `{name}` |" in README
 
 
+def test_there_is_an_example_of_every_step() -> None:
+    """`make examples`, a part of CI, runs them."""
+    found = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+    assert found == [f"{number}_{step}.py" for number, step in enumerate(STEPS, 1)]
+
+
 def test_its_table_has_every_rung_in_order() -> None:
     table = README.partition("<!-- demo table -->")[2].partition("<!-- end of demo table -->")[0]
     without = ("base-step-by-step", "bias-only")  # tally cannot be asked so; decision has no bias

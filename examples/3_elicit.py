@@ -1,0 +1,50 @@
+"""Step 3: a steering vector per category, trained where the two models part ways."""
+
+from pathlib import Path
+
+from torch.nn.functional import cosine_similarity
+
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.elicit.examples import find_decisions
+from howwhen.elicit.objective import UnsteeredStates
+from howwhen.elicit.vectors import new_vectors, split_lesson, train_vectors
+from howwhen.settings import PRESETS, read_config
+
+SETTINGS = Path(__file__).with_name("settings.yaml")
+
+
+def main() -> None:
+    """Train vectors for the taxonomy of a small run, and look at them."""
+    pair = find_pair("tally-rl")
+    settings = make_settings(PRESETS["smoke"], pair.overrides, read_config(SETTINGS))
+    with open_run(Path("runs/examples")) as folder:
+        pipeline = Pipeline(pair, settings, folder, Reporter())
+        pipeline.do("collect")  # kept from one example to the next
+        pipeline.do("discover")
+        gate = pipeline.taxonomy().gate()
+        rollouts, questions = pipeline.rollouts_with_questions()
+        found = find_decisions(pair.models(), gate.layer, rollouts, questions, 32)
+
+    tokens, decisions = sum(len(r.ids) for r in rollouts), sum(len(one.positions) for one in found)
+    print(f"\n{decisions} decisions among {tokens} tokens")
+
+    examples = [one.example(gate) for one in found]
+    lesson = split_lesson(examples[20:], examples[:20], gate.size, settings.elicit)
+    states = UnsteeredStates(pair.base, layer=2)
+    start = new_vectors(
+        pair.base.name, states.layer, len(gate.mean), gate.size, "network", settings.elicit, seed=0
+    )
+    training = train_vectors(start, lesson, states, settings.elicit, 0, lambda step: None)
+    looks = training.validation_losses
+    print(f"cross-entropy at decisions: {looks[0]:.2f} -> {min(looks):.2f} nats\n")
+
+    vectors = training.vectors.vectors
+    used = training.vectors.moving().tolist()
+    print("cosines between the vectors of the categories that have decisions:")
+    for row in used:
+        cosines = cosine_similarity(vectors[row][None], vectors[used])
+        print(f"{gate.titles[row]:45}", *(f"{cosine:6.2f}" for cosine in cosines.tolist()))
+
+
+if __name__ == "__main__":
+    main()

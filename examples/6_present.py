@@ -1,0 +1,25 @@
+"""Step 6: all six steps of a small run, and its report."""
+
+from pathlib import Path
+
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.settings import PRESETS, read_config
+from howwhen.steps.present import REPORT
+
+SETTINGS = Path(__file__).with_name("settings.yaml")
+
+
+def main() -> None:
+    """Print where the report is, and what it says in one line."""
+    pair = find_pair("tally-rl")
+    settings = make_settings(PRESETS["smoke"], pair.overrides, read_config(SETTINGS))
+    with open_run(Path("runs/examples")) as folder:
+        pipeline = Pipeline(pair, settings, folder, Reporter())
+        pipeline.run()
+        hybrid = pipeline.measurement().rungs["hybrid"]
+        print(f"\naccuracy {hybrid.accuracy:.0%}, gap recovered: {hybrid.gap_recovered}")
+        print(f"report: {folder.step('present').path / REPORT}")
+
+
+if __name__ == "__main__":
+    main()
