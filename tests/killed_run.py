@@ -25,7 +25,7 @@ SETTINGS = {
         "probe_steps": 20,
         "practice_rounds": 1,
     },
-    "hybrid": {"max_new_tokens": 80, "batch_size": 4, "random_seeds": (0,)},
+    "hybrid": {"max_new_tokens": 80, "batch_size": 6, "random_seeds": (0,)},
     "measure": {"bootstrap_samples": 100},
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
@@ -36,7 +36,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "elicit": (elicit, "train_vectors", 2),
     "practice": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
-    "hybrid": (hybrid, "decode", 3),
+    "hybrid": (hybrid, "decode", 4),
     "before a rename": (store, "_hash", 4),
     "measure": (measure, "measure_ladder", 1),
     "present": (present, "make_report", 1),

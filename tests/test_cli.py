@@ -1,7 +1,6 @@
 """The command line as a user meets it: a paragraph, exit code 2, nothing half-written."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from howwhen import Pipeline, Reporter, open_run
-from howwhen.cli import app
+from howwhen.cli import app, main
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.settings import RunSettings
 from howwhen.steps.hybrid import hybrid
@@ -20,16 +19,21 @@ from howwhen.zoo.pairs import find_pair, list_pairs
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 SaveFolder = Callable[..., Path]
-ENVIRONMENT = {
-    **os.environ,
-    "COLUMNS": "250",
-    "HF_HUB_OFFLINE": "1",
-}
+Typed = Callable[..., tuple[int | str | None, str, str]]
 
 
-def howwhen(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "howwhen", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+    """Runs a whole command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: object) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["howwhen", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "250")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 def refuse(message: str, *arguments: object) -> None:
@@ -47,8 +51,10 @@ def write_problems(folder: Path, count: int = 12) -> Path:
 
 
 def test_an_error_is_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
+    """In a process of its own, as it is typed."""
     out = tmp_path / "out"
-    done = howwhen("run", "tally-xl", "--out", out)
+    command = [sys.executable, "-m", "howwhen", "run", "tally-xl", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
@@ -57,10 +63,10 @@ def test_an_error_is_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_unknown_flag_is_an_error(tmp_path: Path) -> None:
-    done = howwhen("run", "tally-rl", "--out", tmp_path / "out", "--collect.limt", "3")
-    assert done.returncode == 2
-    assert "--collect.limit" in done.stderr
+def test_an_unknown_flag_is_an_error(typed: Typed, tmp_path: Path) -> None:
+    code, _, error = typed("run", "tally-rl", "--out", tmp_path / "out", "--collect.limt", "3")
+    assert code == 2
+    assert "--collect.limit" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -232,20 +238,22 @@ def test_the_markers_of_ones_own_thinking_model(save_folder: SaveFolder, tmp_pat
     assert again["counts"]["traces"]["truncated"] == 0
 
 
-def test_help_lists_every_setting() -> None:
-    shown = " ".join(howwhen("run", "--help").stdout.replace("│", " ").split())
+def test_help_lists_every_setting(typed: Typed) -> None:
+    code, output, _ = typed("run", "--help")
+    assert code == 0
+    shown = " ".join(output.replace("│", " ").split())
     joined = shown.replace(" ", "")
     for section in RunSettings.model_fields:
         for name in type(getattr(RunSettings(), section)).model_fields:
             assert f"--{section}.{name.replace('_', '-')}" in joined
 
 
-def test_an_impossible_flag_value_is_explained(tmp_path: Path) -> None:
-    done = howwhen("run", "tally-rl", "--out", tmp_path / "out", "--collect.limit", "zero")
-    assert done.returncode == 2
-    assert done.stderr.startswith("howwhen: setting collect.limit: Input should be a valid integer")
-    assert "found 'zero'" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_an_impossible_flag_value_is_explained(typed: Typed, tmp_path: Path) -> None:
+    code, _, error = typed("run", "tally-rl", "--out", tmp_path / "out", "--collect.limit", "zero")
+    assert code == 2
+    assert error.startswith("howwhen: setting collect.limit: Input should be a valid integer")
+    assert "found 'zero'" in error
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

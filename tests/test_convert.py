@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,19 @@ TITLES = PUBLISHED / "taxonomy_deepseek-r1-distill-qwen-1.5b_layer4_clusters15.j
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch /tmp/howwhen-was-here",)
+
+
+@pytest.fixture
+def unpickled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads `.pt` files in this process, where the one that reads them is not what is tested."""
+
+    def read(paths: Sequence[Path]) -> list[dict[str, torch.Tensor]]:
+        contents = [torch.load(path, weights_only=True) for path in paths]
+        return [
+            {key: torch.as_tensor(value) for key, value in content.items()} for content in contents
+        ]
+
+    monkeypatch.setattr("howwhen.convert.read_pickled_tensors", read)
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -89,6 +103,7 @@ def test_the_published_sae_becomes_a_taxonomy() -> None:
     torch.testing.assert_close(centred.scores(residual + mean), by_hand, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("unpickled_here")
 def test_a_layer_is_read_only_from_the_sheets_that_bear_the_vectors_names(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for folder in (ours / "vectors", ours / "hyperparams", theirs / "deep"):
@@ -159,6 +174,7 @@ def test_malformed_saes_are_refused(tmp_path: Path) -> None:
             as_taxonomy(path, content, "m", 1, None, None)
 
 
+@pytest.mark.usefixtures("unpickled_here")
 def test_an_sae_says_its_layer_once(tmp_path: Path) -> None:
     named, bare = write_sae(tmp_path / "a_layer4_x.pt"), write_sae(tmp_path / "sae.pt")
     assert read_published_sae(named, "m", 4).layer == 4
@@ -254,6 +270,7 @@ def empty(folder: Path) -> Path:
     return folder / "empty"
 
 
+@pytest.mark.usefixtures("unpickled_here")
 def test_what_is_told_of_vectors_and_saes_is_used_or_refused(tmp_path: Path) -> None:
     vectors, titles = write(tmp_path / "vectors", idx0=torch.ones(4)), tmp_path / "titles.json"
     sae, mean = write_sae(tmp_path / "sae_layer4.pt"), tmp_path / "mean.safetensors"
@@ -280,6 +297,7 @@ def write(folder: Path, **tensors: torch.Tensor) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("unpickled_here")
 def test_vectors_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     holes = write(tmp_path / "holes", idx0=torch.ones(4), idx2=torch.ones(4))
     with pytest.raises(InputError, match=r"categories \[1\] are missing"):

@@ -474,7 +474,7 @@ def main() -> None:
     disable_progress_bar()  # of transformers' loading; howwhen has its own
     console = Console(stderr=True, highlight=False)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (HowwhenError, CycloptsError) as error:
         cause = error.__cause__ if isinstance(error, CycloptsError) else None
         message = explain(cause) if isinstance(cause, ValidationError) else str(error)

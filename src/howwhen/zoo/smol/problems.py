@@ -36,17 +36,17 @@ TEST_PROBLEMS = 320
 
 def smol_problems(count: int, seed: int) -> list[Problem]:
     """Up to `count` problems of the training stories, in an order drawn from `seed`."""
-    return _draw(svamp_train(), count, seed)
+    return _draw(_svamp()[0], count, seed)
 
 
 def smol_test_problems(count: int, seed: int) -> list[Problem]:
     """Up to `count` problems of the stories put aside for the test, drawn from `seed`."""
-    return _draw(_with_steps(_svamp_rows()[1]), count, seed)
+    return _draw(_svamp()[1], count, seed)
 
 
 def svamp_train() -> list[WordProblem]:
     """Problems of the training stories."""
-    return list(_with_steps(_svamp_rows()[0]))
+    return list(_svamp()[0])
 
 
 def gsm8k_train() -> list[WordProblem]:
@@ -64,8 +64,8 @@ def gsm8k_train() -> list[WordProblem]:
 
 
 @lru_cache
-def _svamp_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the training stories and of the test stories."""
+def _svamp() -> tuple[Sequence[WordProblem], Sequence[WordProblem]]:
+    """Problems of the training stories and of the test stories."""
     rows = _read("svamp")
     story = stories([row["question"] for row in rows])
     order = sorted(set(story))
@@ -78,7 +78,8 @@ def _svamp_rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for row, number in zip(rows, story, strict=True):
         parts[number in tested].append(row)
-    return parts
+    train, test = parts
+    return tuple(_with_steps(train)), tuple(_with_steps(test))
 
 
 def _with_steps(rows: Sequence[dict[str, Any]]) -> Iterator[WordProblem]:
