@@ -78,6 +78,25 @@ def test_a_step_made_from_other_steps_than_those_there_are_is_refused(
             pipeline.do("measure")
 
 
+def test_the_doctor_finds_what_of_a_run_is_damaged_or_not_done(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["doctor", str(finished)], result_action="return_value")
+    assert capsys.readouterr().out.count("whole (") == len(STEPS)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with (run / "3-elicit" / "vectors.safetensors").open("ab") as file:
+        file.write(b"x")
+    (run / "6-present" / "provenance.json").unlink()
+    with pytest.raises(SystemExit) as ended:
+        app(["doctor", str(run)], result_action="return_value")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert ended.value.code == 1
+    assert shown.count("whole (") == 4
+    assert "is damaged: expected the content with hash" in shown
+    assert "present not done yet howwhen present PAIR --out" in shown
+
+
 def test_the_measurement_has_every_rung_and_adds_up(finished: Path) -> None:
     measurement = json.loads((finished / "5-measure" / "measurement.json").read_text())
     assert measurement["n"] == 12

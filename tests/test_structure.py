@@ -15,7 +15,8 @@ SHARED = {
     "unpickle",
 }  # fmt: skip
 MAY_IMPORT_ANYTHING = {
-    "answering", "cli", "harness", "pipeline", "serving", "steps", "zoo", "__main__", "__init__",
+    "answering", "cli", "doctor", "harness", "pipeline", "serving", "steps", "zoo", "__main__",
+    "__init__",
 }  # fmt: skip
 
 

@@ -16,11 +16,13 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
 from howwhen.answering import open_rung, open_rungs
 from howwhen.convert import Format, Told, read_any, write_any
+from howwhen.doctor import examine_machine, examine_run
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
 from howwhen.memory import keep_freed_memory
@@ -344,6 +346,31 @@ def serve(
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"{pair}: rungs {', '.join(ready.choices)} at {place}", file=sys.stderr)
     run_server(make_service(ready), host, port, key)
+
+
+@app.command
+def doctor(run: Path | None = None, /) -> None:
+    """Look at what this machine has for howwhen or, with a run's folder, whether that is whole.
+
+    Ends with exit code 1 if something is broken.
+
+    Parameters
+    ----------
+    run:
+        A run's folder; every file in it is read.
+    """
+    if run is None:
+        findings = examine_machine()
+    else:
+        with open_run(run, is_new=False) as folder:
+            findings = examine_run(folder)
+    table = Table("what", "found", "type")
+    for one in findings:
+        style = "red" if one.is_broken else None
+        table.add_row(*map(escape, (one.what, one.found, one.advice)), style=style)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    if any(one.is_broken for one in findings):
+        sys.exit(1)
 
 
 @app.command
