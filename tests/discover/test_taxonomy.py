@@ -72,6 +72,14 @@ def test_the_smallest_size_within_one_standard_error_is_chosen(
     assert "smallest size within one standard error of the best score" in choice.reason
 
 
+def test_empty_categories_of_the_chosen_taxonomy_are_told() -> None:
+    """On distilled answers 23 of 25 were empty, and the two others scored best."""
+    empty = replace(cell(25, 0.9), unused=23)
+    told = choose([empty, cell(5, 0.5)], DiscoverSettings()).reason
+    assert told.endswith("; 23 of its categories hold no sentence")
+    assert "no sentence" not in choose([cell(25, 0.9)], DiscoverSettings()).reason
+
+
 GRID = [
     cell(8, 0.9),
     cell(6, 0.7, layer=2),
