@@ -32,6 +32,7 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
     """One run's ladder as horizontal bars."""
     rungs = measurement.rungs
     shown = {name: rung for name, rung in rungs.items() if name not in ENDS}
+    left, right = -0.35, 1.05
     for row, (rung, found) in enumerate(reversed(shown.items())):
         value, ends = found.gap_recovered, found.gap_recovered_ci
         if value is None or ends is None:
@@ -41,9 +42,10 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
         reach = [[value - ends.low], [ends.high - value]]
         axes.errorbar(value, row, xerr=reach, color="black", capsize=2)
         label = f"  {value:.0%}"
+        left, right = min(left, ends.low - 0.05), max(right, ends.high)
         axes.text(max(1.05, ends.high), row, label, va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
-    axes.set_xlim(-0.35, 1.35)
+    axes.set_xlim(left, right + 0.3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)

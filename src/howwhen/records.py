@@ -553,6 +553,15 @@ class Comparison:
     """Paired bootstrap."""
 
 
+class Gains(NamedTuple):
+    """Problems that the thinking model gets right and the base does not."""
+
+    shared: int
+    """Those that a rung gets right too, in more than half of its answers."""
+    of: int
+    """All of them."""
+
+
 @dataclass(frozen=True)
 class RungMeasurement:
     """What one rung of the ladder achieved, over all its seeds and samples."""
@@ -589,6 +598,8 @@ class RungMeasurement:
     """Chance that one of k samples is right, k = 1, 2, 4, ... up to `samples`; empty for one."""
     against_hybrid: Comparison | None
     """This rung against the hybrid; None for the hybrid itself."""
+    gains: Gains | None = None
+    """Whether it is the same problems that it gains; None in measurements of old."""
 
 
 class Work(NamedTuple):

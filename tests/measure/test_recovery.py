@@ -6,8 +6,8 @@ from scipy import stats
 
 from howwhen.errors import StoreError
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
-from howwhen.measure.recovery import Bootstrap, Outcomes, mcnemar, pass_at_k, wilson
-from howwhen.records import Finish, Grade, Rung
+from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, mcnemar, pass_at_k, wilson
+from howwhen.records import Finish, Gains, Grade, Rung
 from howwhen.settings import MeasureSettings
 
 SETTINGS = MeasureSettings(bootstrap_samples=2000)
@@ -209,6 +209,7 @@ def test_the_measurement_adds_up() -> None:
     assert hybrid.truncated_fraction == pytest.approx(1 / 50)
     assert (hybrid.flexible_accuracy, hybrid.strict_accuracy) == (0.6, 0.5)
     assert hybrid.against_hybrid is None
+    assert hybrid.gains == Gains(20, 30)
     drawn = measurement.rungs["random-vectors"]
     assert drawn.seeds == (0, 1)
     assert drawn.accuracy == pytest.approx(0.3)
@@ -223,6 +224,22 @@ def test_the_strict_mode_measures_with_strict_grades() -> None:
     assert measurement.mode == "strict"
     assert measurement.rungs["hybrid"].accuracy == 0.5
     assert measurement.rungs["hybrid"].gap_recovered == pytest.approx(0.5)
+
+
+def test_as_many_right_need_not_be_the_same_problems() -> None:
+    base, thinking = np.zeros((6, 1, 1)), np.array([1, 1, 1, 0, 0, 0.0]).reshape(6, 1, 1)
+    base[2] = base[5] = 1.0
+    others = np.array([1, 0, 0, 1, 1, 0.0]).reshape(6, 1, 1)
+    assert others.sum() == thinking.sum()
+    assert find_gains(others, base, thinking) == Gains(1, 2)
+    assert find_gains(thinking, base, thinking) == Gains(2, 2)
+    assert find_gains(base, base, thinking) == Gains(0, 2)
+
+
+def test_a_gain_is_shared_by_what_gets_it_right_in_more_than_half_of_its_answers() -> None:
+    base, thinking = np.zeros((2, 1, 1)), np.ones((2, 1, 1))
+    seeds = np.array([[1, 1, 0], [1, 0, 0.0]])[:, :, None]
+    assert find_gains(seeds, base, thinking) == Gains(1, 2)
 
 
 def test_rungs_are_held_against_the_hybrid() -> None:

@@ -12,7 +12,7 @@ from howwhen.present.report import (
     make_report,
     verdict,
 )
-from howwhen.present.tables import cost_table, ladder_table
+from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
 from howwhen.records import (
     KNOCK_OUTS,
     Finish,
@@ -45,6 +45,21 @@ def test_the_verdict_names_the_controls() -> None:
     text = verdict(measurement())
     assert "recovers 67% of a gap of 60.0%" in text
     assert "guardrail-only 83%" in text
+    gains = (
+        "Of the 30 problems that the thinking model gets right and the base does not, it gets 20."
+    )
+    assert gains in text
+
+
+def test_gains_are_told_only_where_they_were_counted() -> None:
+    found = measurement()
+    of_old = {name: replace(rung, gains=None) for name, rung in found.rungs.items()}
+    old = replace(found, rungs=of_old)
+    assert "it gets" not in verdict(old)
+    column = MODE_COLUMNS.index("gains shared")
+    assert [row[column] for row in mode_table(old).rows] == [""] * 4
+    shown = [row[column] for row in mode_table(found).rows]
+    assert shown == ["0 of 30", "25 of 30", "20 of 30", "30 of 30"]
 
 
 def test_without_controls_the_verdict_names_none() -> None:
@@ -117,8 +132,8 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
     assert "gate probe" not in report
     assert "precision 50%, recall 100%" in report
-    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 |  |  |  |" in report
-    assert "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 5 | 0 | 0.062 |" in report
+    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 20 of 30 |  |  |  |" in report
+    assert "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 25 of 30 | 5 | 0 | 0.062 |" in report
     assert "| base | {question} |" in report
     assert "carries" not in report
     assert "## Examples" not in make_report(replace(given, examples=[]))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.stats import binomtest
 
-from howwhen.records import Comparison, Interval
+from howwhen.records import Comparison, Gains, Interval
 from howwhen.settings import MeasureSettings
 
 Outcomes = Float[np.ndarray, "problem _ _"]
@@ -121,7 +121,7 @@ class Bootstrap:
 
     def compare(self, first: Outcomes, second: Outcomes) -> Comparison:
         """One rung against another on the same problems."""
-        ours, theirs = (outcomes.mean((1, 2)) > 0.5 for outcomes in (first, second))
+        ours, theirs = is_right(first), is_right(second)
         only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
         return Comparison(
             only_first,
@@ -130,6 +130,21 @@ class Bootstrap:
             float(first.mean() - second.mean()),
             self.interval(self.means(first) - self.means(second)),
         )
+
+
+def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains:
+    """How many of the problems that the thinking model gains over the base a rung gains too.
+
+    A share of the gap does not say so: a rung may get as many right, and others.
+    """
+    gained = is_right(thinking) & ~is_right(base)
+    return Gains(int((is_right(rung) & gained).sum()), int(gained.sum()))
+
+
+def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:
+    """Which problems are right in more than half of the answers."""
+    right: Bool[np.ndarray, " problem"] = outcomes.mean((1, 2)) > 0.5
+    return right
 
 
 def wilson(right: int, n: int, confidence: float) -> Interval:

@@ -74,6 +74,12 @@ def verdict(measurement: Measurement) -> str:
         if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
     ]
     told = f" Controls: {', '.join(controls)}." if controls else ""
+    if hybrid.gains is not None and hybrid.gains.of:
+        shared, gained = hybrid.gains
+        told = (
+            f" Of the {gained} problems that the thinking model gets right and the base does not, "
+            f"it gets {shared}.{told}"
+        )
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
@@ -117,8 +123,10 @@ def grading_text(measurement: Measurement) -> str:
     return (
         f"Accuracies above are by the {measurement.mode} mode. `strict` takes only an answer that "
         "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
-        "the sentence that concludes. Neither counts as wrong what could not be read. Each rung is "
-        "held against the hybrid on the same problems (McNemar's exact test)."
+        "the sentence that concludes. Neither counts as wrong what could not be read. Gains "
+        "shared: of the problems that the thinking model gets right and the base does not, those "
+        "that the rung gets right too; it may get as many right, and others. Each rung is held "
+        "against the hybrid on the same problems (McNemar's exact test)."
     )
 
 

@@ -11,6 +11,7 @@ MODE_COLUMNS = (
     "strict",
     "cut off",
     "tokens per answer",
+    "gains shared",
     "only it right",
     "only the hybrid right",
     "McNemar p",
@@ -57,6 +58,7 @@ def mode_table(measurement: Measurement) -> Table:
                 f"{rung.strict_accuracy:.1%}",
                 f"{rung.truncated_fraction:.1%}",
                 f"{rung.tokens_per_answer:.1f}",
+                "" if rung.gains is None else f"{rung.gains.shared} of {rung.gains.of}",
                 *tests,
             )
         )
