@@ -23,7 +23,10 @@ from howwhen.zoo.smol.sampling import sample
 from howwhen.zoo.smol.weights import LAYERS, smol_folder
 from howwhen.zoo.smol.word_problems import Operator, compute
 
-EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
+EQUATION = re.compile(
+    r"(?<![-+*/=.\d])(?<![-+*/=] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?![\d/])(?!\.\d)"
+)
+"""Of two whole numbers and a whole result, with nothing before or behind that belongs to it."""
 
 
 def whole(problems: Sequence[Problem]) -> list[Problem]:

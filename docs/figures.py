@@ -72,7 +72,8 @@ def _cell(rung: Rung, found: RungMeasurement | None) -> str:
     right = f"{found.accuracy:.1%} right"
     if rung in ENDS or found.gap_recovered is None:
         return f"{right} ({interval_text(found.accuracy_ci)})"
-    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}"
+    gains = f", {found.gains.shared} of {found.gains.of} gains" if found.gains else ""
+    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}{gains}"
 
 
 def main(name: str, runs: Sequence[Path]) -> None:
