@@ -83,6 +83,12 @@ def test_the_answer_comes_first_with_its_interval_and_controls() -> None:
     assert re.search(r'class="name">collect.limit</th><td class="words">60<', page)
 
 
+def test_what_is_between_backticks_is_code() -> None:
+    page = make_html(given())
+    assert "<code>strict</code> takes only an answer" in page
+    assert "`" not in page.split('<section id="grades">')[1].split("</section>")[0]
+
+
 def test_texts_of_models_stay_texts() -> None:
     page = make_html(given())
     assert "<script>alert" not in page

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from howwhen.discover.page import (
     STRONGEST_SHADE,
@@ -83,9 +84,18 @@ class VectorRow:
 
 def page_environment() -> Environment:
     """Templates of `page/` and of the discover step's page, which they include."""
-    return template_environment(
+    environment = template_environment(
         PackageLoader("howwhen.present", "page"), PackageLoader("howwhen.discover", ".")
     )
+    environment.filters["ticked"] = _ticked
+    return environment
+
+
+def _ticked(text: str) -> Markup:
+    """A text of ours with what stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if number % 2 else part for number, part in parts)
 
 
 def make_html(given: HtmlInput) -> str:
