@@ -24,9 +24,9 @@ from howwhen.zoo.smol.weights import LAYERS, smol_folder
 from howwhen.zoo.smol.word_problems import Operator, compute
 
 EQUATION = re.compile(
-    r"(?<![-+*/=.\d])(?<![-+*/=] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?![\d/])(?!\.\d)"
+    r"(?<![-+*/=.,\d])(?<![-+*/=x] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?! ?[-+*/]|,?\d|\.\d)"
 )
-"""Of two whole numbers and a whole result, with nothing before or behind that belongs to it."""
+"""Two whole numbers and a whole result, not a part of a longer one."""
 
 
 def whole(problems: Sequence[Problem]) -> list[Problem]:

@@ -6,7 +6,7 @@ with its interval), and prints the same ladders as a table in Markdown.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,7 +32,6 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
     """One run's ladder as horizontal bars."""
     rungs = measurement.rungs
     shown = {name: rung for name, rung in rungs.items() if name not in ENDS}
-    left, right = -0.35, 1.05
     for row, (rung, found) in enumerate(reversed(shown.items())):
         value, ends = found.gap_recovered, found.gap_recovered_ci
         if value is None or ends is None:
@@ -42,15 +41,25 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
         reach = [[value - ends.low], [ends.high - value]]
         axes.errorbar(value, row, xerr=reach, color="black", capsize=2)
         label = f"  {value:.0%}"
-        left, right = min(left, ends.low - 0.05), max(right, ends.high)
         axes.text(max(1.05, ends.high), row, label, va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
-    axes.set_xlim(left, right + 0.3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=8)
     axes.set_title(f"{name} ({rungs['hybrid'].steered_fraction:.1%} steered)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def reach(measured: Iterable[Measurement]) -> tuple[float, float]:
+    """The same range of shares for every panel, with room for the labels."""
+    intervals = [
+        rung.gap_recovered_ci
+        for one in measured
+        for rung in one.rungs.values()
+        if rung.gap_recovered_ci is not None
+    ]
+    left = min(-0.35, *(one.low - 0.05 for one in intervals))
+    return left, max(1.05, *(one.high for one in intervals)) + 0.3
 
 
 def table(measured: Mapping[str, Measurement]) -> str:
@@ -72,8 +81,8 @@ def _cell(rung: Rung, found: RungMeasurement | None) -> str:
     right = f"{found.accuracy:.1%} right"
     if rung in ENDS or found.gap_recovered is None:
         return f"{right} ({interval_text(found.accuracy_ci)})"
-    gains = f", {found.gains.shared} of {found.gains.of} gains" if found.gains else ""
-    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}{gains}"
+    gained = f", {found.gains.shared:.0%} of gains" if found.gains else ""
+    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}{gained}"
 
 
 def main(name: str, runs: Sequence[Path]) -> None:
@@ -85,6 +94,7 @@ def main(name: str, runs: Sequence[Path]) -> None:
         axes.axis("off")
     for axes, (run, measurement) in zip(grid.flat, measured.items(), strict=False):
         draw(axes, run, measurement)
+        axes.set_xlim(*reach(measured.values()))
     figure.suptitle("Share of the gap recovered, by rung (95 % intervals)", fontsize=11)
     figure.tight_layout(w_pad=3)
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})

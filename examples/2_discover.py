@@ -37,7 +37,8 @@ def main() -> None:
     for shape, sae in zip(shapes, saes, strict=True):
         print(f"{shape}: {examine(sae, inputs)}")
 
-    taxonomy = Taxonomy(thinking.name, LAYER, mean, saes[2], ("",) * 10)
+    sae = saes[shapes.index(Shape(size=10, k=1))]
+    taxonomy = Taxonomy(thinking.name, LAYER, mean, sae, ("",) * len(sae.encoder))
     scores, categories = taxonomy.scores(activations).max(1)
     texts = [sentence for rollout in rollouts for sentence in rollout.sentences()]
     assigned = Assigned(texts, categories.tolist(), scores.tolist(), taxonomy.size, ())

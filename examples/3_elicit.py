@@ -30,7 +30,7 @@ def main() -> None:
 
     examples = [one.example(gate) for one in found]
     lesson = split_lesson(examples[20:], examples[:20], gate.size, settings.elicit)
-    states = UnsteeredStates(pair.base, layer=2)
+    states = UnsteeredStates(pair.base, pair.chosen_steer_layer)
     start = new_vectors(
         pair.base.name, states.layer, len(gate.mean), gate.size, "network", settings.elicit, seed=0
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.present.report import verdict
 from howwhen.settings import PRESETS, read_config
 from howwhen.steps.present import REPORT
 
@@ -16,8 +17,7 @@ def main() -> None:
     with open_run(Path("runs/examples")) as folder:
         pipeline = Pipeline(pair, settings, folder, Reporter())
         pipeline.run()
-        hybrid = pipeline.measurement().rungs["hybrid"]
-        print(f"\naccuracy {hybrid.accuracy:.0%}, gap recovered: {hybrid.gap_recovered}")
+        print(f"\n{verdict(pipeline.measurement())}")
         print(f"report: {folder.step('present').path / REPORT}")
 
 

@@ -1,6 +1,9 @@
+import io
 import json
 import os
+import subprocess
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 from safetensors.torch import save_file
 
+from howwhen import unpickle
 from howwhen.artifacts import export_gguf, load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.cli import app
 from howwhen.convert import (
@@ -37,15 +41,16 @@ class Evil:
 
 @pytest.fixture
 def unpickled_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reads `.pt` files in this process, where the one that reads them is not what is tested."""
+    """Runs the script that reads `.pt` files in this process; another takes two seconds."""
 
-    def read(paths: Sequence[Path]) -> list[dict[str, torch.Tensor]]:
-        contents = [torch.load(path, weights_only=True) for path in paths]
-        return [
-            {key: torch.as_tensor(value) for key, value in content.items()} for content in contents
-        ]
+    def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        written, said = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+        with redirect_stdout(written), redirect_stderr(said):
+            code = unpickle.main(list(command[2:]))
+        output = written.detach().getvalue()
+        return subprocess.CompletedProcess(command, code, output, said.getvalue().encode())
 
-    monkeypatch.setattr("howwhen.convert.read_pickled_tensors", read)
+    monkeypatch.setattr("howwhen.convert.subprocess.run", run)
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:

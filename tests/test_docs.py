@@ -1,4 +1,4 @@
-"""What the pages in docs/ say was measured is what docs/measurements holds."""
+"""Tables and figures that docs/smol.md and the README tell are those of docs/measurements."""
 
 import re
 import runpy
@@ -6,29 +6,51 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
-pytest.importorskip("matplotlib")
+from howwhen.records import Measurement
+
 ROOT = Path(__file__).parents[1]
 SMOL = (ROOT / "docs" / "smol.md").read_text()
-FIGURES = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+
+
+def read(file: str) -> Measurement:
+    return TypeAdapter(Measurement).validate_json((ROOT / file).read_bytes())
 
 
 def test_the_ladder_of_smol_is_the_measured_one() -> None:
+    pytest.importorskip("matplotlib")
+    table = runpy.run_path(str(ROOT / "docs" / "figures.py"))["table"]
     [command] = re.findall(r"^python docs/figures\.py smol (.+)$", SMOL, re.MULTILINE)
-    measured = {Path(one).stem: FIGURES["read"](ROOT / one) for one in shlex.split(command)}
-    assert "smol-decision" in measured
-    for row in FIGURES["table"](measured).splitlines()[2:]:
-        assert row in SMOL
+    measured = {Path(one).stem: read(one) for one in shlex.split(command)}
+    shown = SMOL[SMOL.index("| rung |") :].partition("\n\n")[0].splitlines()
+    assert shown[1:] == table(measured).splitlines()[1:]
 
 
-def test_the_gains_the_readme_tells_of_are_the_measured_ones() -> None:
-    guardrail = FIGURES["read"](ROOT / "docs" / "measurements" / "smol-sft-decision.json").rungs[
-        "guardrail-only"
-    ]
+def test_the_gains_that_are_told_are_the_measured_ones() -> None:
+    told = re.findall(r"^\| the same, ([a-z -]+) \| (.+) \| (.+) \|$", SMOL, re.MULTILINE)
+    names = {"guardrail only": "guardrail-only", "one shared vector": "shared-vector"}
+    assert len(told) == 3
+    for name, *cells in told:
+        for cell, pair in zip(cells, ("smol", "smol-sft"), strict=True):
+            gains = (
+                read(f"docs/measurements/{pair}-decision.json").rungs[names.get(name, name)].gains
+            )
+            assert gains is not None
+            assert gains.elsewhere is not None
+            assert cell == f"{gains.shared:.0%}, {gains.elsewhere:.0%}"
+
+
+def test_the_guardrail_does_on_smol_sft_what_the_readme_says() -> None:
+    guardrail = read("docs/measurements/smol-sft-decision.json").rungs["guardrail-only"]
     told = re.search(
-        r"the guardrail recovers (\d+) % of the gap with (\d+) of these (\d+) problems",
+        r"recovers (\d+) % of the gap, but is right on\s(\d+) % of the (\d+) problems .*?"
+        r"and on (\d+) % of all others",
         (ROOT / "README.md").read_text(),
+        re.DOTALL,
     )
     assert told is not None
-    share = round(100 * guardrail.gap_recovered)
-    assert tuple(map(int, told.groups())) == (share, *guardrail.gains)
+    assert guardrail.gains is not None
+    found = (guardrail.gap_recovered, guardrail.gains.shared, guardrail.gains.elsewhere)
+    share, gained, elsewhere = (round(100 * (one or 0)) for one in found)
+    assert tuple(map(int, told.groups())) == (share, gained, guardrail.gains.problems, elsewhere)

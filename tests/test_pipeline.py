@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.answering import open_rungs
 from howwhen.cli import app
+from howwhen.doctor import examine_run
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.hybrid.choice import Guardrail
 from howwhen.hybrid.strength import fixed
@@ -78,23 +79,46 @@ def test_a_step_made_from_other_steps_than_those_there_are_is_refused(
             pipeline.do("measure")
 
 
-def test_the_doctor_finds_what_of_a_run_is_damaged_or_not_done(
+def told_by_doctor(run: Path) -> dict[str, str]:
+    return {one.what: one.found.partition(" (")[0] for one in examine_run(run)}
+
+
+def test_the_doctor_finds_what_of_a_run_is_not_what_the_steps_wrote(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app(["doctor", str(finished)], result_action="return_value")
-    assert capsys.readouterr().out.count("whole (") == len(STEPS)
-    run = tmp_path / "run"
+    before = contents(finished)
+    assert told_by_doctor(finished) == dict.fromkeys(STEPS, "whole")
+    assert contents(finished) == before
+    run = tmp_path / "a run"
     shutil.copytree(finished, run)
     with (run / "3-elicit" / "vectors.safetensors").open("ab") as file:
         file.write(b"x")
+    (run / "5-measure" / "provenance.json").write_text("{}")
     (run / "6-present" / "provenance.json").unlink()
     with pytest.raises(SystemExit) as ended:
         app(["doctor", str(run)], result_action="return_value")
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert ended.value.code == 1
-    assert shown.count("whole (") == 4
+    assert shown.count("BROKEN: ") == 2
     assert "is damaged: expected the content with hash" in shown
-    assert "present not done yet howwhen present PAIR --out" in shown
+    assert "does not say what was made from what" in shown
+    assert shown.count("whole (") == 2
+    assert "hybrid whole, but out of date" in shown
+    assert "present waits for elicit" in shown
+
+
+def test_a_run_that_is_not_done_or_out_of_date_is_not_broken(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "a run"
+    shutil.copytree(finished, run)
+    (run / "2-discover" / "provenance.json").unlink()
+    app(["doctor", str(run)], result_action="return_value")
+    assert examine_run(run)[1].advice == f"howwhen discover PAIR --out '{run}'"
+    late = "whole, but out of date: made from other steps than there are now"
+    assert told_by_doctor(run) == {
+        "collect": "whole", "discover": "not done yet", **dict.fromkeys(STEPS[2:], late),
+    }  # fmt: skip
 
 
 def test_the_measurement_has_every_rung_and_adds_up(finished: Path) -> None:

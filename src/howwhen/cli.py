@@ -359,15 +359,11 @@ def doctor(run: Path | None = None, /) -> None:
     run:
         A run's folder; every file in it is read.
     """
-    if run is None:
-        findings = examine_machine()
-    else:
-        with open_run(run, is_new=False) as folder:
-            findings = examine_run(folder)
+    findings = examine_machine() if run is None else examine_run(run)
     table = Table("what", "found", "type")
     for one in findings:
-        style = "red" if one.is_broken else None
-        table.add_row(*map(escape, (one.what, one.found, one.advice)), style=style)
+        found = f"BROKEN: {one.found}" if one.is_broken else one.found
+        table.add_row(*map(escape, (one.what, found, one.advice)))
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
     if any(one.is_broken for one in findings):
         sys.exit(1)

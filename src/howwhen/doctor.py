@@ -1,29 +1,29 @@
 """What this machine has for howwhen, and whether a run's files are whole: `howwhen doctor`.
 
 It looks, and changes nothing. What is missing comes with what to type; broken is only what keeps
-the embedded pairs from running, or a run that is damaged.
+the embedded pairs from running, or a step of a run whose files are not what it wrote.
 """
 
 import os
 import platform
-import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
 
 import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from howwhen.errors import HowwhenError, StoreError
-from howwhen.store import STEPS, RunFolder, StepFolder
+from howwhen.store import STEPS, RunFolder, Step
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
 
 EMBEDDED = ("tally-rl", "tally-sft")
-SHOWN = ("torch", "transformers")
-"""Packages whose versions matter most to results."""
 FOR_DEVELOPERS = "dev"
+MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
 
 
 @dataclass(frozen=True)
@@ -39,50 +39,53 @@ class Finding:
 
 def examine_machine() -> list[Finding]:
     """What every run depends on, and what some do."""
+    extras = metadata("howwhen").get_all("Provides-Extra") or ()
     return [
         Finding("howwhen", f"{version('howwhen')}, Python {platform.python_version()}"),
-        *examine_packages(requires("howwhen") or ()),
-        _examine_processor(),
-        _examine_memory(),
+        *examine_packages(requires("howwhen") or (), extras),
+        *_examine_hardware(),
         *map(_examine_pair, EMBEDDED),
         _examine_smollm2(),
         _examine_hub(),
     ]
 
 
-def examine_packages(requirements: Iterable[str]) -> list[Finding]:
-    """The packages that howwhen needs, then those of each extra.
+def examine_packages(requirements: Iterable[str], extras: Iterable[str]) -> list[Finding]:
+    """The versions of the packages that howwhen needs, then of those of each extra.
 
     Args:
         requirements: as a distribution tells them, such as `gguf>=0.10; extra == "smol"`.
+        extras: names of the extras; the developers' own is passed over.
     """
-    by_extra: dict[str, list[Requirement]] = {"": []}
-    for one in map(Requirement, requirements):
-        told = re.search('extra == "([^"]+)"', str(one.marker))
-        by_extra.setdefault(told[1] if told else "", []).append(one)
-    needed = _missing(by_extra.pop(""))
-    versions = ", ".join(f"{name} {_version(name)}" for name in SHOWN)
-    found = f"missing: {', '.join(needed)}" if needed else f"all there ({versions})"
-    advice = "pip install howwhen" if needed else ""
-    findings = [Finding("packages", found, advice, bool(needed))]
-    for extra, own in by_extra.items():
-        if extra == FOR_DEVELOPERS:
-            continue
-        missing = _missing(own)
-        found = f"missing: {', '.join(missing)}" if missing else "all there"
-        advice = f"pip install 'howwhen[{extra}]'" if missing else ""
-        findings.append(Finding(f"extra {extra}", found, advice))
+    every = [Requirement(one) for one in requirements]
+    needed = [one for one in every if _applies(one, "")]
+    findings = [_examine_requirements("packages", needed, "pip install howwhen", is_needed=True)]
+    for extra in extras:
+        own = [one for one in every if one not in needed and _applies(one, extra)]
+        if extra != FOR_DEVELOPERS:
+            advice = f"pip install 'howwhen[{extra}]'"
+            findings.append(_examine_requirements(f"extra {extra}", own, advice))
     return findings
 
 
-def _missing(requirements: Iterable[Requirement]) -> list[str]:
-    """Those that are not installed, or in another version."""
-    versions = {one: _version(one.name) for one in requirements}
-    return [
-        f"{one.name}{one.specifier}"
-        for one, found in versions.items()
-        if found is None or not one.specifier.contains(found, prereleases=True)
-    ]
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _examine_requirements(
+    what: str, requirements: Iterable[Requirement], advice: str, is_needed: bool = False
+) -> Finding:
+    wrong = []
+    for one in requirements:
+        found = _version(one.name)
+        if found is None:
+            wrong.append(f"{one.name} is missing")
+        elif not one.specifier.contains(found, prereleases=True):
+            wrong.append(f"{one.name} is {found}, expected {one.specifier}")
+    if wrong:
+        return Finding(what, "; ".join(wrong), advice, is_needed)
+    shown = f"all there (torch {_version('torch')}, transformers {_version('transformers')})"
+    return Finding(what, shown if is_needed else "all there")
 
 
 def _version(name: str) -> str | None:
@@ -92,31 +95,23 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _examine_processor() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def _examine_hardware() -> list[Finding]:
     unused = "; the GPU is not used" if torch.cuda.is_available() else ""
-    return Finding(
-        "processor",
-        f"{cores} cores, torch uses {torch.get_num_threads()} threads in float32{unused}",
-    )
-
-
-def _examine_memory() -> Finding:
-    total, free = (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) / 2**30
-        for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
-    )
-    return Finding(
-        "memory",
-        f"{total:.0f} GiB, {free:.0f} free; two models of 1 billion parameters take 8",
-    )
+    threads = f"torch uses {torch.get_num_threads()} threads{unused}"
+    findings = [Finding("processor", f"{os.cpu_count()} cores, {threads}")]
+    if all(name in os.sysconf_names for name in MEMORY):
+        page, pages = map(os.sysconf, MEMORY)
+        size = f"{page * pages / 2**30:.0f} GiB"
+        told = f"{size}; a pair of 1 billion parameters each takes 8 in float32"
+        findings.append(Finding("memory", told))
+    return findings
 
 
 def _examine_pair(name: str) -> Finding:
     try:
         find_pair(name).check()
     except HowwhenError as error:
-        return Finding(name, str(error), "pip install --force-reinstall --no-deps howwhen", True)
+        return Finding(name, str(error), "install howwhen again", is_broken=True)
     return Finding(name, "loads, aligns and can be steered")
 
 
@@ -129,29 +124,49 @@ def _examine_smollm2() -> Finding:
 
 def _examine_hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
-        return Finding("hub", "HF_HUB_OFFLINE is set, so nothing is fetched")
+        return Finding("hub", "offline by an environment variable, so nothing is fetched")
     return Finding("hub", f"models that are not folders are kept in {constants.HF_HUB_CACHE}")
 
 
-def examine_run(folder: RunFolder) -> list[Finding]:
-    """The steps of a run: each not done, whole, damaged, or made from others than there are."""
+def examine_run(root: Path) -> list[Finding]:
+    """The steps of a run: each whole, out of date, not done, waiting for another, or broken.
+
+    Raises:
+        StoreError: there is no run in this folder.
+    """
+    folder = RunFolder(root)
+    if not any(folder.step(name).path.is_dir() for name in STEPS):
+        expected = folder.step("collect").path
+        raise StoreError(f"there is no run in {root}; expected a folder like {expected} in it")
     findings: list[Finding] = []
     digests: dict[str, str | None] = {}
     for name in STEPS:
-        step = folder.step(name)
-        findings.append(_examine_step(step, digests))
-        digests[name] = step.digest
+        try:
+            finding, digest = _examine_step(folder, name, digests)
+        except (StoreError, OSError) as error:
+            finding, digest = Finding(name, str(error), is_broken=True), None
+        findings.append(finding)
+        digests[name] = digest
     return findings
 
 
-def _examine_step(step: StepFolder, earlier: Mapping[str, str | None]) -> Finding:
-    if step.digest is None:
-        advice = f"howwhen {step.name} PAIR --out {step.path.parent}"
-        return Finding(step.name, "not done yet", advice)
-    try:
-        step.check()
-        step.check_upstream(earlier)
-    except StoreError as error:
-        return Finding(step.name, str(error), is_broken=True)
-    outputs = step.read_json("provenance.json")["outputs"]
-    return Finding(step.name, f"whole ({len(outputs)} files)")
+def _examine_step(
+    folder: RunFolder, name: Step, earlier: Mapping[str, str | None]
+) -> tuple[Finding, str | None]:
+    """One step, and its digest; None instead where later ones have to wait for it.
+
+    Raises:
+        StoreError: its files are not what it wrote.
+    """
+    step, out = folder.step(name), shlex.quote(str(folder.root))
+    waits = [other for other, digest in earlier.items() if digest is None]
+    digest = step.digest
+    if digest is None:
+        found = f"waits for {waits[0]}" if waits else "not done yet"
+        return Finding(name, found, "" if waits else f"howwhen {name} PAIR --out {out}"), None
+    step.check()
+    outputs, upstream = (step.read_json("provenance.json")[key] for key in ("outputs", "upstream"))
+    if {other: upstream.get(other) for other in earlier} != earlier:
+        found = "whole, but out of date: made from other steps than there are now"
+        return Finding(name, found, f"howwhen run PAIR --out {out}"), None
+    return Finding(name, f"whole ({len(outputs)} files)"), digest

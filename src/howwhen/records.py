@@ -553,13 +553,17 @@ class Comparison:
     """Paired bootstrap."""
 
 
-class Gains(NamedTuple):
-    """Problems that the thinking model gets right and the base does not."""
+@dataclass(frozen=True)
+class Gains:
+    """Whether a rung is right where the thinking model is and the base is not, or elsewhere."""
 
-    shared: int
-    """Those that a rung gets right too, in more than half of its answers."""
-    of: int
-    """All of them."""
+    problems: int
+    """That the thinking model gets right and the base does not (in more than half of the answers);
+    the thinking model's gains."""
+    shared: float
+    """Share of the rung's answers to them that are right."""
+    elsewhere: float | None
+    """Share of its answers to all other problems that are right; None where there are none."""
 
 
 @dataclass(frozen=True)
@@ -599,7 +603,8 @@ class RungMeasurement:
     against_hybrid: Comparison | None
     """This rung against the hybrid; None for the hybrid itself."""
     gains: Gains | None = None
-    """Whether it is the same problems that it gains; None in measurements of old."""
+    """How many of the thinking model's gains are the rung's too; None where there are none, and in
+    runs measured before they were counted."""
 
 
 class Work(NamedTuple):

@@ -123,7 +123,16 @@ class StepFolder:
     def digest(self) -> str | None:
         """Digest of the key this step was finished with; None while it is not done."""
         provenance = self.path / "provenance.json"
-        return self.read_json("provenance.json")["key"] if provenance.exists() else None
+        return self._provenance()["key"] if provenance.exists() else None
+
+    def _provenance(self) -> Json:
+        found = self.read_json("provenance.json")
+        if not isinstance(found, dict) or not {"key", "upstream", "outputs"} <= found.keys():
+            raise StoreError(
+                f"{self.path / 'provenance.json'} does not say what was made from what; expected "
+                f"key, upstream and outputs. Delete {self.path} and run the same command again"
+            )
+        return found
 
     def begin(self, key: Key, spared: Sequence[str] = ()) -> bool:
         """Prepare to run under `key`; output of the same key, or of another extent, is kept.
@@ -195,7 +204,7 @@ class StepFolder:
                 f"{self.path} is not finished, but a later step needs it; type "
                 f"`howwhen {self.name} PAIR --out {self.path.parent}` first, or `howwhen run`"
             )
-        for name, expected in self.read_json("provenance.json")["outputs"].items():
+        for name, expected in self._provenance()["outputs"].items():
             file = self.path / name
             found = _hash(file) if file.exists() else "nothing"
             if found != expected:
@@ -213,7 +222,7 @@ class StepFolder:
         Raises:
             StoreError: with the command that makes the step again.
         """
-        made_from = self.read_json("provenance.json")["upstream"]
+        made_from = self._provenance()["upstream"]
         for name, digest in digests.items():
             if made_from.get(name) != digest:
                 raise StoreError(

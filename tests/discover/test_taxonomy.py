@@ -76,8 +76,8 @@ def test_empty_categories_of_the_chosen_taxonomy_are_told() -> None:
     """On distilled answers 23 of 25 were empty, and the two others scored best."""
     empty = replace(cell(25, 0.9), unused=23)
     told = choose([empty, cell(5, 0.5)], DiscoverSettings()).reason
-    assert told.endswith("; 23 of its categories hold no sentence")
-    assert "no sentence" not in choose([cell(25, 0.9)], DiscoverSettings()).reason
+    assert told.startswith("sae at layer 4, size 25, k 1 (23 of 25 categories are empty): offline")
+    assert "empty" not in choose([cell(25, 0.9)], DiscoverSettings()).reason
 
 
 GRID = [

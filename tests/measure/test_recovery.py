@@ -209,7 +209,7 @@ def test_the_measurement_adds_up() -> None:
     assert hybrid.truncated_fraction == pytest.approx(1 / 50)
     assert (hybrid.flexible_accuracy, hybrid.strict_accuracy) == (0.6, 0.5)
     assert hybrid.against_hybrid is None
-    assert hybrid.gains == Gains(20, 30)
+    assert hybrid.gains == Gains(30, 20 / 30, 0.5)
     drawn = measurement.rungs["random-vectors"]
     assert drawn.seeds == (0, 1)
     assert drawn.accuracy == pytest.approx(0.3)
@@ -231,15 +231,20 @@ def test_as_many_right_need_not_be_the_same_problems() -> None:
     base[2] = base[5] = 1.0
     others = np.array([1, 0, 0, 1, 1, 0.0]).reshape(6, 1, 1)
     assert others.sum() == thinking.sum()
-    assert find_gains(others, base, thinking) == Gains(1, 2)
-    assert find_gains(thinking, base, thinking) == Gains(2, 2)
-    assert find_gains(base, base, thinking) == Gains(0, 2)
+    assert find_gains(others, base, thinking) == Gains(2, 0.5, 0.5)
+    assert find_gains(thinking, base, thinking) == Gains(2, 1.0, 0.25)
+    assert find_gains(base, base, thinking) == Gains(2, 0.0, 0.5)
+    assert find_gains(thinking, thinking, thinking) is None
 
 
-def test_a_gain_is_shared_by_what_gets_it_right_in_more_than_half_of_its_answers() -> None:
-    base, thinking = np.zeros((2, 1, 1)), np.ones((2, 1, 1))
-    seeds = np.array([[1, 1, 0], [1, 0, 0.0]])[:, :, None]
-    assert find_gains(seeds, base, thinking) == Gains(1, 2)
+def test_gains_are_those_of_most_answers_and_shared_by_each_answer() -> None:
+    base, thinking = np.zeros((3, 1, 3)), np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0.0]])[:, None, :]
+    seeds = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1.0]])[:, :, None]
+    found = find_gains(seeds, base, thinking)
+    assert found is not None
+    assert (found.problems, found.shared) == (2, 0.5)
+    assert found.elsewhere == pytest.approx(1 / 3)
+    assert find_gains(seeds[:2], base[:2], thinking[:2]) == Gains(2, 0.5, None)
 
 
 def test_rungs_are_held_against_the_hybrid() -> None:

@@ -45,21 +45,19 @@ def test_the_verdict_names_the_controls() -> None:
     text = verdict(measurement())
     assert "recovers 67% of a gap of 60.0%" in text
     assert "guardrail-only 83%" in text
-    gains = (
-        "Of the 30 problems that the thinking model gets right and the base does not, it gets 20."
-    )
-    assert gains in text
+    assert "Of the 30 problems that the thinking model gets right and the base does not, " in text
+    assert "the hybrid gets 67%, of the others 50%." in text
 
 
 def test_gains_are_told_only_where_they_were_counted() -> None:
     found = measurement()
     of_old = {name: replace(rung, gains=None) for name, rung in found.rungs.items()}
     old = replace(found, rungs=of_old)
-    assert "it gets" not in verdict(old)
-    column = MODE_COLUMNS.index("gains shared")
-    assert [row[column] for row in mode_table(old).rows] == [""] * 4
-    shown = [row[column] for row in mode_table(found).rows]
-    assert shown == ["0 of 30", "25 of 30", "20 of 30", "30 of 30"]
+    assert "the hybrid gets" not in verdict(old)
+    columns = slice(MODE_COLUMNS.index("gains shared"), MODE_COLUMNS.index("right elsewhere") + 1)
+    assert [tuple(row[columns]) for row in mode_table(old).rows] == [("", "")] * 4
+    shown = [("0% of 30", "50%"), ("83% of 30", "50%"), ("67% of 30", "50%"), ("100% of 30", "50%")]
+    assert [tuple(row[columns]) for row in mode_table(found).rows] == shown
 
 
 def test_without_controls_the_verdict_names_none() -> None:
@@ -132,8 +130,11 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
     assert "gate probe" not in report
     assert "precision 50%, recall 100%" in report
-    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 20 of 30 |  |  |  |" in report
-    assert "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 25 of 30 | 5 | 0 | 0.062 |" in report
+    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 67% of 30 | 50% |  |  |  |" in report
+    assert (
+        "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 83% of 30 | 50% | 5 | 0 | 0.062 |"
+        in report
+    )
     assert "| base | {question} |" in report
     assert "carries" not in report
     assert "## Examples" not in make_report(replace(given, examples=[]))

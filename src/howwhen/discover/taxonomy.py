@@ -244,13 +244,12 @@ def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
     kind = "judge's score" if judged else "offline score"
     traits = ", ".join(one for one in (_wish(settings), "judged" if judged else "") if one)
     chosen = cells[index]
-    empty = f"; {chosen.unused} of its categories hold no sentence" if chosen.unused else ""
+    empty = f" ({chosen.unused} of {chosen.size} categories are empty)" if chosen.unused else ""
     return Choice(
         index,
-        f"{chosen.name}: {kind} {scores[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
+        f"{chosen.name}{empty}: {kind} {scores[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
         f"{scores[best].score:.3f} ± {error:.3f} ({cells[best].name}); {len(good)} of "
-        f"{len(scores)} cells {f'that are {traits} ' if traits else ''}are that good"
-        f"{empty}",
+        f"{len(scores)} cells {f'that are {traits} ' if traits else ''}are that good",
     )
 
 

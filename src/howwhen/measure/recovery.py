@@ -132,13 +132,17 @@ class Bootstrap:
         )
 
 
-def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains:
-    """How many of the problems that the thinking model gains over the base a rung gains too.
+def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains | None:
+    """How often a rung is right where the thinking model gains over the base, and elsewhere.
 
-    A share of the gap does not say so: a rung may get as many right, and others.
+    A share of the gap does not say so: a rung may get as many right, and others. None where there
+    is no such problem.
     """
     gained = is_right(thinking) & ~is_right(base)
-    return Gains(int((is_right(rung) & gained).sum()), int(gained.sum()))
+    if not gained.any():
+        return None
+    elsewhere = None if gained.all() else float(rung[~gained].mean())
+    return Gains(int(gained.sum()), float(rung[gained].mean()), elsewhere)
 
 
 def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:

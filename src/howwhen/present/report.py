@@ -17,7 +17,7 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
-from howwhen.records import HybridTrace, Measurement, Work
+from howwhen.records import Gains, HybridTrace, Measurement, Work
 
 LADDER_TEXT = (
     "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired bootstraps "
@@ -74,16 +74,22 @@ def verdict(measurement: Measurement) -> str:
         if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
     ]
     told = f" Controls: {', '.join(controls)}." if controls else ""
-    if hybrid.gains is not None and hybrid.gains.of:
-        shared, gained = hybrid.gains
-        told = (
-            f" Of the {gained} problems that the thinking model gets right and the base does not, "
-            f"it gets {shared}.{told}"
-        )
+    told = gains_text(hybrid.gains) + told
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
         f"of tokens steered (n = {measurement.n}).{told}"
+    )
+
+
+def gains_text(gains: Gains | None) -> str:
+    """Whether the hybrid is right where the thinking model is; empty where that is unknown."""
+    if gains is None:
+        return ""
+    others = "" if gains.elsewhere is None else f", of the others {gains.elsewhere:.0%}"
+    return (
+        f" Of the {gains.problems} problems that the thinking model gets right and the base does "
+        f"not, the hybrid gets {gains.shared:.0%}{others}."
     )
 
 
@@ -124,9 +130,10 @@ def grading_text(measurement: Measurement) -> str:
         f"Accuracies above are by the {measurement.mode} mode. `strict` takes only an answer that "
         "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
         "the sentence that concludes. Neither counts as wrong what could not be read. Gains "
-        "shared: of the problems that the thinking model gets right and the base does not, those "
-        "that the rung gets right too; it may get as many right, and others. Each rung is held "
-        "against the hybrid on the same problems (McNemar's exact test)."
+        "shared: a rung's accuracy on the problems that the thinking model gets right and the base "
+        "does not; beside it, its accuracy on all others, as a rung can get as many right without "
+        "getting the same ones. Each rung is held against the hybrid on the same problems "
+        "(McNemar's exact test)."
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from howwhen.records import Interval, KnockOut, Measurement, RungMeasurement, Work
+from howwhen.records import Gains, Interval, KnockOut, Measurement, RungMeasurement, Work
 
 MODE_COLUMNS = (
     "rung",
@@ -12,6 +12,7 @@ MODE_COLUMNS = (
     "cut off",
     "tokens per answer",
     "gains shared",
+    "right elsewhere",
     "only it right",
     "only the hybrid right",
     "McNemar p",
@@ -58,11 +59,18 @@ def mode_table(measurement: Measurement) -> Table:
                 f"{rung.strict_accuracy:.1%}",
                 f"{rung.truncated_fraction:.1%}",
                 f"{rung.tokens_per_answer:.1f}",
-                "" if rung.gains is None else f"{rung.gains.shared} of {rung.gains.of}",
+                *_gains(rung.gains),
                 *tests,
             )
         )
     return Table(MODE_COLUMNS, rows)
+
+
+def _gains(gains: Gains | None) -> tuple[str, str]:
+    if gains is None:
+        return "", ""
+    elsewhere = "" if gains.elsewhere is None else f"{gains.elsewhere:.0%}"
+    return f"{gains.shared:.0%} of {gains.problems}", elsewhere
 
 
 def cost_table(measurement: Measurement, work: Work) -> Table:
