@@ -31,8 +31,9 @@ def main() -> None:
     examples = [one.example(gate) for one in found]
     lesson = split_lesson(examples[20:], examples[:20], gate.size, settings.elicit)
     states = UnsteeredStates(pair.base, pair.chosen_steer_layer)
+    width = pair.base.model.config.hidden_size
     start = new_vectors(
-        pair.base.name, states.layer, len(gate.mean), gate.size, "network", settings.elicit, seed=0
+        pair.base.name, states.layer, width, gate.size, "network", settings.elicit, seed=0
     )
     training = train_vectors(start, lesson, states, settings.elicit, 0, lambda step: None)
     looks = training.validation_losses
