@@ -357,7 +357,7 @@ def doctor(run: Path | None = None, /) -> None:
     Parameters
     ----------
     run:
-        A run's folder; every file in it is read.
+        A run's folder; what its steps wrote is read and held against their provenance.
     """
     findings = examine_machine() if run is None else examine_run(run)
     table = Table("what", "found", "type")
