@@ -8,14 +8,15 @@ from transformers import DynamicCache
 
 from benchmarks.pairs import Bench
 from benchmarks.timing import Result, compare, timed
-from howwhen.alignment import ModelPair
+from howwhen.lm.alignment import ModelPair
 from howwhen.hybrid.choice import Choice, RandomPositions, SelfGated, Steer, Takeover
 from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.sampling import uniform_draws
 from howwhen.hybrid.strength import LEARNED, sweep
-from howwhen.models import LanguageModel
-from howwhen.records import Problem, SelfGate
-from howwhen.residual import residuals
+from howwhen.lm.models import LanguageModel
+from howwhen.records import Problem
+from howwhen.probes import SelfGate
+from howwhen.lm.residual import residuals
 from howwhen.settings import HybridSettings
 from tests.oracles.naive import NaiveHybrid
 

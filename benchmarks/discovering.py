@@ -14,13 +14,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.pairs import Bench, smol_shape, tally
 from benchmarks.timing import Result, compare
-from howwhen.discover.activations import Passage, _batches, read_activations, sentence_means
+from howwhen.discover.activations import Passage, _batches, sentence_means
+from howwhen.pipeline.shards import read_activations
 from howwhen.discover.sae import Shape, examine, first_latents, train_grid
-from howwhen.models import LanguageModel, pad
-from howwhen.records import Sae
-from howwhen.residual import find_blocks
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import pad
+from howwhen.probes import Sae
+from howwhen.lm.residual import find_blocks
 from howwhen.settings import DiscoverSettings
-from howwhen.store import StepFolder
+from howwhen.pipeline.store import StepFolder
 from tests.oracles.sae import train_plainly
 
 SIZES = range(5, 55, 5)

@@ -24,26 +24,17 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.timing import Result
-from howwhen.artifacts import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.collect.sentences import cut_sentences, sentence_spans, thinking_part
 from howwhen.collect.traces import read_traces
-from howwhen.convert import read_titles
+from howwhen.formats.published import read_titles
 from howwhen.errors import HowwhenError
-from howwhen.prompts import THINK, Markers
-from howwhen.records import (
-    Clusters,
-    Finish,
-    LinearGate,
-    LowRank,
-    Network,
-    Rollout,
-    Sae,
-    SentenceSpan,
-    Taxonomy,
-    VectorSet,
-)
-from howwhen.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
-from howwhen.store import StepFolder
+from howwhen.lm.prompts import THINK, Markers
+from howwhen.probes import Clusters, Sae, Taxonomy
+from howwhen.records import Finish, Rollout, SentenceSpan
+from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
+from howwhen.formats.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
+from howwhen.pipeline.store import StepFolder
 
 INPUTS = 100_000
 DEADLINE_SECONDS = 5.0

@@ -7,9 +7,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from howwhen.alignment import ModelPair
-from howwhen.models import LanguageModel, fingerprint
-from howwhen.records import Gate, Network, Problem, SelfGate, VectorSet
+from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel, fingerprint
+from howwhen.probes import Gate, SelfGate
+from howwhen.vectors import Network, VectorSet
+from howwhen.records import Problem
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally import tally_problems
 

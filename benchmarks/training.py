@@ -11,10 +11,10 @@ from benchmarks.pairs import Bench
 from benchmarks.timing import Result, compare
 from howwhen.elicit.examples import Example, Window
 from howwhen.elicit.objective import UnsteeredStates
-from howwhen.elicit.vectors import Lesson, new_vectors, train_vectors
-from howwhen.models import pad
-from howwhen.records import VectorSet
-from howwhen.residual import adding
+from howwhen.elicit.training import Lesson, new_vectors, train_vectors
+from howwhen.lm.padding import pad
+from howwhen.vectors import VectorSet
+from howwhen.lm.residual import adding
 from howwhen.settings import ElicitSettings
 
 

@@ -5,8 +5,8 @@ import torch
 from howwhen import Taxonomy
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import sentence_means
-from howwhen.discover.names import Assigned, name_by_words
-from howwhen.discover.passages import read_as_written
+from howwhen.discover.titles import Assigned, name_by_words
+from howwhen.discover.reader_inputs import read_as_written
 from howwhen.discover.sae import Shape, examine, train_grid
 from howwhen.discover.taxonomy import compare_with_truth, normalise
 from howwhen.settings import CollectSettings, DiscoverSettings

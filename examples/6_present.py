@@ -5,7 +5,7 @@ from pathlib import Path
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.present.report import verdict
 from howwhen.settings import PRESETS, read_config
-from howwhen.steps.present import REPORT
+from howwhen.pipeline.present import REPORT
 
 SETTINGS = Path(__file__).with_name("settings.yaml")
 

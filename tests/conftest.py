@@ -20,8 +20,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from howwhen.models import LanguageModel, fingerprint
-from howwhen.prompts import CHAT
+from howwhen.lm.models import LanguageModel, fingerprint
+from howwhen.lm.prompts import CHAT
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

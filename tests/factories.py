@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from howwhen.alignment import ModelPair
-from howwhen.records import Gate, LinearGate, LowRank, Network, Sae, Taxonomy, VectorSet
+from howwhen.lm.alignment import ModelPair
+from howwhen.probes import Gate, Sae, Taxonomy
+from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
 from tests.conftest import MakeModel
 
 

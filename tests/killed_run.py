@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run, store
-from howwhen.steps import collect, discover, elicit, hybrid, measure, present
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.pipeline import store
+from howwhen.pipeline import collect, discover, elicit, hybrid, measure, present
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},

@@ -14,7 +14,7 @@ from howwhen import Pipeline, Reporter, open_run
 from howwhen.cli import app, main
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.settings import RunSettings
-from howwhen.steps.hybrid import hybrid
+from howwhen.pipeline.hybrid import hybrid
 from howwhen.zoo.pairs import find_pair, list_pairs
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.fuzzing import fuzz_files, fuzz_splitter
-from howwhen.artifacts import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.errors import StoreError
-from howwhen.records import VectorSet
+from howwhen.vectors import VectorSet
 from tests.factories import make_taxonomy, make_vectors
 
 

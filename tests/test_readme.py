@@ -8,7 +8,7 @@ import pytest
 
 from howwhen.cli import app
 from howwhen.records import LADDER
-from howwhen.store import STEPS
+from howwhen.pipeline.store import STEPS
 from tests.present.server.conftest import Serve, serve  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]

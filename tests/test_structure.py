@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import howwhen
-from howwhen.store import STEPS
+from howwhen.pipeline.store import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
 SHARED = {

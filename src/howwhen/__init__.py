@@ -25,21 +25,13 @@ Learn When" (arXiv 2510.07364).
 """
 
 from howwhen.errors import HowwhenError
-from howwhen.pipeline import Pipeline
+from howwhen.pipeline.pipeline import Pipeline
 from howwhen.progress import Reporter
-from howwhen.records import (
-    Grade,
-    HybridToken,
-    HybridTrace,
-    Measurement,
-    Problem,
-    Rollout,
-    SentenceSpan,
-    Taxonomy,
-    VectorSet,
-)
+from howwhen.records import Grade, HybridToken, HybridTrace, Measurement, Problem, Rollout, SentenceSpan
+from howwhen.probes import Taxonomy
+from howwhen.vectors import VectorSet
 from howwhen.settings import RunSettings, make_settings
-from howwhen.store import open_run
+from howwhen.pipeline.store import open_run
 from howwhen.zoo.pairs import Pair, find_pair, own_pair
 
 __version__ = "0.1.0"

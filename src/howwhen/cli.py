@@ -20,34 +20,25 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from howwhen.answering import open_rung, open_rungs
-from howwhen.convert import Format, Told, read_any, write_any
-from howwhen.doctor import examine_machine, examine_run
+from howwhen.pipeline.live import open_rung, open_rungs
+from howwhen.formats.published import Format, Told, read_any, write_any
+from howwhen.pipeline.doctor import examine_machine, examine_run
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.measure.published import read_published
-from howwhen.memory import keep_freed_memory
-from howwhen.pipeline import Pipeline, check_inputs
+from howwhen.lm.memory import keep_freed_memory
+from howwhen.pipeline.pipeline import Pipeline, check_inputs
 from howwhen.present.report import verdict
 from howwhen.present.tables import ladder_table
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
-from howwhen.prompts import CHAT, PLAIN, THINK, Markers
+from howwhen.lm.prompts import CHAT, PLAIN, THINK, Markers
 from howwhen.records import LadderRung, Measurement
-from howwhen.serving import check_address, check_packages, make_service, run_server
-from howwhen.settings import (
-    PRESETS,
-    Overrides,
-    Preset,
-    RunSettings,
-    explain,
-    make_settings,
-    merge,
-    read_config,
-)
-from howwhen.steps.comparing import compare as compare_rungs
-from howwhen.steps.discover import PAGE
-from howwhen.steps.present import REPORT
-from howwhen.store import STEPS, RunFolder, Step, open_run
+from howwhen.serve.launch import check_address, check_packages, make_service, run_server
+from howwhen.settings import PRESETS, Overrides, Preset, RunSettings, explain, make_settings, merge, read_config
+from howwhen.pipeline.compare import compare as compare_rungs
+from howwhen.pipeline.discover import PAGE
+from howwhen.pipeline.present import REPORT
+from howwhen.pipeline.store import STEPS, RunFolder, Step, open_run
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from howwhen.collect.rollouts import Sampling, collect_rollouts, generate
+from howwhen.lm.generate import Sampling, generate
+from howwhen.collect.rollouts import collect_rollouts
 from howwhen.errors import InputError
 from howwhen.records import Finish, Problem
 from howwhen.settings import CollectSettings

@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from howwhen.collect.cutters import segmenter_cutter
-from howwhen.collect.sentences import (
-    cut_sentences,
-    sentence_spans,
-    text_tokens,
-    thinking_part,
-    token_ends,
-)
-from howwhen.prompts import THINK, Markers
+from howwhen.collect.segmenters import segmenter_cutter
+from howwhen.collect.sentences import cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
+from howwhen.lm.prompts import THINK, Markers
 from howwhen.records import SentenceSpan
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import DATA, needs_data, read_traces

@@ -7,14 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from howwhen.collect.sentences import (
-    Cutter,
-    cut_sentences,
-    sentence_spans,
-    text_tokens,
-    thinking_part,
-    token_ends,
-)
+from howwhen.collect.sentences import Cutter, cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
 from howwhen.errors import InputError
 from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
 from howwhen.zoo.tally.tokenizer import build_tokenizer

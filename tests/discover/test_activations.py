@@ -8,14 +8,15 @@ from torch.nn import functional
 
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover import activations
-from howwhen.discover.activations import Passage, read_activations, sentence_means
-from howwhen.discover.passages import _token_ranges, read_as_written, read_by_another
+from howwhen.discover.activations import Passage, sentence_means
+from howwhen.pipeline.shards import read_activations
+from howwhen.discover.reader_inputs import _token_ranges, read_as_written, read_by_another
 from howwhen.errors import InputError, StoreError
-from howwhen.models import LanguageModel
+from howwhen.lm.models import LanguageModel
 from howwhen.records import Finish, Rollout, SentenceSpan
-from howwhen.residual import reading
+from howwhen.lm.residual import reading
 from howwhen.settings import CollectSettings, DiscoverSettings
-from howwhen.store import StepFolder, open_run
+from howwhen.pipeline.store import StepFolder, open_run
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
 

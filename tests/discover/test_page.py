@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from howwhen.discover.page import PageInput, make_page
-from howwhen.discover.portraits import Example, Portrait, Transitions
+from howwhen.discover.categories import Example, Portrait, Transitions
 
 HOSTILE = 'wait <script>alert("1")</script> & {{ 7 * 7 }}'
 

@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from howwhen.discover.sae import Shape, _Grid, examine, first_latents, train_grid
 from howwhen.errors import InputError
-from howwhen.records import Sae, Taxonomy
+from howwhen.probes import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
 from tests.oracles.sae import loss_of, train_plainly
 

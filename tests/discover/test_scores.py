@@ -1,14 +1,7 @@
 import numpy as np
 import pytest
 
-from howwhen.discover.validate import (
-    Partition,
-    Validator,
-    _explained,
-    _foretell,
-    confusion,
-    score_against_truth,
-)
+from howwhen.discover.validate import Partition, Validator, _explained, _foretell, confusion, score_against_truth
 from tests.discover.test_sae import planted
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")

@@ -6,20 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from howwhen.discover.judged import JudgedScores
+from howwhen.discover.judge_scores import JudgedScores
 from howwhen.discover.sae import Shape
-from howwhen.discover.taxonomy import (
-    CellScores,
-    LayerSentences,
-    annotate,
-    choose,
-    discover_layer,
-    look_at,
-    normalise,
-    other_half,
-    possible_shapes,
-    shortlist,
-)
+from howwhen.discover.taxonomy import CellScores, LayerSentences, annotate, choose, discover_layer, look_at, normalise, other_half, possible_shapes, shortlist
 from howwhen.discover.validate import OfflineScores
 from howwhen.errors import InputError, SettingsError
 from howwhen.records import Finish, Rollout, SentenceSpan

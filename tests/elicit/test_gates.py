@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from howwhen.elicit.examples import Decisions, Soft
-from howwhen.elicit.gates import (
-    GateSite,
-    coming_categories,
-    find_site,
-    gate_sentence_agreement,
-    make_gate,
-)
+from howwhen.elicit.gates import GateSite, coming_categories, find_site, gate_sentence_agreement, make_gate
 from howwhen.elicit.self_gate import Observed, observe, train_self_gate
 from howwhen.errors import SteeringError
 from howwhen.records import Finish, Rollout, SentenceSpan

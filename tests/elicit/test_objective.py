@@ -3,21 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.alignment import ModelPair
+from howwhen.lm.alignment import ModelPair
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
 from howwhen.elicit.examples import Decisions, Example, Window, find_decisions
-from howwhen.elicit.objective import (
-    UnsteeredStates,
-    by_category,
-    distribution_losses,
-    make_batch,
-    steered_logits,
-    token_losses,
-)
+from howwhen.elicit.objective import UnsteeredStates, by_category, distribution_losses, make_batch, steered_logits, token_losses
 from howwhen.elicit.spans import Sentence, bias_examples, choose_sentences, span_examples
-from howwhen.elicit.vectors import choose_training, new_vectors, split_lesson, train_vectors
+from howwhen.elicit.training import choose_training, new_vectors, split_lesson, train_vectors
 from howwhen.errors import SteeringError
-from howwhen.records import Rollout, VectorSet
+from howwhen.records import Rollout
+from howwhen.vectors import VectorSet
 from howwhen.settings import CollectSettings, ElicitSettings, Form
 from howwhen.zoo.tally import tally_problems
 from howwhen.zoo.tally.corpus import teacher_solution

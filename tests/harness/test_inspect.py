@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from howwhen.answering import ReadyRung, open_rung
+from howwhen.pipeline.live import ReadyRung, open_rung
 from howwhen.errors import HowwhenError, InputError
 from howwhen.hybrid.decoder import decode
 from howwhen.records import Finish, HybridTrace, Problem

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from howwhen.answering import ReadyRung, open_rung
+from howwhen.pipeline.live import ReadyRung, open_rung
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.records import Finish
 from tests.harness import FEW, PROBLEMS, QUESTIONS, accuracy, run_offline, small_run, write_problems

@@ -3,31 +3,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.alignment import ModelPair
+from howwhen.lm.alignment import ModelPair
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
-from howwhen.hybrid.choice import (
-    Base,
-    BaseStepByStep,
-    BiasOnly,
-    Choice,
-    Guardrail,
-    RandomCategory,
-    RandomPositions,
-    SelfGated,
-    SharedVector,
-    Steer,
-    Takeover,
-    Thinking,
-    View,
-    bias_alone,
-    randomise,
-)
+from howwhen.hybrid.choice import Base, BaseStepByStep, BiasOnly, Choice, Guardrail, RandomCategory, RandomPositions, SelfGated, SharedVector, Steer, Takeover, Thinking, View, bias_alone, randomise
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
-from howwhen.hybrid.pace import Pace
+from howwhen.hybrid.block_size import Pace
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
-from howwhen.records import Finish, HybridToken, HybridTrace, Problem, SelfGate, VectorSet
+from howwhen.records import Finish, HybridToken, HybridTrace, Problem
+from howwhen.probes import SelfGate
+from howwhen.vectors import VectorSet
 from howwhen.settings import HybridSettings
-from howwhen.steps.hybrid import _idle_decisions
+from howwhen.pipeline.hybrid import _idle_decisions
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
 from tests.factories import make_forms, make_gate, make_models, make_vectors, random

@@ -9,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from howwhen.alignment import ModelPair
+from howwhen.lm.alignment import ModelPair
 from howwhen.hybrid.sampling import Sampler, gumbel_noise
 from howwhen.hybrid.strength import LEARNED, Strength, Window
-from howwhen.models import LanguageModel
-from howwhen.records import Gate, Problem, VectorSet
-from howwhen.residual import adding, residuals
+from howwhen.lm.models import LanguageModel
+from howwhen.probes import Gate
+from howwhen.records import Problem
+from howwhen.vectors import VectorSet
+from howwhen.lm.residual import adding, residuals
 from howwhen.settings import HybridSettings
 
 Deltas = dict[int, Tensor]

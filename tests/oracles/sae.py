@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.discover.sae import Shape
-from howwhen.records import Sae
+from howwhen.probes import Sae
 from howwhen.settings import DiscoverSettings
 
 

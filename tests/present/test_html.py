@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from howwhen.discover.page import PageInput
-from howwhen.discover.portraits import Transitions
+from howwhen.discover.categories import Transitions
 from howwhen.present.charts import draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput, headline, make_html
 from howwhen.present.report import ReportInput
 from howwhen.present.viewer import pack_viewer
-from howwhen.records import VectorSet, Work
+from howwhen.vectors import VectorSet
+from howwhen.records import Work
 from tests.discover.test_page import HOSTILE, Tags, cell, portrait
 from tests.present.test_report import measurement
 from tests.present.test_viewer import TOKENIZER, viewer

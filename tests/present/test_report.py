@@ -2,27 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from howwhen.discover.portraits import Example, Portrait
+from howwhen.discover.categories import Example, Portrait
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
-from howwhen.present.report import (
-    ReportInput,
-    _knock_out_parts,
-    _sample_parts,
-    make_report,
-    verdict,
-)
+from howwhen.present.report import ReportInput, _knock_out_parts, _sample_parts, make_report, verdict
 from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
-from howwhen.records import (
-    KNOCK_OUTS,
-    Finish,
-    HybridToken,
-    HybridTrace,
-    Measurement,
-    Rung,
-    RungMeasurement,
-    Work,
-)
+from howwhen.records import KNOCK_OUTS, Finish, HybridToken, HybridTrace, Measurement, Rung, RungMeasurement, Work
 from howwhen.settings import MeasureSettings
 from tests.measure.test_recovery import traces
 

@@ -9,39 +9,12 @@ import pytest
 
 from howwhen.records import Split
 from howwhen.settings import PRESETS, make_settings
-from howwhen.steps.collect import draw_split
+from howwhen.pipeline.collect import draw_split
 from howwhen.zoo.pairs import find_pair
-from howwhen.zoo.smol.corpus import (
-    CAREFUL,
-    HASTY,
-    Mixture,
-    Passage,
-    Problems,
-    base_solution,
-    draw_problem,
-    in_parts,
-    slip,
-    teacher_solution,
-    worksheet,
-)
+from howwhen.zoo.smol.corpus import CAREFUL, HASTY, Mixture, Passage, Problems, base_solution, draw_problem, in_parts, slip, teacher_solution, worksheet
 from howwhen.zoo.smol.patterns import Pattern, patterns
-from howwhen.zoo.smol.problems import (
-    gsm8k_train,
-    smol_problems,
-    smol_test_problems,
-    svamp_train,
-)
-from howwhen.zoo.smol.word_problems import (
-    LARGEST_NUMBER,
-    Step,
-    WordProblem,
-    compute,
-    is_small,
-    read_prose,
-    read_steps,
-    stories,
-    vary,
-)
+from howwhen.zoo.smol.problems import gsm8k_train, smol_problems, smol_test_problems, svamp_train
+from howwhen.zoo.smol.word_problems import LARGEST_NUMBER, Step, WordProblem, compute, is_small, read_prose, read_steps, stories, vary
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 CARS = WordProblem(

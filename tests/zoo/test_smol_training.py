@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from howwhen.cli import app
-from howwhen.collect.rollouts import Sampling, generate
+from howwhen.lm.generate import Sampling, generate
 from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
-from howwhen.prompts import PLAIN
+from howwhen.lm.prompts import PLAIN
 from howwhen.zoo import training
 from howwhen.zoo.smol import sampling, train, weights
 from howwhen.zoo.smol.corpus import Passage, Problems

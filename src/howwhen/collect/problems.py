@@ -16,8 +16,8 @@ from random import Random
 from typing import Any
 
 from howwhen.errors import MissingExtraError, ProblemError
-from howwhen.latex import closing_brace
-from howwhen.prompts import LETTERS, with_options
+from howwhen.collect.latex import closing_brace
+from howwhen.lm.prompts import LETTERS, with_options
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
 

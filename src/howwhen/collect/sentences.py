@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 from transformers import PreTrainedTokenizerBase
 
 from howwhen.errors import InputError
-from howwhen.prompts import THINK, Markers
+from howwhen.lm.prompts import THINK, Markers
 from howwhen.records import SentenceSpan
 
 Cutter = Callable[[str], list[tuple[int, int]]]

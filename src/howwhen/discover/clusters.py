@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from howwhen.errors import InputError
-from howwhen.records import Clusters
+from howwhen.probes import Clusters
 from howwhen.settings import Method
 
 STARTS = 4

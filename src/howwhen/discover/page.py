@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from howwhen.discover.portraits import Portrait, Transitions
+from howwhen.discover.categories import Portrait, Transitions
 
 STRONGEST_SHADE = 60
 """Per cent of the accent colour behind the highest number of a table; more would hide the text."""

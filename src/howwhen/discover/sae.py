@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.errors import InputError
-from howwhen.records import Sae
+from howwhen.probes import Sae
 from howwhen.settings import DiscoverSettings
 
 MOST_MERGED = 4096

@@ -11,18 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.discover.clusters import fit_clusters
-from howwhen.discover.judged import JudgedScores
+from howwhen.discover.judge_scores import JudgedScores
 from howwhen.discover.sae import Health, Shape, examine, most_latents, train_grid
-from howwhen.discover.validate import (
-    MOST_SENTENCES,
-    OfflineScores,
-    Partition,
-    TruthScores,
-    Validator,
-    score_against_truth,
-)
+from howwhen.discover.validate import MOST_SENTENCES, OfflineScores, Partition, TruthScores, Validator, score_against_truth
 from howwhen.errors import InputError, SettingsError
-from howwhen.records import Annotation, Clusters, Rollout, Sae, Taxonomy
+from howwhen.records import Annotation, Rollout
+from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
 
 Report = Callable[[str], None]

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.alignment import ModelPair
+from howwhen.lm.alignment import ModelPair
 from howwhen.errors import PairError
-from howwhen.models import LanguageModel, pad
-from howwhen.records import Gate, Rollout
-from howwhen.residual import reading
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import pad
+from howwhen.probes import Gate
+from howwhen.records import Rollout
+from howwhen.lm.residual import reading
 
 TOP_TOKENS = 20
 """Likeliest tokens of the thinking model that are kept of every distribution."""

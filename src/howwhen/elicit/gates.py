@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from howwhen.elicit.examples import Decisions
 from howwhen.errors import SteeringError
-from howwhen.records import Gate, GateKind, Rollout, Taxonomy
+from howwhen.probes import Gate, GateKind, Taxonomy
+from howwhen.records import Rollout
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from howwhen.elicit.examples import Example
-from howwhen.models import LanguageModel, additive_mask, cache_of, pad
-from howwhen.records import VectorSet
-from howwhen.residual import reading, resuming
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import additive_mask, cache_of, pad
+from howwhen.vectors import VectorSet
+from howwhen.lm.residual import reading, resuming
 
 CACHE_BYTES = 4 * 2**30
 """Most memory spent on keeping states between steps."""

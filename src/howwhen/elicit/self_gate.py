@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from howwhen.elicit.examples import Decisions
 from howwhen.errors import SteeringError
-from howwhen.models import LanguageModel, pad
-from howwhen.records import Gate, SelfGate
-from howwhen.residual import residuals
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import pad
+from howwhen.probes import Gate, SelfGate
+from howwhen.lm.residual import residuals
 from howwhen.settings import ElicitSettings
 
 POSITIONS_PER_STEP = 512

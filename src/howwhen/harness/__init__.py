@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from howwhen.answering import ReadyRung, open_rung
-from howwhen.collect.rollouts import check_lengths
+from howwhen.pipeline.live import ReadyRung, open_rung
+from howwhen.lm.generate import check_lengths
 from howwhen.errors import SettingsError
 from howwhen.hybrid.decoder import asked_models
 from howwhen.records import LadderRung

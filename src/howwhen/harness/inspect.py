@@ -27,7 +27,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from howwhen.answering import ReadyRung
+from howwhen.pipeline.live import ReadyRung
 from howwhen.errors import InputError, SettingsError
 from howwhen.harness import RungArguments, changed, cut, fit
 from howwhen.hybrid.decoder import decode

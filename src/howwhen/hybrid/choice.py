@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.hybrid.strength import LEARNED, Strength
-from howwhen.records import Gate, Rung, SelfGate, VectorSet
+from howwhen.probes import Gate, SelfGate
+from howwhen.records import Rung
+from howwhen.vectors import VectorSet
 
 
 @dataclass(frozen=True)

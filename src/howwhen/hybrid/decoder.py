@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.alignment import ModelPair
-from howwhen.collect.rollouts import check_lengths
+from howwhen.lm.alignment import ModelPair
+from howwhen.lm.generate import check_lengths
 from howwhen.hybrid.choice import Choice, Move, View
-from howwhen.hybrid.pace import Pace
+from howwhen.hybrid.block_size import Pace
 from howwhen.hybrid.sampling import Sampler, gumbel_noise, uniform_draws
 from howwhen.hybrid.steering import UNSTEERED, Steered, check_vectors, steer_last
 from howwhen.hybrid.streams import Streams, open_streams
-from howwhen.models import LanguageModel
+from howwhen.lm.models import LanguageModel
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
 from howwhen.settings import HybridSettings
 

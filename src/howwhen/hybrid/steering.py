@@ -12,9 +12,10 @@ from howwhen.errors import SteeringError
 from howwhen.hybrid.choice import Choice
 from howwhen.hybrid.streams import Branch, Streams
 from howwhen.hybrid.strength import Strength, Window
-from howwhen.models import LanguageModel
-from howwhen.records import Candidate, VectorSet
-from howwhen.residual import check_layer
+from howwhen.lm.models import LanguageModel
+from howwhen.records import Candidate
+from howwhen.vectors import VectorSet
+from howwhen.lm.residual import check_layer
 
 Pick = Callable[[Tensor, int], Tensor]
 """Token of each candidate, from its logits (candidate, vocabulary) and its place among `rows`."""

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from howwhen.errors import ModelError
-from howwhen.models import LanguageModel, additive_mask, cache_of, pad
-from howwhen.residual import check_layer, reading, resuming
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import additive_mask, cache_of, pad
+from howwhen.lm.residual import check_layer, reading, resuming
 
 
 @dataclass

@@ -12,7 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple
 
-from howwhen.latex import closing_brace
+from howwhen.collect.latex import closing_brace
 from howwhen.measure.numbers import NUMBER, as_number, trim_unit
 
 

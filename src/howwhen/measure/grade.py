@@ -13,15 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from howwhen.measure.answers import (
-    Answer,
-    Kind,
-    flexible_answer,
-    looks_cut,
-    read_option,
-    strict_answer,
-    without_text,
-)
+from howwhen.measure.answers import Answer, Kind, flexible_answer, looks_cut, read_option, strict_answer, without_text
 from howwhen.measure.numbers import as_number, without_scale
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade

@@ -10,16 +10,7 @@ from howwhen.errors import StoreError
 from howwhen.measure.answers import Rule
 from howwhen.measure.grade import Graded, Mode
 from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, pass_at_k
-from howwhen.records import (
-    Comparison,
-    Finish,
-    Grade,
-    HybridTrace,
-    KnockOut,
-    Measurement,
-    Rung,
-    RungMeasurement,
-)
+from howwhen.records import Comparison, Finish, Grade, HybridTrace, KnockOut, Measurement, Rung, RungMeasurement
 from howwhen.settings import MeasureSettings
 
 

@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from howwhen.discover.portraits import Portrait
-from howwhen.judging import Usage, tell_usage
-from howwhen.present.tables import (
-    Table,
-    cost_table,
-    grade_table,
-    interval_text,
-    judge_table,
-    knock_out_table,
-    ladder_table,
-    mode_table,
-    sample_table,
-)
+from howwhen.discover.categories import Portrait
+from howwhen.judge.endpoint import Usage, tell_usage
+from howwhen.present.tables import Table, cost_table, grade_table, interval_text, judge_table, knock_out_table, ladder_table, mode_table, sample_table
 from howwhen.records import Gains, HybridTrace, Measurement, Work
 
 LADDER_TEXT = (

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.present.pieces import TextStream
+from howwhen.present.detokenize import TextStream
 from howwhen.records import HybridToken
 
 COLOURS = (

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from howwhen.measure.grade import Mode
 from howwhen.measure.ladder import GradedTrace
-from howwhen.present.pieces import TextStream
+from howwhen.present.detokenize import TextStream
 from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung, titles_of
 
 MOST_CHARACTERS = 4_000_000

@@ -8,11 +8,12 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.alignment import ModelPair, OneSided
+from howwhen.lm.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
-from howwhen.models import LanguageModel, check_prompt, load_model, load_tokenizer
-from howwhen.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
+from howwhen.lm.models import LanguageModel, load_model, load_tokenizer
+from howwhen.lm.prompts import check_prompt
+from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems

@@ -11,16 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from howwhen.zoo.smol.patterns import Pattern
-from howwhen.zoo.smol.word_problems import (
-    LARGEST_FACTOR,
-    LARGEST_NUMBER,
-    Operator,
-    Step,
-    WordProblem,
-    compute,
-    is_small,
-    vary,
-)
+from howwhen.zoo.smol.word_problems import LARGEST_FACTOR, LARGEST_NUMBER, Operator, Step, WordProblem, compute, is_small, vary
 
 CONCLUSION = "The answer is {}."
 _SHARE_IN_PARTS = 0.8

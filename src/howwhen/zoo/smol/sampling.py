@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from howwhen.hybrid.streams import open_streams
-from howwhen.models import LanguageModel
+from howwhen.lm.models import LanguageModel
 
 MOST_ANSWER_TOKENS = 140
 SAMPLES_AT_A_TIME = 192

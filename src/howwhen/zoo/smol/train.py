@@ -33,33 +33,14 @@ from transformers import (
 )
 
 from howwhen.errors import MissingExtraError, ModelError
-from howwhen.models import pad, wrap_model
-from howwhen.prompts import PLAIN
-from howwhen.zoo.smol.corpus import (
-    CAREFUL,
-    HASTY,
-    LIFE,
-    SCHOOL,
-    Habits,
-    Mixture,
-    Passage,
-    Problems,
-    base_solution,
-    draw_problem,
-    teacher_solution,
-    worksheet,
-)
+from howwhen.lm.padding import pad
+from howwhen.lm.models import wrap_model
+from howwhen.lm.prompts import PLAIN
+from howwhen.zoo.smol.corpus import CAREFUL, HASTY, LIFE, SCHOOL, Habits, Mixture, Passage, Problems, base_solution, draw_problem, teacher_solution, worksheet
 from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.sampling import is_right, sample
-from howwhen.zoo.smol.weights import (
-    LAYERS,
-    SmolName,
-    add_adapter,
-    save_adapter,
-    smollm2_folder,
-    without_old_names,
-)
+from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder, without_old_names
 from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
 
 MOST_TOKENS = 260

@@ -11,17 +11,7 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from howwhen.zoo.tally.truth import (
-    DOCUMENT_MIX,
-    ITEMS,
-    LARGEST_NUMBER,
-    NAMES,
-    PACK_SIZE,
-    Operation,
-    Step,
-    TallyProblem,
-    draw_problem,
-)
+from howwhen.zoo.tally.truth import DOCUMENT_MIX, ITEMS, LARGEST_NUMBER, NAMES, PACK_SIZE, Operation, Step, TallyProblem, draw_problem
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from howwhen.collect.rollouts import Sampling, generate
+from howwhen.lm.generate import Sampling, generate
 from howwhen.errors import ModelError
 from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
 from howwhen.zoo.tally.tokenizer import build_tokenizer

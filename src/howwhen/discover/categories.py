@@ -1,0 +1,141 @@
+"""What each category looks like: its sentences, where they stand, and what they lead to."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from howwhen.discover.titles import Name
+from howwhen.records import Annotation, Rollout
+
+SHOWN = 5
+"""Typical and borderline sentences shown of each category."""
+POSITIONS = 10
+"""Parts that an answer is divided into."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence with its place."""
+
+    text: str
+    problem_id: str
+    strength: float
+    runner_up: int
+    """Category with the second highest score."""
+    margin: float
+    """How far the runner-up is behind."""
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One category of a taxonomy."""
+
+    category: int
+    title: str
+    description: str
+    named_by: str
+    """`words`, or the name of a judge."""
+    sentences: int
+    share: float
+    """Of all sentences."""
+    typical: tuple[Example, ...]
+    """The strongest sentences, each text once."""
+    borderline: tuple[Example, ...]
+    """Those that were nearly in another category, each text once."""
+    positions: tuple[int, ...]
+    """Sentences in each tenth of an answer's sentences."""
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """How often one category follows another within an answer."""
+
+    first: tuple[int, ...]
+    """Answers that start with each category."""
+    follows: tuple[tuple[int, ...], ...]
+    """Row: a category; column: the category of the next sentence."""
+    last: tuple[int, ...]
+    """Answers that end with each category."""
+
+
+def paint(
+    rollouts: Sequence[Rollout], annotations: Sequence[Annotation], names: Sequence[Name]
+) -> list[Portrait]:
+    """A portrait of every category.
+
+    Args:
+        rollouts: the answers.
+        annotations: of all their sentences, in order.
+        names: of all categories.
+    """
+    texts = [text for rollout in rollouts for text in rollout.sentences()]
+    places = [place for rollout in rollouts for place in _places(len(rollout.spans))]
+    own: list[list[int]] = [[] for _ in names]
+    for number, annotation in enumerate(annotations):
+        own[annotation.category].append(number)
+    return [
+        Portrait(
+            category,
+            name.title,
+            name.description,
+            name.named_by,
+            len(rows),
+            len(rows) / max(1, len(annotations)),
+            typical=_pick(sorted(rows, key=lambda n: -annotations[n].strength), texts, annotations),
+            borderline=_pick(
+                sorted(rows, key=lambda n: _margin(annotations[n])), texts, annotations
+            ),
+            positions=tuple(sum(places[n] == part for n in rows) for part in range(POSITIONS)),
+        )
+        for category, (name, rows) in enumerate(zip(names, own, strict=True))
+    ]
+
+
+def count_transitions(
+    rollouts: Sequence[Rollout], annotations: Sequence[Annotation], size: int
+) -> Transitions:
+    """Count which category follows which."""
+    first, last = [0] * size, [0] * size
+    follows = [[0] * size for _ in range(size)]
+    for own in _by_rollout(rollouts, annotations):
+        if own:
+            first[own[0].category] += 1
+            last[own[-1].category] += 1
+        for one, two in pairwise(own):
+            follows[one.category][two.category] += 1
+    return Transitions(tuple(first), tuple(map(tuple, follows)), tuple(last))
+
+
+def _by_rollout(
+    rollouts: Sequence[Rollout], annotations: Sequence[Annotation]
+) -> Iterator[Sequence[Annotation]]:
+    start = 0
+    for rollout in rollouts:
+        end = start + len(rollout.spans)
+        yield annotations[start:end]
+        start = end
+
+
+def _places(count: int) -> list[int]:
+    """The part of the answer that each of `count` sentences is in."""
+    return [POSITIONS * number // count for number in range(count)]
+
+
+def _margin(annotation: Annotation) -> float:
+    return annotation.strength - annotation.runner_up_strength
+
+
+def _pick(
+    ranked: Sequence[int], texts: Sequence[str], annotations: Sequence[Annotation]
+) -> tuple[Example, ...]:
+    """The first few in this order, each text once."""
+    picked: dict[str, Example] = {}
+    for number in ranked:
+        if len(picked) == SHOWN:
+            break
+        one = annotations[number]
+        line = " ".join(texts[number].split())
+        picked.setdefault(
+            line, Example(line, one.problem_id, one.strength, one.runner_up, _margin(one))
+        )
+    return tuple(picked.values())

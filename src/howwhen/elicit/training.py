@@ -1,0 +1,220 @@
+"""Training steering vectors in the frozen base model: one loop for every method and form.
+
+All categories train in one batch; the loss is the mean within each category, then over categories.
+Vectors start at zero, the best look at a validation set is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from random import Random
+
+import torch
+from torch import Tensor
+
+from howwhen.elicit.examples import Example
+from howwhen.elicit.objective import CategoryLosses, UnsteeredStates, by_category, distribution_losses, make_batch, steered_logits, token_losses
+from howwhen.errors import SteeringError
+from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
+from howwhen.settings import ElicitSettings, Form
+
+Report = Callable[[int], None]
+"""Told the number of steps taken."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one training learns from, and with how many categories."""
+
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    selection: Sequence[Example]
+    size: int
+    """Number of categories; 1 trains a single shared vector on the same positions."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One seed's result."""
+
+    seed: int
+    vectors: VectorSet
+    steps: int
+    """Steps taken before the training stopped."""
+    losses: tuple[float, ...]
+    """Loss in nats of the training batches, averaged between two looks."""
+    validation_losses: tuple[float, ...]
+    """Loss in nats at every look, the first before any step."""
+    selection_loss: float
+    """Loss in nats on the selection set, at the best look."""
+
+
+def split_lesson(
+    train: Sequence[Example],
+    selection: Sequence[Example],
+    size: int,
+    settings: ElicitSettings,
+) -> Lesson:
+    """Leave out texts without windows and set some questions aside for validation.
+
+    Where no selection text has a window, validation selects.
+
+    Raises:
+        SteeringError: too few texts with a window to train and validate on.
+    """
+    useful: dict[tuple[int, ...], list[Example]] = {}
+    for example in train:
+        if example.windows:
+            useful.setdefault(example.ids[: example.prompt] or example.ids, []).append(example)
+    held_out = max(1, round(len(useful) * settings.validation_fraction))
+    if len(useful) - held_out < 1:
+        raise SteeringError(
+            f"only {len(useful)} questions of {len(train)} training rollouts hold anything to "
+            "steer (for `decision` a token where the base would have gone elsewhere, for `span` a "
+            "sentence); at least 2 are needed. Collect more problems (--collect.limit), or ask "
+            "whether these two models differ at all"
+        )
+    groups = list(useful.values())
+    Random(f"validation-{settings.seeds[0]}").shuffle(groups)
+    chosen = [example for example in selection if example.windows]
+    validation, rest = (
+        [example for group in part for example in group]
+        for part in (groups[:held_out], groups[held_out:])
+    )
+    return Lesson(rest, validation, chosen or validation, size)
+
+
+def new_vectors(
+    model: str, layer: int, width: int, size: int, form: Form, settings: ElicitSettings, seed: int
+) -> VectorSet:
+    """Vectors of zero with the form's own parameters at their start."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        scale: float = shape[-1] ** -0.5
+        return torch.randn(*shape, generator=generator) * scale
+
+    vectors = VectorSet(model, layer, torch.zeros(size, width))
+    tensors = vectors.tensors()
+    match form:
+        case "linear":
+            return vectors
+        case "network":
+            made: Network | LinearGate | LowRank = Network(
+                noise(settings.hidden, width), noise(size, settings.hidden), torch.zeros(size)
+            )
+        case "gated":
+            made = LinearGate(torch.zeros(size, width), torch.zeros(size))
+        case "low-rank":
+            shape = (size, settings.rank, width)
+            made = LowRank(noise(*shape), torch.zeros(shape))
+    return VectorSet(model, layer, tensors["vectors"], modulation=made)
+
+
+def train_vectors(
+    start: VectorSet,
+    lesson: Lesson,
+    states: UnsteeredStates,
+    settings: ElicitSettings,
+    seed: int,
+    report: Report,
+) -> Training:
+    """Train one seed until its validation loss stops falling; the best look is kept.
+
+    Args:
+        start: where to start from; its bias vector, if any, stays as it is.
+        lesson: examples.
+        states: the frozen base, at the layer of `start`.
+        settings: rates, sizes, patience.
+        seed: of the order of batches.
+        report: told the steps taken.
+    """
+    course = _Course(start, lesson, states, settings)
+    optimizer = course.optimizer()
+    best, best_look = course.frozen(), 0
+    looks, losses, recent = [course.loss(best, lesson.validation)], [], []
+    order, step = Random(f"batches-{seed}"), 0
+    for step in range(1, settings.steps + 1):
+        recent.append(course.step(optimizer, order))
+        if step % settings.validate_every and step != settings.steps:
+            continue
+        losses.append(sum(recent) / len(recent))
+        recent.clear()
+        current = course.frozen()
+        looks.append(course.loss(current, lesson.validation))
+        report(step)
+        if looks[-1] < looks[best_look]:
+            best, best_look = current, len(looks) - 1
+        elif len(looks) - 1 - best_look >= settings.patience:
+            break
+    selection = course.loss(best, lesson.selection)
+    return Training(seed, best, step, tuple(losses), tuple(looks), selection)
+
+
+def choose_training(trainings: Sequence[Training]) -> Training:
+    """The seed with the lowest selection loss."""
+    return min(trainings, key=lambda training: training.selection_loss)
+
+
+class _Course:
+    """One training's parameters and fixed surroundings: step and loss."""
+
+    def __init__(
+        self,
+        start: VectorSet,
+        lesson: Lesson,
+        states: UnsteeredStates,
+        settings: ElicitSettings,
+    ) -> None:
+        self.start, self.lesson, self.states, self.settings = start, lesson, states, settings
+        self.parameters = {
+            name: tensor.clone().requires_grad_()
+            for name, tensor in start.tensors().items()
+            if name != "bias"
+        }
+
+    @property
+    def live(self) -> VectorSet:
+        """The current values, with gradients."""
+        return self.start.with_tensors({**self.start.tensors(), **self.parameters})
+
+    def frozen(self) -> VectorSet:
+        """A copy of the current values."""
+        copies = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
+        return self.start.with_tensors({**self.start.tensors(), **copies})
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, with a rate of its own for the vectors."""
+        others = [tensor for name, tensor in self.parameters.items() if name != "vectors"]
+        groups = [
+            {"params": [self.parameters["vectors"]], "lr": self.settings.vector_learning_rate},
+            {"params": others, "lr": self.settings.network_learning_rate},
+        ]
+        used = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(used, weight_decay=self.settings.weight_decay)
+
+    def step(self, optimizer: torch.optim.Optimizer, order: Random) -> float:
+        """One batch; returns its loss in nats."""
+        count = min(self.settings.batch_size, len(self.lesson.train))
+        loss = self._losses(self.live, order.sample(list(self.lesson.train), count)).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def loss(self, vectors: VectorSet, examples: Sequence[Example]) -> float:
+        """Loss over all of `examples`: every category weighs the same, whatever the batches."""
+        size = self.settings.batch_size
+        batches = (examples[start : start + size] for start in range(0, len(examples), size))
+        return float(reduce(add, (self._losses(vectors, rows) for rows in batches)).mean())
+
+    def _losses(self, vectors: VectorSet, examples: Sequence[Example]) -> CategoryLosses:
+        batch = make_batch(examples, self.lesson.size == 1)
+        logits = steered_logits(self.states, examples, batch, vectors)
+        if self.settings.objective == "distribution":
+            losses = distribution_losses(logits, examples)
+        else:
+            losses = token_losses(logits, batch)
+        return by_category(losses, batch, self.lesson.size)

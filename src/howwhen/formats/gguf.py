@@ -1,0 +1,56 @@
+"""TODO."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from howwhen.errors import MissingExtraError, SteeringError, StoreError
+from howwhen.vectors import MODULATIONS, VectorSet
+from howwhen.probes import Clusters, Sae, Taxonomy
+
+
+def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
+    """Write every vector of a static set as a GGUF control-vector file, one per category.
+
+    A file's only direction is added after the block of its number, as llama.cpp numbers them. The
+    bias vector, if any, is part of each.
+
+    Raises:
+        SteeringError: a set that depends on the residual, or layer 0, which the format cannot say.
+        MissingExtraError: the package `gguf` is not installed.
+    """
+    if not vectors.is_static:
+        raise SteeringError(
+            f"a control-vector file holds a fixed direction, but these vectors depend on the "
+            f"residual ({type(vectors.modulation).__name__}); train with --elicit.form linear"
+        )
+    if vectors.layer < 1:
+        raise SteeringError("control-vector files number layers from 1; layer 0 cannot be exported")
+    try:
+        from gguf import GGUFWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "writing GGUF needs the package gguf; type: pip install gguf"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    added = vectors.vectors if vectors.bias is None else vectors.vectors + vectors.bias
+    for category, direction in enumerate(added):
+        path = folder / f"category-{category}.gguf"
+        writer = GGUFWriter(path, "controlvector")
+        writer.add_string("controlvector.model_hint", vectors.model)
+        writer.add_uint32("controlvector.layer_count", vectors.layer)
+        writer.add_tensor(f"direction.{vectors.layer}", direction.float().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        paths.append(path)
+    return paths

@@ -1,0 +1,84 @@
+"""TODO."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from howwhen.collect.segmenters import find_cutter
+from howwhen.collect.sentences import Cutter, cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
+from howwhen.collect.traces import Trace
+from howwhen.errors import InputError, LengthError
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import pad
+from howwhen.records import Finish, Problem, Rollout
+from howwhen.settings import CollectSettings
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0 is greedy."""
+    seed: int = 0
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    end_ids: frozenset[int],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+) -> list[tuple[int, ...]]:
+    """Answer a batch of prompts with a key-value cache.
+
+    Returns:
+        Token ids of each answer, up to and including its end token.
+    """
+    batch = pad(prompts, left=True)
+    # Everything is said, lest the model's own generation config fill the gaps.
+    drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=sampling.temperature > 0,
+        repetition_penalty=1.0,
+        eos_token_id=sorted(end_ids),
+        pad_token_id=min(end_ids),
+        **(drawn if sampling.temperature > 0 else {}),
+    )
+    device = model.device
+    with torch.random.fork_rng():
+        torch.manual_seed(sampling.seed)
+        output = model.generate(
+            batch.ids.to(device),
+            attention_mask=batch.mask.to(device),
+            generation_config=config,
+        )
+    return [_to_end(row, end_ids) for row in output[:, batch.ids.shape[1] :].tolist()]
+
+
+def check_lengths(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    """Refuse prompts that leave no room for an answer.
+
+    Raises:
+        InputError: an empty prompt.
+        LengthError: one that exceeds the model's context with its answer.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    if min(len(prompt) for prompt in prompts) == 0:
+        raise InputError(f"a problem gives {model.name} an empty prompt; expected at least a token")
+    if model.context is not None and longest + max_new_tokens > model.context:
+        raise LengthError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "
+            f"{model.context} tokens that {model.name} can attend to; lower max_new_tokens to at "
+            f"most {model.context - longest} or leave the problem out"
+        )
+
+
+def _to_end(ids: list[int], end_ids: frozenset[int]) -> tuple[int, ...]:
+    ends = (index for index, token in enumerate(ids) if token in end_ids)
+    return tuple(ids[: next(ends, len(ids)) + 1])

@@ -1,0 +1,81 @@
+"""TODO."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicLayer
+from howwhen.errors import InputError, ModelError
+from howwhen.lm.prompts import CHAT, THINK, Markers
+from howwhen.lm.residual import check_layer, check_steerable, find_blocks
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A batch of token sequences, padded on one side; possibly only their last tokens."""
+
+    ids: Int[Tensor, "batch position"]
+    mask: Int[Tensor, "batch key"]
+    """1 on tokens, 0 on padding; wider than `ids` where earlier tokens are in a cache."""
+
+    @property
+    def positions(self) -> Int[Tensor, "batch position"]:
+        """Position of each token in its own sequence (0 on left padding)."""
+        every = (self.mask.cumsum(1) - 1).clamp(min=0)
+        return every[:, -self.ids.shape[1] :]
+
+    def to(self, device: torch.device) -> "Padded":
+        """The same batch on another device."""
+        return Padded(self.ids.to(device), self.mask.to(device))
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model's forward takes."""
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+        }
+
+
+def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int = 1) -> Padded:
+    """Pad token sequences to the longest, or the next multiple; padding has id 0 and is masked."""
+    longest = max(len(sequence) for sequence in sequences)
+    longest += -longest % multiple
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        cells = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
+        ids[row, cells] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, cells] = 1
+    return Padded(ids, mask)
+
+
+def additive_mask(
+    allowed: Bool[Tensor, "batch query key"], dtype: torch.dtype
+) -> Float[Tensor, "batch 1 query key"]:
+    """What attention adds to its scores: 0 where a query may look, the lowest number elsewhere."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def cache_of(layers: Mapping[int, tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache that holds these keys and values, (batch, head, position, d_head) each, by layer."""
+    cache = DynamicCache()
+    cache.layers = [DynamicLayer() for _ in range(max(layers) + 1)] if layers else []
+    for number, (keys, values) in layers.items():
+        cache.layers[number].lazy_initialization(keys, values)
+        cache.layers[number].keys, cache.layers[number].values = keys, values
+    return cache

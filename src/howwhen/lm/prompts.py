@@ -1,0 +1,53 @@
+"""How models are asked, and how they mark what they think: one place for every pair."""
+
+from collections.abc import Sequence
+
+CHAT = "chat"
+"""The prompt that uses the tokenizer's chat template; published thinking models bring their own."""
+PLAIN = "Question: {question}\nAnswer:"
+"""The minimal prompt for a base model."""
+STEP_BY_STEP = f"{PLAIN} Let's think step by step."
+"""The same, asking for reasoning (Kojima et al. 2022)."""
+LETTERS = "ABCDEFGHIJ"
+Markers = tuple[str, str]
+"""What opens and what closes the thinking part of an answer."""
+THINK: Markers = ("<think>", "</think>")
+"""The markers of most published thinking models."""
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    """A question with its options under letters; the gold answer is a letter."""
+    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, *lines, "Answer with the letter of the right option."])
+
+
+def check_markers(value: Markers) -> None:
+    """Refuse markers that would be found everywhere.
+
+    Raises:
+        InputError: an empty or blank one.
+    """
+    if not all(marker.strip() for marker in value):
+        raise InputError(
+            f"thinking markers {value!r} hold an empty text, which is found everywhere; expected "
+            f"what opens and what closes the thinking, such as {' '.join(THINK)}"
+        )
+
+
+def check_prompt(value: str) -> str:
+    """A usable prompt: `chat`, or a format string with exactly the field `{question}`.
+
+    Raises:
+        InputError: the question would not appear in the prompt.
+    """
+    if value == CHAT:
+        return value
+    try:
+        shown: Any = value.format(question="\0")
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"prompt {value!r} is no format string with {{question}}: {error}"
+        ) from error
+    if "\0" not in shown:
+        raise InputError(f"prompt {value!r} never shows the question; expected {{question}} in it")
+    return value

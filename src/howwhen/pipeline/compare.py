@@ -1,0 +1,81 @@
+"""Two rungs held against each other, of one run or of two over the same problems."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from howwhen.errors import SettingsError
+from howwhen.measure.ladder import GradedTrace, find_outcomes
+from howwhen.measure.recovery import Bootstrap
+from howwhen.records import KNOCK_OUTS, LADDER, Comparison
+from howwhen.settings import MeasureSettings
+from howwhen.pipeline.measure import grades_file
+from howwhen.pipeline.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two rungs with their names, accuracies and what tells them apart."""
+
+    first: str
+    second: str
+    n: int
+    accuracies: tuple[float, float]
+    found: Comparison
+
+    def __str__(self) -> str:
+        one, other = self.accuracies
+        low, high = self.found.difference_ci
+        return (
+            f"{self.first} {one:.1%}, {self.second} {other:.1%} of {self.n} problems: difference "
+            f"{self.found.difference:+.1%} (interval {low * 100:+.1f} to {high * 100:+.1f} %). "
+            f"Only {self.first} right: {self.found.only_first}; only {self.second}: "
+            f"{self.found.only_second}; McNemar's exact p = {self.found.p_value:.3g}."
+        )
+
+
+def compare(first: str, second: str, out: Path, settings: MeasureSettings) -> Compared:
+    """Compare two measured rungs on the same problems.
+
+    Args:
+        first: a rung of `out`, or `FOLDER:RUNG` for another run.
+        second: the same.
+        out: run folder of rungs named without one.
+        settings: mode and bootstrap.
+
+    Raises:
+        SettingsError: a rung that was not measured, or runs over different problems.
+        StoreError: a run that is not measured, or damaged.
+    """
+    graded = [_read(name, out) for name in (first, second)]
+    problems = [sorted({trace.problem_id for trace in traces}) for traces in graded]
+    if problems[0] != problems[1]:
+        common = len(set(problems[0]) & set(problems[1]))
+        raise SettingsError(
+            f"{first} and {second} answered different problems ({len(problems[0])} and "
+            f"{len(problems[1])}, {common} in common); compare runs made with the same problems, "
+            "--limit and seed"
+        )
+    ours, theirs = (
+        find_outcomes(name, traces, problems[0], settings.mode)
+        for name, traces in zip((first, second), graded, strict=True)
+    )
+    bootstrap = Bootstrap.draw(len(problems[0]), settings)
+    accuracies = float(ours.mean()), float(theirs.mean())
+    return Compared(first, second, len(problems[0]), accuracies, bootstrap.compare(ours, theirs))
+
+
+def _read(name: str, out: Path) -> list[GradedTrace]:
+    folder, _, rung = name.rpartition(":")
+    if rung in KNOCK_OUTS:
+        raise SettingsError(
+            f"{rung!r} is a pass for every category, and the report has what each carries; "
+            f"expected a rung of the ladder ({', '.join(LADDER)})"
+        )
+    step = RunFolder(Path(folder) if folder else out).step("measure")
+    step.check()
+    if not (step.path / grades_file(rung)).exists():
+        files = (path.stem for path in (step.path / "grades").glob("*.jsonl"))
+        measured = sorted(set(files) - set(KNOCK_OUTS))
+        what = "was not measured there" if rung in LADDER else "is no rung"
+        raise SettingsError(f"{rung!r} {what}; expected one of {', '.join(measured)}")
+    return step.read_records(grades_file(rung), GradedTrace)

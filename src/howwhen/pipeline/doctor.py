@@ -1,0 +1,174 @@
+"""What this machine has for howwhen, and whether a run's files are whole: `howwhen doctor`.
+
+It looks, and changes nothing. What is missing comes with what to type; broken is only what keeps
+the embedded pairs from running, or a step of a run whose files are not what it wrote.
+"""
+
+import os
+import platform
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from packaging.requirements import Requirement
+
+from howwhen.errors import HowwhenError, StoreError
+from howwhen.pipeline.store import STEPS, RunFolder, Step
+from howwhen.zoo.pairs import find_pair
+from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
+
+EMBEDDED = ("tally-rl", "tally-sft")
+FOR_DEVELOPERS = "dev"
+MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+    advice: str = ""
+    """What to type; empty where nothing need be done."""
+    is_broken: bool = False
+
+
+def examine_machine() -> list[Finding]:
+    """What every run depends on, and what some do."""
+    extras = metadata("howwhen").get_all("Provides-Extra") or ()
+    return [
+        Finding("howwhen", f"{version('howwhen')}, Python {platform.python_version()}"),
+        *examine_packages(requires("howwhen") or (), extras),
+        *_examine_hardware(),
+        *map(_examine_pair, EMBEDDED),
+        _examine_smollm2(),
+        _examine_hub(),
+    ]
+
+
+def examine_packages(requirements: Iterable[str], extras: Iterable[str]) -> list[Finding]:
+    """The versions of the packages that howwhen needs, then of those of each extra.
+
+    Args:
+        requirements: as a distribution tells them, such as `gguf>=0.10; extra == "smol"`.
+        extras: names of the extras; the developers' own is passed over.
+    """
+    every = [Requirement(one) for one in requirements]
+    needed = [one for one in every if _applies(one, "")]
+    findings = [_examine_requirements("packages", needed, "pip install howwhen", is_needed=True)]
+    for extra in extras:
+        own = [one for one in every if one not in needed and _applies(one, extra)]
+        if extra != FOR_DEVELOPERS:
+            advice = f"pip install 'howwhen[{extra}]'"
+            findings.append(_examine_requirements(f"extra {extra}", own, advice))
+    return findings
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _examine_requirements(
+    what: str, requirements: Iterable[Requirement], advice: str, is_needed: bool = False
+) -> Finding:
+    wrong = []
+    for one in requirements:
+        found = _version(one.name)
+        if found is None:
+            wrong.append(f"{one.name} is missing")
+        elif not one.specifier.contains(found, prereleases=True):
+            wrong.append(f"{one.name} is {found}, expected {one.specifier}")
+    if wrong:
+        return Finding(what, "; ".join(wrong), advice, is_needed)
+    shown = f"all there (torch {_version('torch')}, transformers {_version('transformers')})"
+    return Finding(what, shown if is_needed else "all there")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _examine_hardware() -> list[Finding]:
+    unused = "; the GPU is not used" if torch.cuda.is_available() else ""
+    threads = f"torch uses {torch.get_num_threads()} threads{unused}"
+    findings = [Finding("processor", f"{os.cpu_count()} cores, {threads}")]
+    if all(name in os.sysconf_names for name in MEMORY):
+        page, pages = map(os.sysconf, MEMORY)
+        size = f"{page * pages / 2**30:.0f} GiB"
+        told = f"{size}; a pair of 1 billion parameters each takes 8 in float32"
+        findings.append(Finding("memory", told))
+    return findings
+
+
+def _examine_pair(name: str) -> Finding:
+    try:
+        find_pair(name).check()
+    except HowwhenError as error:
+        return Finding(name, str(error), "install howwhen again", is_broken=True)
+    return Finding(name, "loads, aligns and can be steered")
+
+
+def _examine_smollm2() -> Finding:
+    folder = cache_folder() / SMOLLM2
+    if folder.is_dir():
+        return Finding(SMOLLM2, f"converted, in {folder}")
+    return Finding(SMOLLM2, "not converted yet; smol needs it", "howwhen zoo build smollm2")
+
+
+def _examine_hub() -> Finding:
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "offline by an environment variable, so nothing is fetched")
+    return Finding("hub", f"models that are not folders are kept in {constants.HF_HUB_CACHE}")
+
+
+def examine_run(root: Path) -> list[Finding]:
+    """The steps of a run: each whole, out of date, not done, waiting for another, or broken.
+
+    Raises:
+        StoreError: there is no run in this folder.
+    """
+    folder = RunFolder(root)
+    if not any(folder.step(name).path.is_dir() for name in STEPS):
+        expected = folder.step("collect").path
+        raise StoreError(f"there is no run in {root}; expected a folder like {expected} in it")
+    findings: list[Finding] = []
+    digests: dict[str, str | None] = {}
+    for name in STEPS:
+        try:
+            finding, digest = _examine_step(folder, name, digests)
+        except (StoreError, OSError) as error:
+            finding, digest = Finding(name, str(error), is_broken=True), None
+        findings.append(finding)
+        digests[name] = digest
+    return findings
+
+
+def _examine_step(
+    folder: RunFolder, name: Step, earlier: Mapping[str, str | None]
+) -> tuple[Finding, str | None]:
+    """One step, and its digest; None instead where later ones have to wait for it.
+
+    Raises:
+        StoreError: its files are not what it wrote.
+    """
+    step, out = folder.step(name), shlex.quote(str(folder.root))
+    waits = [other for other, digest in earlier.items() if digest is None]
+    digest = step.digest
+    if digest is None:
+        found = f"waits for {waits[0]}" if waits else "not done yet"
+        return Finding(name, found, "" if waits else f"howwhen {name} PAIR --out {out}"), None
+    step.check()
+    try:
+        step.check_upstream(earlier)
+    except StoreError:
+        found = "whole, but out of date: made from other steps than there are now"
+        return Finding(name, found, f"howwhen run PAIR --out {out}"), None
+    outputs = step.read_json("provenance.json")["outputs"]
+    return Finding(name, f"whole ({len(outputs)} files)"), digest

@@ -1,0 +1,176 @@
+"""A rung made ready for questions of one's own: in a chat, a harness or a server."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from howwhen.lm.alignment import ModelPair
+from howwhen.errors import SettingsError
+from howwhen.hybrid.choice import Choice, SelfGated, Steer
+from howwhen.hybrid.decoder import decode, stream
+from howwhen.hybrid.strength import fixed
+from howwhen.pipeline.pipeline import Pipeline
+from howwhen.progress import Reporter
+from howwhen.records import LADDER, HybridToken, HybridTrace, LadderRung, Problem, titles_of
+from howwhen.probes import Gate
+from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
+from howwhen.pipeline.rungs import Rungs
+from howwhen.pipeline.store import RunFolder, open_run
+from howwhen.zoo.pairs import Pair, find_pair
+
+USUAL_RATE = 0.05
+"""Share of tokens steered by the rung `random-positions` where no hybrid has been run."""
+LONGEST_ANSWER = 512
+"""Tokens of an answer where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class ReadyRung:
+    """Both models and a rung of a finished run. Made by `open_rung`."""
+
+    pair: Pair
+    models: ModelPair
+    choice: Choice
+    gate: Gate
+    settings: HybridSettings
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """What the categories are called that it steers with."""
+        return titles_of(self.choice.name, self.gate.titles)
+
+    def answer(
+        self, questions: Sequence[str], settings: HybridSettings | None = None
+    ) -> list[HybridTrace]:
+        """Answer questions in batches of `settings.batch_size`, in order.
+
+        Raises:
+            InputError: an empty question, or one too long for a model's context.
+        """
+        how = settings or self.settings
+        problems = [Problem(str(n), question, "unknown") for n, question in enumerate(questions)]
+        starts = range(0, len(problems), how.batch_size)
+        return [
+            trace
+            for start in starts
+            for trace in decode(
+                self.models, problems[start : start + how.batch_size], self.choice, how
+            )
+        ]
+
+    def stream(
+        self, question: str, settings: HybridSettings | None = None
+    ) -> Iterator[HybridToken]:
+        """Answer one question token by token."""
+        problem = Problem("0", question, "unknown")
+        return stream(self.models, problem, self.choice, settings or self.settings)
+
+    def at_strength(self, strength: float) -> "ReadyRung":
+        """The same rung at another strength.
+
+        Raises:
+            SettingsError: a rung that does not steer.
+        """
+        if not isinstance(self.choice, Steer | SelfGated):
+            name = self.choice.name
+            raise SettingsError(f"the rung {name} does not steer, so it has no strength")
+        return replace(self, choice=replace(self.choice, strength=fixed(strength)))
+
+
+@dataclass(frozen=True)
+class ReadyRungs:
+    """Both models and every rung of a finished run. Made by `open_rungs`."""
+
+    pair: Pair
+    models: ModelPair
+    choices: Mapping[str, Choice]
+    """By name, in the order of the ladder."""
+    gate: Gate
+    settings: HybridSettings
+    place: Path
+    """Of the run."""
+
+    def rung(self, name: str, strength: float | None = None) -> ReadyRung:
+        """One of them, at another strength if one is given.
+
+        Raises:
+            SettingsError: this run has no such rung, or it has no strength.
+        """
+        if name not in self.choices:
+            raise SettingsError(
+                f"the run {self.place} has no rung {name!r}; expected one of "
+                f"{', '.join(self.choices)}"
+            )
+        ready = ReadyRung(self.pair, self.models, self.choices[name], self.gate, self.settings)
+        return ready if strength is None else ready.at_strength(strength)
+
+
+def open_rung(
+    pair_name: str,
+    out: Path | None = None,
+    rung: LadderRung = "hybrid",
+    preset: Preset = "small",
+    reporter: Reporter | None = None,
+) -> ReadyRung:
+    """One rung of a run folder; see `open_rungs`."""
+    return open_rungs(pair_name, out, preset, reporter).rung(rung)
+
+
+def open_rungs(
+    pair_name: str,
+    out: Path | None = None,
+    preset: Preset = "small",
+    reporter: Reporter | None = None,
+) -> ReadyRungs:
+    """The rungs of a run folder; its first three steps are run where it has no vectors.
+
+    They are those of the run: strength, windows, cache policy and seeds are as its hybrid step was
+    told, or the pair's own where that step was not run. Answers are greedy and of any length that
+    leaves the question room, unless asked for otherwise.
+
+    Args:
+        pair_name: a pair of `howwhen zoo list`.
+        out: run folder, `runs/PAIR` where absent.
+        preset: sizes of the first three steps, where they are run.
+        reporter: told of them.
+
+    Raises:
+        PairError: no such pair.
+        StoreError: a damaged run, or one in use.
+    """
+    pair = find_pair(pair_name)
+    with open_run(out or Path("runs") / pair.name) as folder:
+        rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
+        place = folder.root
+    every = [rungs.full, *(run.choice for run in rungs.controls(USUAL_RATE))]
+    named: dict[str, Choice] = {}
+    for choice in every:  # of the random ones the first seed
+        named.setdefault(choice.name, choice)
+    choices: dict[str, Choice] = {name: named[name] for name in LADDER if name in named}
+    settings = rungs.settings.model_copy(update={"max_new_tokens": _room(pair), "temperature": 0.0})
+    models = pair.models(settings.one_sided_tokens)
+    return ReadyRungs(pair, models, choices, rungs.gate, settings, place)
+
+
+def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:
+    elicited = folder.step("elicit")
+    settings = make_settings(PRESETS[preset], pair.overrides)
+    if elicited.digest is None:
+        for name in ("collect", "discover", "elicit"):
+            Pipeline(pair, settings, folder, reporter).do(name)
+    elicited.check()
+    method = elicited.read_json("settings.json")["method"]
+    decoded = folder.step("hybrid")
+    told = decoded.read_json("settings.json") if decoded.digest is not None else {}
+    hybrid = {key: told[key] for key in HybridSettings.model_fields if key in told}
+    hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
+    settings = make_settings(
+        settings.model_dump(), {"elicit": {"method": method}, "hybrid": hybrid}
+    )
+    return Rungs.read(pair, elicited, settings)
+
+
+def _room(pair: Pair) -> int:
+    """Longest answer: what most contexts hold beside the question."""
+    contexts = [model.context or LONGEST_ANSWER for model in (pair.base, pair.thinking)]
+    return min(LONGEST_ANSWER, *(context * 5 // 8 for context in contexts))

@@ -1,0 +1,145 @@
+"""Step 6: the report."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from howwhen.formats.safetensors import Json
+from howwhen.discover.categories import Portrait
+from howwhen.measure.ladder import GradedTrace
+from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
+from howwhen.present.html import Charts, HtmlInput, make_html
+from howwhen.present.report import ReportInput, make_report
+from howwhen.present.viewer import Answer, PackedViewer, Viewer, pack_viewer
+from howwhen.records import HybridTrace, Measurement, Rung, Split, Work
+from howwhen.pipeline.discover import taxonomy_page
+from howwhen.pipeline.measure import grades_file
+from howwhen.pipeline.store import StepFolder
+
+if TYPE_CHECKING:
+    from howwhen.pipeline.pipeline import Pipeline
+
+REPORT = "report.html"
+
+
+def present(run: "Pipeline", step: StepFolder) -> Json:
+    """Write the report: one page to open, and the same in Markdown."""
+    charts = _draw(run)
+    knock_outs = None
+    if charts.knock_outs:
+        knock_outs = step.write_text("knock-outs.svg", charts.knock_outs).name
+    report = _report(run, knock_outs)
+    step.write_text("report.md", make_report(report))
+    discovered, elicited = run.folder.step("discover"), run.folder.step("elicit")
+    titles = elicited.read_gate("gate.safetensors").titles
+    viewer = _viewer(run, titles)
+    page = make_html(
+        HtmlInput(
+            report=report,
+            taxonomy=taxonomy_page(
+                run,
+                discovered,
+                discovered.read_json("provenance.json")["counts"],
+                discovered.read_json("scores.json"),
+            ),
+            vectors=elicited.read_vectors("vectors.safetensors"),
+            titles=titles,
+            charts=charts,
+            viewer=viewer,
+            settings=_flat(run.settings.model_dump(mode="json", exclude_defaults=True)),
+            version=version("howwhen"),
+        )
+    )
+    step.write_text(REPORT, page)
+    return {
+        "examples": len(report.examples),
+        "problems_in_viewer": viewer.problems,
+        "charts": sum(bool(chart) for chart in vars(charts).values()),
+        "page_bytes": len(page.encode()),
+    }
+
+
+def _report(run: "Pipeline", chart: str | None) -> ReportInput:
+    question = {problem.id: problem.question for problem in run.problems(Split.TEST)}
+    discovered, elicited = run.folder.step("discover"), run.folder.step("elicit")
+    traces = run.folder.step("hybrid").read_records("traces/hybrid-0.jsonl", HybridTrace)
+    shown = traces[: run.settings.present.examples]
+    return ReportInput(
+        title=f"How much of {run.pair.title} is in its base, waiting for the moment?",
+        base=run.pair.base_source,
+        thinking=run.pair.thinking_source,
+        measurement=run.measurement(),
+        work=Work(**run.folder.step("hybrid").read_json("provenance.json")["counts"]["work"]),
+        confidence=run.settings.measure.confidence,
+        cells=discovered.read_json("scores.json"),
+        categories=discovered.read_records("categories.jsonl", Portrait),
+        training=elicited.read_json("training.json"),
+        decisions_per_category=elicited.read_json("provenance.json")["counts"][
+            "decisions_per_category"
+        ],
+        examples=[(question[trace.problem_id], trace) for trace in shown],
+        prompts={
+            "base": run.pair.base_prompt,
+            "base, step by step": run.pair.step_by_step_prompt,
+            "thinking": run.pair.thinking_prompt,
+        },
+        chart=chart,
+        judge=_read_judge(run),
+    )
+
+
+def _read_judge(run: "Pipeline") -> Json | None:
+    if run.settings.measure.judge_url is None:
+        return None
+    found: Json = run.folder.step("measure").read_json("judge.json")
+    return found
+
+
+def _viewer(run: "Pipeline", titles: tuple[str, ...]) -> PackedViewer:
+    """Every rung's first answer to every test problem."""
+    decoded, measured = run.folder.step("hybrid"), run.folder.step("measure")
+    answers: dict[Rung, dict[str, Answer]] = {}
+    for rung in run.measurement().rungs:
+        graded = {
+            (one.problem_id, one.seed, one.sample): one
+            for one in measured.read_records(grades_file(rung), GradedTrace)
+        }
+        for name in decoded.read_json("passes.json"):
+            if not name.startswith(f"traces/{rung}-"):
+                continue
+            for trace in decoded.read_records(name, HybridTrace):
+                if trace.rung == rung and trace.problem_id not in answers.get(rung, {}):
+                    found = graded[trace.problem_id, trace.seed, trace.sample]
+                    answers.setdefault(rung, {})[trace.problem_id] = Answer(trace, found)
+    problems = [one for one in run.problems(Split.TEST) if one.id in answers["hybrid"]]
+    viewer = Viewer(problems, answers, titles, run.measurement().mode)
+    return pack_viewer(viewer, run.pair.tokenizer)
+
+
+def _draw(run: "Pipeline") -> Charts:
+    """The charts that there is something to draw for and with."""
+    measurement = run.measurement()
+    if not can_draw():
+        run.reporter.say("  no charts: type `pip install 'howwhen[report]'`")
+        return Charts()
+    return Charts(
+        ladder=draw_ladder(measurement),
+        losses=draw_losses(run.folder.step("elicit").read_json("training.json")),
+        knock_outs=_draw_knock_outs(measurement),
+    )
+
+
+def _draw_knock_outs(measurement: Measurement) -> str:
+    knock_outs = measurement.knock_outs
+    if not knock_outs or any(one.drop is None for one in knock_outs):
+        return ""
+    return draw_knock_outs(knock_outs)
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, as they are typed."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        full = f"{above}{name}"
+        flat |= _flat(value, f"{full}.") if isinstance(value, Mapping) else {full: value}
+    return flat

@@ -1,0 +1,148 @@
+"""The rungs of one run, made of what elicit left."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from howwhen.errors import SettingsError
+from howwhen.hybrid.choice import Base, BaseStepByStep, BiasOnly, Choice, Guardrail, OneCategory, RandomCategory, RandomPositions, RandomVectors, SelfGated, SharedVector, Steer, Takeover, Thinking, WithoutCategory, bias_alone, randomise
+from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
+from howwhen.records import LADDER
+from howwhen.probes import Gate, SelfGate
+from howwhen.vectors import VectorSet
+from howwhen.settings import HybridSettings, RunSettings
+from howwhen.pipeline.store import StepFolder
+from howwhen.zoo.pairs import Pair
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of a rung over the test problems."""
+
+    choice: Choice
+    seed: int = 0
+    """Of a random rung."""
+    sample: int = 0
+    category: int = -1
+    """Of a knock-out."""
+
+    @property
+    def file(self) -> str:
+        """Where its traces are kept."""
+        sample = f"-sample{self.sample}" if self.sample else ""
+        category = f"-category{self.category}" if self.category >= 0 else ""
+        return f"traces/{self.choice.name}-{self.seed}{sample}{category}.jsonl"
+
+    @property
+    def label(self) -> str:
+        """What progress is reported under."""
+        is_random = isinstance(self.choice, RandomCategory | RandomPositions | RandomVectors)
+        parts = [
+            self.choice.name,
+            f"seed {self.seed}" if is_random else "",
+            f"sample {self.sample}" if self.sample else "",
+            f"category {self.category}" if self.category >= 0 else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """The rungs of one run, made of what elicit left."""
+
+    pair: Pair
+    gate: Gate
+    vectors: VectorSet
+    shared: VectorSet
+    probe: SelfGate
+    strength: Strength
+    settings: HybridSettings
+
+    @classmethod
+    def read(cls, pair: Pair, elicited: StepFolder, settings: RunSettings) -> "Rungs":
+        """From a finished elicit step."""
+        return cls(
+            pair,
+            elicited.read_gate("gate.safetensors"),
+            elicited.read_vectors("vectors.safetensors"),
+            elicited.read_vectors("shared.safetensors"),
+            elicited.read_self_gate("self_gate.safetensors"),
+            chosen_strength(settings),
+            settings.hybrid,
+        )
+
+    @property
+    def full(self) -> Steer:
+        """The full hybrid."""
+        return Steer(self.gate, self.vectors, self.strength)
+
+    def hybrids(self) -> list[Run]:
+        """The full hybrid, once per sample."""
+        return [Run(self.full, sample=sample) for sample in range(self.settings.samples)]
+
+    def controls(self, rate: float) -> list[Run]:
+        """Every other rung asked for, once per sample, random ones also once per seed.
+
+        Args:
+            rate: share of tokens that the hybrid steers.
+
+        Raises:
+            SettingsError: a rung that this run does not have.
+        """
+        every = list(self._every_control(rate))
+        asked = LADDER if self.settings.rungs is None else self.settings.rungs
+        wanted = {"base", "thinking", "hybrid", *asked}
+        missing = wanted - {"hybrid", *(choice.name for choice, _ in every)}
+        if self.settings.rungs is not None and missing:
+            raise SettingsError(
+                f"this run has no rung {', '.join(sorted(missing))}; expected some of "
+                f"{', '.join(dict.fromkeys(choice.name for choice, _ in every))}"
+            )
+        return [
+            Run(choice, seed, sample)
+            for choice, seed in every
+            if choice.name in wanted
+            for sample in range(self.settings.samples)
+        ]
+
+    def knock_outs(self, categories: Iterable[int]) -> list[Run]:
+        """The hybrid without each of these categories, and with each alone."""
+        gate, vectors, strength = self.gate, self.vectors, self.strength
+        return [
+            Run(choice, sample=sample, category=category)
+            for category in categories
+            for choice in (
+                WithoutCategory(gate, vectors, strength, category),
+                OneCategory(gate, vectors, strength, category),
+            )
+            for sample in range(self.settings.samples)
+        ]
+
+    def _every_control(self, rate: float) -> Iterator[tuple[Choice, int]]:
+        gate, vectors, strength = self.gate, self.vectors, self.strength
+        yield Base(), 0
+        if self.pair.step_by_step_prompt is not None:
+            yield BaseStepByStep(self.pair.step_by_step_prompt), 0
+        yield Guardrail(self.settings.guardrail_top_k), 0
+        if vectors.bias is not None:
+            yield BiasOnly(gate, bias_alone(vectors), strength), 0
+        yield SharedVector(gate, self.shared, strength), 0
+        for seed in self.settings.random_seeds:
+            yield RandomCategory(gate, vectors, strength), seed
+            yield RandomPositions(gate, vectors, strength, rate=rate), seed
+            yield RandomVectors(gate, randomise(vectors, seed), strength), seed
+        yield SelfGated(self.probe, vectors, LEARNED if strength.is_sweep else strength), 0
+        yield Takeover(), 0
+        yield Thinking(), 0
+
+
+def chosen_strength(settings: RunSettings) -> Strength:
+    """The strength policy of a run: the one asked for, or the method's own."""
+    hybrid_settings = settings.hybrid
+    own = "learned" if settings.elicit.method == "decision" else "sweep"
+    match hybrid_settings.strength or own:
+        case "learned":
+            return LEARNED
+        case "fixed":
+            return fixed(hybrid_settings.strengths[0], hybrid_settings.windows[0])
+        case _:
+            return sweep(hybrid_settings.strengths, hybrid_settings.windows)

@@ -1,0 +1,157 @@
+"""TODO."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from howwhen.formats.safetensors import Json
+from howwhen.errors import InputError, StoreError
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.padding import pad
+from howwhen.lm.residual import residuals
+from howwhen.settings import DiscoverSettings
+from howwhen.pipeline.store import StepFolder
+
+
+FOLDER = "activations"
+"""Of the shards, in the folder of the step."""
+
+
+SHARD_TEXTS = 128
+"""Texts whose sentences share a file."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The shards of one reading; rows are in the order of rollouts and their spans."""
+
+    step: StepFolder
+    layers: tuple[int, ...]
+    counts: tuple[int, ...]
+    """Sentences in each shard."""
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def mean(self, layer: int) -> Float[Tensor, " d_model"]:
+        """Corpus mean over the sentences that are trained on, summed in float64."""
+        names = [_name(number) for number in range(len(self.counts))]
+        sums = [self.step.read_tensor(name, f"sum.{layer}") for name in names]
+        trained = sum(int(self.step.read_tensor(name, "trained")) for name in names)
+        return (torch.stack(sums).sum(0) / trained).float()
+
+    def rows(
+        self, layer: int, wanted: Sequence[int] | None = None
+    ) -> Float[Tensor, "sentence d_model"]:
+        """The raw means of all sentences, or of the wanted ones, which ascend."""
+        parts, start = [], 0
+        chosen = None if wanted is None else torch.tensor(wanted, dtype=torch.long)
+        for number, count in enumerate(self.counts):
+            part = self.step.read_tensor(_name(number), f"layer.{layer}")
+            if chosen is not None:
+                inside = chosen[(chosen >= start) & (chosen < start + count)]
+                part = part[inside - start]
+            parts.append(part)
+            start += count
+        return torch.cat(parts)
+
+
+def read_activations(
+    step: StepFolder,
+    reader: LanguageModel,
+    passages: Sequence[Passage],
+    layers: Sequence[int],
+    how: DiscoverSettings,
+    report: Callable[[int], None],
+) -> Activations:
+    """Read all passages into shards, except those whose shard of the same reading is there already.
+
+    Args:
+        step: folder of the step; shards are `activations/00000.safetensors`, ... with `layer.L`
+            (sentence, d_model), `rollout` and `span` (sentence,), `sum.L` (d_model,) in float64 and
+            `trained` (number of sentences in that sum). `activations/described.json` says what was
+            read, by whom; shards of another reading are removed.
+        reader: the model whose residuals are read.
+        passages: what it reads, one per rollout.
+        layers: 0-based blocks.
+        how: see `sentence_means`.
+        report: told the number of passages after each shard.
+
+    Raises:
+        InputError: a passage longer than the reader's context, or nothing to read.
+        StoreError: a shard that is damaged, or of another reading.
+    """
+    _check_passages(reader, passages)
+    step.claim(FOLDER, _reading(reader, passages, layers, how))
+    counts = []
+    for number, start in enumerate(range(0, len(passages), SHARD_TEXTS)):
+        own = passages[start : start + SHARD_TEXTS]
+        if not (step.path / _name(number)).exists():
+            means = sentence_means(reader, own, layers, how)
+            step.write_tensors(_name(number), _shard(start, own, means), {})
+        counts.append(_check_shard(step, number, own, layers))
+        report(start + len(own))
+    return Activations(step, tuple(layers), tuple(counts))
+
+
+def _name(shard: int) -> str:
+    return f"{FOLDER}/{shard:05}.safetensors"
+
+
+def _reading(
+    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], how: DiscoverSettings
+) -> Json:
+    """Everything that the shards depend on."""
+    texts = hashlib.sha256()
+    for passage in passages:
+        texts.update(repr(tuple(map(tuple, passage))).encode())
+    return {
+        "reader": reader.name,
+        "fingerprint": reader.fingerprint,
+        "layers": sorted(layers),
+        "batch_tokens": how.batch_tokens,
+        "bfloat16": how.bfloat16,
+        "shard_texts": SHARD_TEXTS,
+        "passages": texts.hexdigest(),
+    }
+
+
+def _shard(
+    first: int, passages: Sequence[Passage], means: dict[int, Float[Tensor, "sentence d_model"]]
+) -> dict[str, Tensor]:
+    trained = [one for passage in passages for one in passage.is_trained]
+    is_trained = torch.tensor(trained, dtype=torch.bool)
+    places = [
+        (first + number, span)
+        for number, passage in enumerate(passages)
+        for span in range(len(passage.spans))
+    ]
+    rollout, span = torch.tensor(places, dtype=torch.int32).view(-1, 2).T
+    sums = {f"sum.{layer}": rows[is_trained].double().sum(0) for layer, rows in means.items()}
+    return {
+        **{f"layer.{layer}": rows for layer, rows in means.items()},
+        **sums,
+        "trained": is_trained.sum(),
+        "rollout": rollout,
+        "span": span,
+    }
+
+
+def _check_shard(
+    step: StepFolder, number: int, passages: Sequence[Passage], layers: Sequence[int]
+) -> int:
+    """Number of sentences in a shard, which must be those of its passages."""
+    expected = _sentences(passages)
+    found = step.tensor_shapes(_name(number))
+    for layer in layers:
+        shape = found.get(f"layer.{layer}", ())
+        if not shape or shape[0] != expected:
+            raise StoreError(
+                f"{step.path / _name(number)} holds {shape or 'nothing'} for layer {layer}, "
+                f"expected {expected} sentences. Delete {step.path} and run again"
+            )
+    return expected

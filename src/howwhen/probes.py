@@ -1,0 +1,175 @@
+"""TODO."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Literal, NamedTuple, get_args
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from howwhen.errors import SteeringError
+
+
+@dataclass(frozen=True)
+class Sae:
+    """A Top-K sparse autoencoder over normalised activations (paper, section 3)."""
+
+    encoder: Float[Tensor, "latent d_model"]
+    encoder_bias: Float[Tensor, " latent"]
+    decoder: Float[Tensor, "latent d_model"]
+    """Rows of unit norm."""
+    decoder_bias: Float[Tensor, " d_model"]
+    k: int
+    """Latents kept per sentence."""
+
+    @property
+    def weights(self) -> Float[Tensor, "latent d_model"]:
+        """The linear part of the scores."""
+        return self.encoder
+
+    @property
+    def biases(self) -> Float[Tensor, " latent"]:
+        """The constant part of the scores."""
+        return self.encoder_bias - self.encoder @ self.decoder_bias
+
+    @property
+    def method(self) -> str:
+        """How the categories were found."""
+        return "sae"
+
+    def scores(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n latent"]:
+        """Pre-activations of all latents; a category is the argmax."""
+        return (inputs - self.decoder_bias) @ self.encoder.T + self.encoder_bias
+
+    def reconstruct(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """Decode the top k raw pre-activations."""
+        kept = self.scores(inputs).topk(self.k, dim=1)
+        return (kept.values[..., None] * self.decoder[kept.indices]).sum(1) + self.decoder_bias
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """A clustering of normalised activations that is applied by a linear function of them.
+
+    Nearest centroid, largest cosine and a mixture with one covariance for all components are all
+    the argmax of `weights . x + biases`.
+    """
+
+    weights: Float[Tensor, "category d_model"]
+    biases: Float[Tensor, " category"]
+    method: str
+    """How the categories were found, such as `kmeans`."""
+
+    def scores(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n category"]:
+        """Scores of all categories; a category is the argmax."""
+        return inputs @ self.weights.T + self.biases
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Categories of reasoning, with everything needed to tell them from one model's residuals.
+
+    It owns the normaliser, and applies the same one to sentence means and to single tokens:
+    subtract the corpus mean, divide by the L2 norm.
+    """
+
+    model: str
+    """Name of the model whose residuals it reads."""
+    layer: int
+    """0-based block whose output it reads."""
+    mean: Float[Tensor, " d_model"]
+    """Corpus mean of the sentence activations."""
+    scorer: Sae | Clusters
+    """What tells the categories apart."""
+    titles: tuple[str, ...]
+    """One title per category."""
+
+    @property
+    def size(self) -> int:
+        """Number of categories K."""
+        return self.scorer.weights.shape[0]
+
+    def normalise(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """Residuals as the SAE reads them."""
+        return functional.normalize(residual - self.mean, dim=-1)
+
+    def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
+        """Category of each residual: the argmax over all K scores."""
+        return self.scores(residual).argmax(1)
+
+    def scores(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n category"]:
+        """Scores of all categories for each residual (an SAE's are its pre-activations)."""
+        return self.scorer.scores(self.normalise(residual))
+
+    def gate(self) -> "Gate":
+        """The gate that reads a single position as if it were a sentence's mean."""
+        return Gate(
+            kind="taxonomy",
+            model=self.model,
+            layer=self.layer,
+            mean=self.mean,
+            weights=self.scorer.weights,
+            biases=self.scorer.biases,
+            titles=self.titles,
+        )
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Names the category that is due, from one position of the thinking model's residual.
+
+    Every gate is linear after the taxonomy's normaliser: `argmax(weights . n(h) + biases)`.
+    """
+
+    kind: "GateKind"
+    model: str
+    """Name of the model whose residuals it reads."""
+    layer: int
+    """0-based block whose output it reads."""
+    mean: Float[Tensor, " d_model"]
+    weights: Float[Tensor, "category d_model"]
+    biases: Float[Tensor, " category"]
+    titles: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return self.weights.shape[0]
+
+    def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
+        """Category of each residual."""
+        inputs = functional.normalize(residual - self.mean, dim=-1)
+        return (inputs @ self.weights.T + self.biases).argmax(1)
+
+
+GateKind = Literal["taxonomy", "probe", "clusters"]
+"""The taxonomy itself, a probe for the coming sentence's category, or clusters of decisions."""
+
+
+@dataclass(frozen=True)
+class SelfGate:
+    """Tells from the base's own residuals whether a decision is due, and of which category.
+
+    A network of one hidden layer over the concatenated residuals of `layers`, standardised by
+    `mean` and `scale`. Output 0 is the log-odds of a decision, the others score the categories.
+    """
+
+    model: str
+    """Name of the base model whose residuals it reads."""
+    layers: tuple[int, ...]
+    """0-based blocks whose output it reads."""
+    mean: Float[Tensor, " features"]
+    scale: Float[Tensor, " features"]
+    hidden: Float[Tensor, "hidden features"]
+    hidden_bias: Float[Tensor, " hidden"]
+    outputs: Float[Tensor, "one_more_than_categories hidden"]
+    outputs_bias: Float[Tensor, " one_more_than_categories"]
+    threshold: float
+    """Log-odds from which on a decision is made."""
+
+    def read(self, residual: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
+        """Log-odds of a decision (first column) and scores of the categories."""
+        inputs = (residual - self.mean) * self.scale
+        features = functional.relu(functional.linear(inputs, self.hidden, self.hidden_bias))
+        return functional.linear(features, self.outputs, self.outputs_bias)

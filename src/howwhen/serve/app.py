@@ -1,0 +1,251 @@
+"""A server with the OpenAI API for every rung of a run, and a playground at `/`.
+
+`/v1/models`, `/v1/chat/completions` and `/v1/completions` answer as OpenAI's do, streamed or not;
+the model's name chooses the rung (`tally-rl` is the hybrid, `tally-rl/base` the base alone). What
+is more stands in the field `howwhen` of requests (rung, strength, details) and of replies (every
+token with who wanted what).
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from sse_starlette import EventSourceResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from howwhen.errors import BusyError, HowwhenError, InputError
+from howwhen.present.html import page_environment
+from howwhen.serve.schemas import Body, ChatRequest, RefusedError, TextRequest, error_body
+from howwhen.serve.requests import Desk, Limits, Service
+from howwhen.serve.engine import Ask, Engine
+from howwhen.serve.access import Guard
+from howwhen.serve.responses import Reply
+from howwhen.records import Finish
+
+_LOG = logging.getLogger(__name__)
+
+
+def make_app(service: Service, limits: Limits | None = None, key: str | None = None) -> ASGIApp:
+    """The server as an ASGI application; the engine is started and closed with it.
+
+    Args:
+        service: what is served.
+        limits: of requests.
+        key: what every request must bring, if anything.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.engine.start()
+        yield
+        await asyncio.to_thread(service.engine.close)
+
+    app = FastAPI(
+        title="howwhen",
+        version=version("howwhen"),
+        lifespan=lifespan,
+        docs_url=None,  # these two load scripts from elsewhere
+        redoc_url=None,
+    )
+    registry, first_token = _metrics(service)
+    _add_errors(app)
+    _add_pages(app, service, registry)
+    _add_answers(app, Desk(service, limits), first_token)
+    return Guard(app, limits.body_bytes, key)
+
+
+def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
+    async def respond(body: Body, request: Request) -> Response:
+        started = time.monotonic()
+        ask = desk.ask(body)
+        reply = Reply(desk.service, body, ask.rung, await desk.check(ask))
+        client = request.client.host if request.client else ""
+        if not body.stream:
+            return await _whole(desk, ask, reply, client, request)
+        chunks = _chunks(desk, ask, reply, client, first_token, started)
+        first = await anext(chunks)  # refusals come before the status is sent
+        return EventSourceResponse(_after(first, chunks), headers={"Cache-Control": "no-store"})
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await respond(body, request)
+
+    @app.post("/v1/completions")
+    async def text(body: TextRequest, request: Request) -> Response:
+        return await respond(body, request)
+
+
+async def _chunks(
+    desk: Desk, ask: Ask, reply: Reply, client: str, first_token: Histogram, started: float
+) -> AsyncIterator[str]:
+    """A streamed answer as the data of server-sent events."""
+    async with desk.answer(ask, client) as events:
+        yield json.dumps(reply.opening())
+        try:
+            async for event in events:
+                if isinstance(event, Finish):
+                    yield json.dumps(reply.chunk("", [], event))
+                    continue
+                if not reply.tokens:
+                    first_token.observe(time.monotonic() - started)
+                yield json.dumps(reply.chunk(*reply.explain(event)))
+        except Exception as error:  # noqa: BLE001 - the status is sent: the stream has to say it
+            if not isinstance(error, HowwhenError):
+                _LOG.error("a streamed answer broke off", exc_info=error)
+            yield json.dumps(error_body(str(error), "server_error", "internal_error"))
+            return
+    if reply.body.stream_options and reply.body.stream_options.include_usage:
+        yield json.dumps(reply.usage_chunk())
+    yield "[DONE]"
+
+
+async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Request) -> JSONResponse:
+    """An answer that is not streamed; it ends when the client leaves."""
+    written = asyncio.create_task(_write(desk, ask, reply, client))
+    leaves = asyncio.create_task(_has_left(request))
+    try:
+        await asyncio.wait({written, leaves}, return_when=asyncio.FIRST_COMPLETED)
+        if written.done():
+            return JSONResponse(written.result())
+    finally:  # whatever happened, nobody waits for either any longer
+        written.cancel()
+        leaves.cancel()
+    raise RefusedError(499, "the client has left", "client_closed_request")
+
+
+async def _write(desk: Desk, ask: Ask, reply: Reply, client: str) -> dict[str, Any]:
+    text, finish = "", Finish.LENGTH
+    details: list[dict[str, Any]] = []
+    async with desk.answer(ask, client) as events:
+        async for event in events:
+            if isinstance(event, Finish):
+                finish = event
+            else:
+                added, told = reply.explain(event)
+                text, details = text + added, details + told
+    return reply.whole(text, details, finish)
+
+
+async def _has_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "pair": service.name, **vars(service.engine.stats)}
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        names = [service.name, *(f"{service.name}/{rung}" for rung in service.rungs)]
+        every = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "howwhen"} for name in names
+        ]
+        return {"object": "list", "data": every}
+
+    @app.get("/")
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(_playground(service))
+
+
+def _playground(service: Service) -> str:
+    return (
+        page_environment()
+        .get_template("playground.html")
+        .render(service=service, told={"model": service.name, "rungs": list(service.rungs)})
+    )
+
+
+def _metrics(service: Service) -> tuple[CollectorRegistry, Histogram]:
+    registry = CollectorRegistry()
+    registry.register(_Stats(service.engine))
+    first = Histogram(
+        "howwhen_first_token_seconds", "From request to first token", registry=registry
+    )
+    return registry, first
+
+
+class _Stats:
+    """The engine's numbers for Prometheus."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def collect(self) -> list[Metric]:
+        """All of them."""
+        stats = self.engine.stats
+        rising = {
+            "requests": (("asked", "answered", "cancelled", "failed"), "Requests"),
+            "tokens": (("tokens", "decisions"), "Tokens written"),
+        }
+        found: list[Metric] = []
+        for name, (keys, text) in rising.items():
+            family = CounterMetricFamily(f"howwhen_{name}", text, labels=["kind"])
+            for one in keys:
+                family.add_metric([one], getattr(stats, one))
+            found.append(family)
+        gauge = GaugeMetricFamily("howwhen_now", "Requests and batches now", labels=["kind"])
+        for one in ("waiting", "running", "batches"):
+            gauge.add_metric([one], getattr(stats, one))
+        return [*found, gauge]
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every refusal in OpenAI's form."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> JSONResponse:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        waits = {"Retry-After": "1"} if error.status in (429, 503) else {}
+        content = error_body(str(error), kind, error.code)
+        return JSONResponse(content, status_code=error.status, headers=waits)
+
+    @app.exception_handler(InputError)
+    async def unusable(_: Request, error: InputError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), "invalid_request_error"), status_code=400)
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, error: BusyError) -> JSONResponse:
+        content = error_body(str(error), "server_error", "overloaded")
+        return JSONResponse(content, status_code=503, headers={"Retry-After": "1"})
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        parts = [
+            f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}"
+            for one in error.errors()
+        ]
+        content = error_body("; ".join(parts), "invalid_request_error", "invalid_value")
+        return JSONResponse(content, status_code=400)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # it is logged beside this
+        return JSONResponse(error_body(str(error), "server_error", "internal_error"), 500)
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        content = error_body(str(error.detail), "invalid_request_error")
+        return JSONResponse(content, status_code=error.status_code, headers=error.headers)

@@ -1,0 +1,69 @@
+"""A run's rungs behind the server of `present`; its packages are loaded when it is asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from howwhen.pipeline.live import ReadyRungs
+from howwhen.errors import MissingExtraError, SettingsError
+
+if TYPE_CHECKING:
+    from howwhen.serve.requests import Service
+
+
+def check_address(host: str, key: str | None, key_variable: str) -> None:
+    """Refuse to be reachable from other machines without a key.
+
+    Raises:
+        SettingsError: no key.
+    """
+    from howwhen.serve.access import is_loopback
+
+    if key is None and not is_loopback(host):
+        raise SettingsError(
+            f"host {host} can be reached from other machines, and {key_variable} holds no key; "
+            f"type: export {key_variable}=$(openssl rand -hex 32), or leave --host out"
+        )
+
+
+def check_packages() -> None:
+    """Fail now if the server's packages are not there.
+
+    Raises:
+        MissingExtraError: they are not installed.
+    """
+    try:
+        for name in ("uvicorn", "howwhen.serve.app"):
+            import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the server takes packages that are not installed ({error}); type: "
+            "pip install 'howwhen[serve]'"
+        ) from error
+
+
+def make_service(ready: ReadyRungs) -> "Service":
+    """What is served of a run."""
+    from howwhen.serve.requests import Service
+    from howwhen.serve.engine import Engine
+
+    pair = ready.pair
+    return Service(
+        name=pair.name,
+        engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).choice),
+        tokenizer=pair.base.tokenizer,
+        rungs=tuple(ready.choices),
+        titles=ready.gate.titles,
+        settings=ready.settings,
+        example=pair.example,
+    )
+
+
+def run_server(service: "Service", host: str, port: int, key: str | None) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    from howwhen.serve.app import make_app
+
+    app = make_app(service, key=key)
+    # A header that names another client would get round the limit of each.
+    uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)

@@ -1,0 +1,173 @@
+"""TODO."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from enum import StrEnum
+from typing import Literal, NamedTuple, get_args
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+from howwhen.errors import SteeringError
+
+
+@dataclass(frozen=True)
+class Network:
+    """Coefficient `a(h, k) = softplus(heads_k . gelu(hidden h) + heads_bias_k)` (version 2)."""
+
+    hidden: Float[Tensor, "hidden d_model"]
+    heads: Float[Tensor, "category hidden"]
+    heads_bias: Float[Tensor, " category"]
+
+    def coefficient(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """`a(h, k)` for each residual."""
+        features = functional.gelu(residual @ self.hidden.T)
+        raw = (features * self.heads[category]).sum(1) + self.heads_bias[category]
+        return functional.softplus(raw)
+
+
+@dataclass(frozen=True)
+class LinearGate:
+    """Coefficient `2 sigmoid(w_k . h / |h| + b_k)`: between 0 and 2, 1 at the start."""
+
+    gates: Float[Tensor, "category d_model"]
+    gates_bias: Float[Tensor, " category"]
+
+    def coefficient(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Coefficient for each residual."""
+        direction = functional.normalize(residual, dim=-1)
+        raw = (direction * self.gates[category]).sum(1) + self.gates_bias[category]
+        return 2 * raw.sigmoid()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds `up_k^T down_k h` to the vector: a map of low rank for every category."""
+
+    down: Float[Tensor, "category rank d_model"]
+    up: Float[Tensor, "category rank d_model"]
+
+    def mapped(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d_model"]:
+        """`up_k^T down_k h` for each residual."""
+        inner = torch.einsum("nd,nrd->nr", residual, self.down[category])
+        return torch.einsum("nr,nrd->nd", inner, self.up[category])
+
+
+Modulation = Network | LinearGate | LowRank
+"""How a vector depends on the residual it is added to; None where it does not."""
+
+
+MODULATIONS: tuple[type[Network] | type[LinearGate] | type[LowRank], ...] = get_args(Modulation)
+
+
+@dataclass(frozen=True)
+class VectorSet:
+    """Steering vectors as a value: `h <- h + s (a(h, k) V_k + b)` at the output of `layer`.
+
+    `s` is the strength of the policy in force, `a` the modulation's coefficient (1 without one) and
+    `b` the bias vector of the paper's first version (0 without one).
+    """
+
+    model: str
+    """Name of the base model the vectors were trained in."""
+    layer: int
+    """0-based block whose output residual is steered."""
+    vectors: Float[Tensor, "category d_model"]
+    bias: Float[Tensor, " d_model"] | None = None
+    modulation: Modulation | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return self.vectors.shape[0]
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the same vector is added whatever the residual."""
+        return self.modulation is None
+
+    def moving(self) -> Int[Tensor, " moving"]:
+        """Categories that move a residual at all, the bias vector apart."""
+        size = self.vectors.norm(dim=1)
+        if isinstance(self.modulation, LowRank):
+            size = size + self.modulation.up.flatten(1).norm(dim=1)
+        found: Tensor = size.nonzero()[:, 0]
+        return found
+
+    def trained(self) -> Int[Tensor, " trained"]:
+        """Categories that move a residual; all of them where none does."""
+        found = self.moving()
+        return found if len(found) else torch.arange(self.size)
+
+    def coefficient(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Coefficient `a(h, k)` for each residual, in multiples of the category's vector."""
+        if self.modulation is None or isinstance(self.modulation, LowRank):
+            return residual.new_ones(len(residual))
+        return self.modulation.coefficient(residual, category)
+
+    def delta(
+        self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n d_model"]:
+        """What to add to each residual at strength 1."""
+        added = self.coefficient(residual, category)[:, None] * self.vectors[category]
+        if isinstance(self.modulation, LowRank):
+            added = added + self.modulation.mapped(residual, category)
+        return added if self.bias is None else added + self.bias
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name; `with_tensors` is the inverse."""
+        parts = [self, self.modulation] if self.modulation is not None else [self]
+        return {
+            name: value
+            for part in parts
+            for name, value in vars(part).items()
+            if isinstance(value, Tensor)
+        }
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "VectorSet":
+        """The same set with other values."""
+        modulation = self.modulation
+        if modulation is not None:
+            names = [field.name for field in fields(modulation)]
+            modulation = type(modulation)(**{name: tensors[name] for name in names})
+        bias = tensors.get("bias")
+        return replace(self, vectors=tensors["vectors"], bias=bias, modulation=modulation)
+
+    def __add__(self, other: "VectorSet") -> "VectorSet":
+        """Sum of two static sets of one model, layer and size."""
+        self._check_alike(other)
+        biases = [one.bias for one in (self, other) if one.bias is not None]
+        return replace(
+            self,
+            vectors=self.vectors + other.vectors,
+            bias=torch.stack(biases).sum(0) if biases else None,
+        )
+
+    def scaled(self, factor: float) -> "VectorSet":
+        """Everything that is added, times `factor`."""
+        scaled = {name: value * factor for name, value in self.tensors().items() if name in _ADDED}
+        return self.with_tensors({**self.tensors(), **scaled})
+
+    def similarity(self, other: "VectorSet | None" = None) -> Float[Tensor, "category other"]:
+        """Cosine of every vector with every vector of `other`, by default of this set."""
+        ours = functional.normalize(self.vectors, dim=1)
+        return ours @ functional.normalize((other or self).vectors, dim=1).T
+
+    def _check_alike(self, other: "VectorSet") -> None:
+        found = [(one.model, one.layer, tuple(one.vectors.shape)) for one in (self, other)]
+        if found[0] != found[1] or not (self.is_static and other.is_static):
+            raise SteeringError(
+                f"cannot add vectors of {found[0]} and {found[1]} (model, layer, shape); expected "
+                "two static sets that agree in all three"
+            )
+
+
+_ADDED = ("vectors", "bias", "up")

@@ -1,0 +1,160 @@
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from howwhen.errors import BusyError, SteeringError
+from howwhen.hybrid.choice import BaseStepByStep, Choice
+from howwhen.hybrid.decoder import decode
+from howwhen.serve.engine import Ask, Engine, Event, Ticket
+from howwhen.records import Finish, HybridToken, Problem
+from tests.conftest import MakeModel
+from tests.present.server.conftest import QUESTIONS, SETTINGS, make_service
+
+
+class Inbox:
+    """Collects the events of one request."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.is_over = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Finish | Exception):
+            self.is_over.set()
+
+    def wait(self) -> Event:
+        assert self.is_over.wait(20)
+        return self.events[-1]
+
+    @property
+    def tokens(self) -> list[HybridToken]:
+        return [one for part in self.events if isinstance(part, list | tuple) for one in part]
+
+
+def ask(question: str = QUESTIONS[0], rung: str = "hybrid") -> Ask:
+    return Ask(question, rung, SETTINGS)
+
+
+def wait_until(engine: Engine, **wanted: int) -> None:
+    deadline = time.monotonic() + 10
+    while any(getattr(engine.stats, name) != value for name, value in wanted.items()):
+        assert time.monotonic() < deadline, engine.stats
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("batch_size", "most_batches"), [(32, 4), (3, 2), (1, 1)])
+def test_many_requests_at_once_are_each_answered_as_if_alone(
+    make_model: MakeModel, batch_size: int, most_batches: int
+) -> None:
+    engine = make_service(make_model, batch_size=batch_size, most_batches=most_batches).engine
+    asks = [ask(question, rung) for question in QUESTIONS[:5] for rung in ("hybrid", "base")]
+    alone = [
+        decode(
+            engine.models,
+            [Problem("0", one.question, "unknown")],
+            engine.choose(one.rung, None),
+            SETTINGS,
+        )[0]
+        for one in asks
+    ]
+    inboxes = [Inbox() for _ in asks]
+    for one, inbox in zip(asks, inboxes, strict=True):
+        engine.submit(one, inbox)
+    engine.start()
+    for trace, inbox in zip(alone, inboxes, strict=True):
+        assert inbox.wait() == trace.finish
+        told, whole = (
+            [(one.id, one.category, one.is_decision) for one in tokens]
+            for tokens in (inbox.tokens, trace.tokens)
+        )
+        assert told == whole
+    wait_until(engine, answered=len(asks), running=0, batches=0, waiting=0)
+    engine.close()
+
+
+def test_cancelled_requests_leave_nothing_running(make_model: MakeModel) -> None:
+    engine = make_service(make_model, batch_size=2).engine
+    inboxes = [Inbox() for _ in range(5)]
+    tickets = [engine.submit(ask(), inbox) for inbox in inboxes]
+    for ticket in tickets[1:]:
+        engine.cancel(ticket)
+    engine.start()
+    assert isinstance(inboxes[0].wait(), Finish)
+    wait_until(engine, answered=1, cancelled=4, running=0, waiting=0, batches=0)
+    assert not any(inbox.events for inbox in inboxes[1:])
+    engine.close()
+
+
+def test_a_request_cancelled_while_it_waits_makes_room_at_once(make_model: MakeModel) -> None:
+    engine = make_service(make_model, most_waiting=2).engine
+    for _ in range(5):
+        engine.cancel(engine.submit(ask(), Inbox()))
+    assert (engine.stats.waiting, engine.stats.cancelled) == (0, 5)
+    engine.close()
+
+
+def test_a_prompt_is_measured_as_the_rung_asks_it(make_model: MakeModel) -> None:
+    engine = make_service(make_model).engine
+    prompt = "Question: {question} Answer: 1 2 3 4"
+    longer = BaseStepByStep(prompt)
+    plain = engine.check(ask(rung="base"))
+    engine.choose = lambda rung, strength: longer
+    base = replace(engine.models.base, prompt=prompt)
+    assert engine.check(ask(rung="base")) == len(base.prompt_ids(QUESTIONS[0])) > plain
+    engine.close()
+
+
+def test_a_request_cancelled_on_its_way_stops_its_batch(make_model: MakeModel) -> None:
+    engine = make_service(make_model).engine
+    started = threading.Event()
+    tickets: list[Ticket] = []
+
+    def stop_at_once(event: Event) -> None:
+        assert started.wait(5)
+        engine.cancel(tickets[0])
+
+    tickets.append(engine.submit(ask(), stop_at_once))
+    started.set()
+    engine.start()
+    wait_until(engine, cancelled=1, running=0, batches=0)
+    assert 0 < engine.stats.tokens < SETTINGS.max_new_tokens
+    engine.close()
+
+
+def test_one_failure_is_told_to_its_asker_and_the_others_are_answered(
+    make_model: MakeModel,
+) -> None:
+    engine = make_service(make_model).engine
+    choose = engine.choose
+
+    def choose_badly(rung: str, strength: float | None) -> Choice:
+        if rung == "base":
+            raise SteeringError("no such vectors")
+        return choose(rung, strength)
+
+    engine.choose = choose_badly
+    broken, whole = Inbox(), Inbox()
+    engine.submit(ask(rung="base"), broken)
+    engine.submit(ask(), whole)
+    engine.start()
+    assert isinstance(broken.wait(), SteeringError)
+    assert isinstance(whole.wait(), Finish)
+    assert engine.stats.failed == 1
+    engine.close()
+
+
+def test_a_full_queue_and_a_closed_engine_take_no_more(make_model: MakeModel) -> None:
+    engine = make_service(make_model, most_waiting=2).engine
+    inboxes = [Inbox(), Inbox()]
+    for inbox in inboxes:
+        engine.submit(ask(), inbox)
+    with pytest.raises(BusyError, match="2 requests are waiting"):
+        engine.submit(ask(), Inbox())
+    engine.start()
+    engine.close()
+    assert all(isinstance(inbox.wait(), Finish | BusyError) for inbox in inboxes)
+    with pytest.raises(BusyError):
+        engine.submit(ask(), Inbox())
