@@ -8,15 +8,15 @@ from transformers import DynamicCache
 
 from benchmarks.pairs import Bench
 from benchmarks.timing import Result, compare, timed
-from howwhen.lm.alignment import ModelPair
-from howwhen.hybrid.choice import Choice, RandomPositions, SelfGated, Steer, Takeover
+from howwhen.hybrid.choice import RandomPositions, Rung, SelfGated, Steer, Takeover
 from howwhen.hybrid.decoder import decode
-from howwhen.hybrid.sampling import uniform_draws
+from howwhen.hybrid.sampling import uniform_numbers
 from howwhen.hybrid.strength import LEARNED, sweep
+from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
-from howwhen.records import Problem
-from howwhen.probes import SelfGate
 from howwhen.lm.residual import residuals
+from howwhen.probes import SelfGate
+from howwhen.records import Problem
 from howwhen.settings import HybridSettings
 from tests.oracles.naive import NaiveHybrid
 
@@ -50,7 +50,7 @@ def settings(tokens: int, block: int = 1) -> HybridSettings:
     return HybridSettings(max_new_tokens=tokens, block_tokens=block)
 
 
-def rare(bench: Bench, rate: float) -> Choice:
+def rare(bench: Bench, rate: float) -> Rung:
     """Steers at random positions at a known rate; the gate is read, the thinking model run."""
     return RandomPositions(bench.gate, bench.vectors, LEARNED, rate=rate)
 
@@ -98,7 +98,7 @@ def against_reference(bench: Bench, tokens: int) -> Result:
         long = " ".join(f"w{number}" for number in range(1000, 1256 - tokens))
         problem = Problem("long", long, "0")
     how, strength = settings(tokens), sweep([round(0.1 * n, 1) for n in range(1, 11)])
-    choice = Steer(bench.gate, bench.vectors, strength)
+    rung = Steer(bench.gate, bench.vectors, strength)
     naive = NaiveHybrid(bench.models, bench.gate, bench.vectors, how, strength)
     slow: list[int] = []
 
@@ -106,9 +106,9 @@ def against_reference(bench: Bench, tokens: int) -> Result:
     def reference() -> None:
         slow.extend(token.id for token in naive.answer(problem))
 
-    trace = decode(bench.models, [problem], choice, how)[0]
+    trace = decode(bench.models, [problem], rung, how)[0]
     seconds = timed(reference)
-    ours = _decoding_seconds(bench, [problem], choice, tokens)
+    ours = _decoding_seconds(bench, [problem], rung, tokens)
     same = slow == [token.id for token in trace.tokens]
     ratio = round(seconds / ours, 2)
     return Result(
@@ -122,11 +122,11 @@ def against_reference(bench: Bench, tokens: int) -> Result:
     )
 
 
-def _decoding_seconds(bench: Bench, problems: list[Problem], choice: Choice, tokens: int) -> float:
+def _decoding_seconds(bench: Bench, problems: list[Problem], rung: Rung, tokens: int) -> float:
     """Seconds that so many tokens take beyond reading the prompts and writing one."""
 
     def best(count: int) -> float:
-        run = lambda: decode(bench.models, problems, choice, settings(count))  # noqa: E731
+        run = lambda: decode(bench.models, problems, rung, settings(count))  # noqa: E731
         return min(timed(run) for _ in range(3))
 
     return (best(tokens + 1) - best(1)) if tokens > 1 else best(1)
@@ -134,24 +134,24 @@ def _decoding_seconds(bench: Bench, problems: list[Problem], choice: Choice, tok
 
 def block_against_stepwise(bench: Bench, tokens: int) -> Iterator[Result]:
     """Row 3, at ten per cent decisions and, where the models say something, at the pair's own."""
-    choices: dict[str, Choice] = {"10 % random decisions": rare(bench, 0.1)}
+    choices: dict[str, Rung] = {"10 % random decisions": rare(bench, 0.1)}
     if bench.name == "tally":
         choices["its own decisions"] = Takeover()
-    for words, choice in choices.items():
-        yield _block_against_stepwise(bench, tokens, words, choice)
+    for words, rung in choices.items():
+        yield _block_against_stepwise(bench, tokens, words, rung)
 
 
-def _block_against_stepwise(bench: Bench, tokens: int, words: str, choice: Choice) -> Result:
+def _block_against_stepwise(bench: Bench, tokens: int, words: str, rung: Rung) -> Result:
     problem, models = bench.problems[0], bench.models
-    seed = _typical_seed(choice, problem, tokens)
+    seed = _typical_seed(rung, problem, tokens)
     step, block = (
-        decode(models, [problem], choice, settings(tokens, length), seed)[0] for length in (1, 8)
+        decode(models, [problem], rung, settings(tokens, length), seed)[0] for length in (1, 8)
     )
     same = [token[:4] for token in step.tokens] == [token[:4] for token in block.tokens]
     found = compare(
         f"{bench.name}: stepwise over block, {words}",
-        lambda: decode(models, [problem], choice, settings(tokens, 1), seed),
-        lambda: decode(models, [problem], choice, settings(tokens, 8), seed),
+        lambda: decode(models, [problem], rung, settings(tokens, 1), seed),
+        lambda: decode(models, [problem], rung, settings(tokens, 8), seed),
         "at least",
         1.3,
         f"tokens {'identical' if same else 'DIFFERENT'}, {step.decisions / len(step.tokens):.1%} "
@@ -161,14 +161,14 @@ def _block_against_stepwise(bench: Bench, tokens: int, words: str, choice: Choic
     return replace(found, ok=found.ok and same)
 
 
-def _typical_seed(choice: Choice, problem: Problem, tokens: int) -> int:
+def _typical_seed(rung: Rung, problem: Problem, tokens: int) -> int:
     """A seed under which a random rung steers about as often as its rate says."""
-    if not isinstance(choice, RandomPositions):
+    if not isinstance(rung, RandomPositions):
         return 0
-    rate = choice.rate
+    rate = rung.rate
 
     def off(seed: int) -> float:
-        draws = uniform_draws(choice.name, seed, problem.id, tokens)
+        draws = uniform_numbers(rung.name, seed, problem.id, tokens)
         return abs(float((draws[:, 1] < rate).float().mean()) - rate)
 
     return min(range(50), key=off)
@@ -194,15 +194,15 @@ def sweep_against_single_passes(bench: Bench, tokens: int) -> Result:
     )
 
 
-def _seconds(bench: Bench, choice: Choice, how: HybridSettings) -> float:
-    return timed(lambda: decode(bench.models, bench.problems[:1], choice, how))
+def _seconds(bench: Bench, rung: Rung, how: HybridSettings) -> float:
+    return timed(lambda: decode(bench.models, bench.problems[:1], rung, how))
 
 
 def batch_against_one(bench: Bench, tokens: int) -> Result:
     """Row 5: throughput of 32 streams."""
-    choice = rare(bench, 0.05)
-    one = _decoding_seconds(bench, bench.problems[:1], choice, tokens)
-    every = _decoding_seconds(bench, bench.problems, choice, tokens)
+    rung = rare(bench, 0.05)
+    one = _decoding_seconds(bench, bench.problems[:1], rung, tokens)
+    every = _decoding_seconds(bench, bench.problems, rung, tokens)
     ratio = round(32 * one / every, 2)
     return Result(
         f"{bench.name}: tokens/s of 32 streams over one",
@@ -217,11 +217,11 @@ def batch_against_one(bench: Bench, tokens: int) -> Result:
 def self_gate_against_base(bench: Bench, tokens: int) -> Result:
     """Row 6."""
     problem, models = bench.problems[0], bench.models
-    choice = SelfGated(_probe_at(bench, 0.05, tokens), bench.vectors)
-    trace = decode(models, [problem], choice, settings(tokens))[0]
+    rung = SelfGated(_probe_at(bench, 0.05, tokens), bench.vectors)
+    trace = decode(models, [problem], rung, settings(tokens))[0]
     return compare(
         f"{bench.name}: self-gated hybrid over plain base decode",
-        lambda: decode(models, [problem], choice, settings(tokens)),
+        lambda: decode(models, [problem], rung, settings(tokens)),
         lambda: plain_greedy(models.base, problem, tokens),
         "at most",
         1.1,

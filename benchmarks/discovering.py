@@ -14,15 +14,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.pairs import Bench, smol_shape, tally
 from benchmarks.timing import Result, compare
-from howwhen.discover.activations import Passage, _batches, sentence_means
-from howwhen.pipeline.shards import read_activations
-from howwhen.discover.sae import Shape, examine, first_latents, train_grid
+from howwhen.discover.activations import ReaderInput, _batches, sentence_means
+from howwhen.discover.sae import Shape, evaluate, init_latents, train_grid
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
-from howwhen.probes import Sae
 from howwhen.lm.residual import find_blocks
-from howwhen.settings import DiscoverSettings
+from howwhen.pipeline.shards import read_activations
 from howwhen.pipeline.store import StepFolder
+from howwhen.probes import Sae
+from howwhen.settings import DiscoverSettings
 from tests.oracles.sae import train_plainly
 
 SIZES = range(5, 55, 5)
@@ -42,7 +42,7 @@ def grid_against_one_by_one(width: int, steps: int) -> Result:
     inputs = clustered_sentences(4000, width)
     shapes = [Shape(size, 3) for size in SIZES]
     settings = DiscoverSettings(steps=steps)
-    starts = first_latents(inputs, list(SIZES), 0)  # only the grid's own time counts them
+    starts = init_latents(inputs, list(SIZES), 0)  # only the grid's own time counts them
     apart: list[Sae] = []
     together: list[Sae] = []
 
@@ -64,7 +64,7 @@ def grid_against_one_by_one(width: int, steps: int) -> Result:
         f"{steps} steps of {settings.sentences_per_step} sentences",
     )
     ratios = [
-        examine(ours, inputs).fvu / examine(theirs, inputs).fvu
+        evaluate(ours, inputs).fvu / evaluate(theirs, inputs).fvu
         for ours, theirs in zip(together, apart, strict=True)
     ]
     worst = max(abs(ratio - 1) for ratio in ratios)
@@ -91,20 +91,20 @@ def reading_results() -> Iterator[Result]:
 def pass_against_forward(bench: Bench, texts: int, layers: tuple[int, ...]) -> Result:
     """Sentence means of all layers against bare blocks up to the deepest, on the same batches."""
     model = bench.models.thinking
-    passages = make_passages(model, texts)
+    reader_inputs = make_passages(model, texts)
     bare = cut_after(model, max(layers))
 
     @torch.no_grad()
     def forward() -> None:
-        for batch in _batches(passages, SETTINGS.batch_tokens):
-            chosen = [passages[number] for number in batch]
+        for batch in _batches(reader_inputs, SETTINGS.batch_tokens):
+            chosen = [reader_inputs[number] for number in batch]
             ids = pad([[*one.prompt, *one.ids] for one in chosen]).ids
             bare(input_ids=ids, use_cache=False)
 
-    tokens = sum(passage.length for passage in passages)
+    tokens = sum(reader_input.length for reader_input in reader_inputs)
     return compare(
         f"{bench.name}: reading sentences at {len(layers)} layers over a plain forward to the last",
-        lambda: sentence_means(model, passages, layers, SETTINGS),
+        lambda: sentence_means(model, reader_inputs, layers, SETTINGS),
         forward,
         "at most",
         1.1,
@@ -113,18 +113,18 @@ def pass_against_forward(bench: Bench, texts: int, layers: tuple[int, ...]) -> R
     )
 
 
-def make_passages(model: LanguageModel, texts: int) -> list[Passage]:
+def make_passages(model: LanguageModel, texts: int) -> list[ReaderInput]:
     """Random texts of 15 to 35 sentences, with a prompt."""
     rng, size = Random(0), model.model.config.vocab_size
-    passages = []
+    reader_inputs = []
     for _ in range(texts):
         ends = [0]
         for _ in range(rng.randint(SENTENCES_PER_TEXT - 10, SENTENCES_PER_TEXT + 10)):
             ends.append(ends[-1] + rng.randint(SENTENCE_TOKENS - 8, SENTENCE_TOKENS + 8))
         prompt, ids = ([rng.randrange(3, size) for _ in range(n)] for n in (40, ends[-1]))
         spans = list(pairwise(ends))
-        passages.append(Passage(prompt, ids, spans, [True] * len(spans)))
-    return passages
+        reader_inputs.append(ReaderInput(prompt, ids, spans, [True] * len(spans)))
+    return reader_inputs
 
 
 def cut_after(model: LanguageModel, layer: int) -> PreTrainedModel:
@@ -167,10 +167,10 @@ def shallow_reader() -> LanguageModel:
 def peak_of_reading(sentences: int) -> float:
     """Peak resident memory of this process in MB, after reading so many sentences into shards."""
     model = shallow_reader()
-    passages = make_passages(model, sentences // SENTENCES_PER_TEXT)
+    reader_inputs = make_passages(model, sentences // SENTENCES_PER_TEXT)
     with TemporaryDirectory() as folder:
         step = StepFolder(Path(folder), "discover")
-        read_activations(step, model, passages, (1, 2, 3), SETTINGS, lambda _: None)
+        read_activations(step, model, reader_inputs, (1, 2, 3), SETTINGS, lambda _: None)
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024

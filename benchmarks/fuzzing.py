@@ -24,17 +24,17 @@ import torch
 from pydantic import TypeAdapter
 
 from benchmarks.timing import Result
-from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.collect.sentences import cut_sentences, sentence_spans, thinking_part
 from howwhen.collect.traces import read_traces
-from howwhen.formats.published import read_titles
 from howwhen.errors import HowwhenError
-from howwhen.lm.prompts import THINK, Markers
+from howwhen.formats.published import read_titles
+from howwhen.formats.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
+from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.lm.prompts import THINK_TAGS, ThinkTags
+from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.records import Finish, Rollout, SentenceSpan
-from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
-from howwhen.formats.saelens import CONFIG, WEIGHTS, export_saelens, read_saelens
-from howwhen.pipeline.store import StepFolder
+from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 
 INPUTS = 100_000
 DEADLINE_SECONDS = 5.0
@@ -89,15 +89,15 @@ def fuzz_splitter(inputs: int, seed: int = 0) -> Outcome:
     makers += [partial(_mutated, texts=real)] * 2 if real else []
     for _ in range(inputs):
         text = rng.choice(makers)(rng)
-        markers = rng.choice(MARKERS)
+        think_tags = rng.choice(MARKERS)
         ends = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(20)))
-        attempt(outcome, repr(text[:40]), lambda: _check_text(text, [*ends, len(text)], markers))  # noqa: B023
+        attempt(outcome, repr(text[:40]), lambda: _check_text(text, [*ends, len(text)], think_tags))  # noqa: B023
     return outcome
 
 
 MARKS = [*".!?;", "...", "?!", '."', "\n", "\r\n", " ", "\t", "\u2028", "\x85", "\x00", "e.g."]
 PIECES = [*MARKS, "3.14", "U.S.", "5!", "x! ", "A", "e\u0301", "\u202e", "😀", "\ufffd", "</think>"]
-MARKERS: list[Markers] = [THINK, THINK, ("[", "]"), ("||", "||"), ("\n", ". ")]
+MARKERS: list[ThinkTags] = [THINK_TAGS, THINK_TAGS, ("[", "]"), ("||", "||"), ("\n", ". ")]
 
 
 def _random_text(rng: random.Random) -> str:
@@ -122,12 +122,12 @@ def _mutated(rng: random.Random, texts: list[str]) -> str:
     return "".join(characters)
 
 
-def _check_text(text: str, ends: list[int], markers: Markers) -> str:
+def _check_text(text: str, ends: list[int], think_tags: ThinkTags) -> str:
     sentences = cut_sentences(text)
     if "".join(text[start:end] for start, end in sentences) != text:
         raise AssertionError("the sentences do not tile the text")
-    spans = sentence_spans(text, ends, markers)
-    start, end = thinking_part(text, markers)
+    spans = sentence_spans(text, ends, think_tags)
+    start, end = thinking_part(text, think_tags)
     said = "".join(text[span.start_char : span.end_char] for span in spans)
     if spans and said != text[start:end]:
         raise AssertionError("the spans do not tile the thinking part")
@@ -219,7 +219,7 @@ def _originals(folder: Path) -> list[tuple[bytes, Load]]:
     forms = (
         None,
         Network(torch.randn(2, 4), torch.randn(3, 2), torch.zeros(3)),
-        LinearGate(rows, torch.zeros(3)),
+        LinearCoefficient(rows, torch.zeros(3)),
         LowRank(torch.randn(3, 2, 4), torch.randn(3, 2, 4)),
     )
     for form in forms:

@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel, fingerprint
 from howwhen.probes import Gate, SelfGate
-from howwhen.vectors import Network, VectorSet
 from howwhen.records import Problem
+from howwhen.vectors import Network, VectorSet
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally import tally_problems
 

@@ -109,25 +109,31 @@ async def _until_up(process: subprocess.Popen[bytes], client: httpx.AsyncClient)
     raise RuntimeError("the server did not come up")
 
 
-Ask = tuple[str, str]
+GenerationRequest = tuple[str, str]
 """Rung and question."""
 
 
-async def _answers_alone(client: httpx.AsyncClient) -> dict[Ask, str]:
+async def _answers_alone(client: httpx.AsyncClient) -> dict[GenerationRequest, str]:
     """Every answer that will be asked for, one at a time."""
     questions = [problem.question for problem in tally_problems(16, seed=5)]
     asks = [(rung, question) for rung in RUNGS for question in questions]
     return {ask: "".join([text async for text in _stream(client, ask)]) for ask in asks}
 
 
-async def _load(client: httpx.AsyncClient, alone: dict[Ask, str], seconds: float) -> Tally:
+async def _load(
+    client: httpx.AsyncClient, alone: dict[GenerationRequest, str], seconds: float
+) -> Tally:
     seen, deadline = Tally(), time.monotonic() + seconds
     await asyncio.gather(*(_one(client, alone, seen, deadline, n) for n in range(CLIENTS)))
     return seen
 
 
 async def _one(
-    client: httpx.AsyncClient, alone: dict[Ask, str], seen: Tally, deadline: float, number: int
+    client: httpx.AsyncClient,
+    alone: dict[GenerationRequest, str],
+    seen: Tally,
+    deadline: float,
+    number: int,
 ) -> None:
     """A client: every eighth is slow, every other eighth leaves after its first chunk."""
     rng, asks = random.Random(number), list(alone)
@@ -150,7 +156,7 @@ async def _one(
         seen.crossed += text != alone[ask]
 
 
-async def _stream(client: httpx.AsyncClient, ask: Ask) -> AsyncIterator[str]:
+async def _stream(client: httpx.AsyncClient, ask: GenerationRequest) -> AsyncIterator[str]:
     rung, question = ask
     body = {
         "model": f"tally-rl/{rung}", "messages": [{"role": "user", "content": question}],

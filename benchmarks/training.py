@@ -9,13 +9,13 @@ from torch.nn import functional
 
 from benchmarks.pairs import Bench
 from benchmarks.timing import Result, compare
-from howwhen.elicit.examples import Example, Window
-from howwhen.elicit.objective import UnsteeredStates
-from howwhen.elicit.training import Lesson, new_vectors, train_vectors
+from howwhen.elicit.examples import SteeredWindow, TrainingExample
+from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.training import DataSplit, new_vectors, train_vectors
 from howwhen.lm.padding import pad
-from howwhen.vectors import VectorSet
-from howwhen.lm.residual import adding
+from howwhen.lm.residual import add_to_residual
 from howwhen.settings import ElicitSettings
+from howwhen.vectors import VectorSet
 
 
 def results(bench: Bench, is_small: bool) -> Iterator[Result]:
@@ -25,7 +25,7 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     settings = ElicitSettings(
         steps=steps, validate_every=steps, batch_size=16 if is_small else 4, seeds=(0,)
     )
-    lesson = Lesson(examples, examples[:2], examples[:2], 4)
+    data = DataSplit(examples, examples[:2], examples[:2], 4)
     start = new_vectors(
         bench.models.base.name,
         bench.vectors.layer,
@@ -35,13 +35,13 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
         settings,
         0,
     )
-    states = UnsteeredStates(bench.models.base, bench.vectors.layer)
+    states = PrefixCache(bench.models.base, bench.vectors.layer)
     cached, full = [], []
     found = compare(
         f"{bench.name}: training with full forwards over cached states",
-        lambda: full.append(train_in_full(bench, start, lesson, settings)),
+        lambda: full.append(train_in_full(bench, start, data, settings)),
         lambda: cached.append(
-            train_vectors(start, lesson, states, settings, 0, lambda _: None).losses[-1]
+            train_vectors(start, data, states, settings, 0, lambda _: None).losses[-1]
         ),
         "at least",
         3.0,
@@ -52,18 +52,20 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     yield replace(found, ok=found.ok and gap < 1e-3, detail=detail)
 
 
-def make_examples(bench: Bench, length: int, count: int) -> list[Example]:
+def make_examples(bench: Bench, length: int, count: int) -> list[TrainingExample]:
     """Random texts whose last 20 tokens are a window."""
     rng, size = Random(0), bench.models.base.model.config.vocab_size
     texts = [tuple(rng.randrange(3, size) for _ in range(length)) for _ in range(count)]
     return [
-        Example(ids, (Window(length - 21, length - 1, number % 4),), ids[length - 20 :])
+        TrainingExample(
+            ids, (SteeredWindow(length - 21, length - 1, number % 4),), ids[length - 20 :]
+        )
         for number, ids in enumerate(texts)
     ]
 
 
 def train_in_full(
-    bench: Bench, start: VectorSet, lesson: Lesson, settings: ElicitSettings
+    bench: Bench, start: VectorSet, data: DataSplit, settings: ElicitSettings
 ) -> float:
     """The same steps with a hook and whole forward passes; returns the mean loss in nats."""
     vectors = start.vectors.clone().requires_grad_()
@@ -72,7 +74,7 @@ def train_in_full(
     )
     order, losses = Random("batches-0"), []
     for _ in range(settings.steps):
-        rows = order.sample(list(lesson.train), settings.batch_size)
+        rows = order.sample(list(data.train), settings.batch_size)
         loss = _full_loss(bench, vectors, start.layer, rows)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -82,7 +84,7 @@ def train_in_full(
 
 
 def _full_loss(
-    bench: Bench, vectors: torch.Tensor, layer: int, rows: list[Example]
+    bench: Bench, vectors: torch.Tensor, layer: int, rows: list[TrainingExample]
 ) -> torch.Tensor:
     batch, (start, end, _) = pad([one.ids for one in rows]), rows[0].windows[0]
     categories = torch.tensor([one.windows[0].category for one in rows])
@@ -92,7 +94,7 @@ def _full_loss(
         added[:, start:end] = vectors[categories][:, None]
         return added
 
-    with adding(bench.models.base.model, layer, edit):
+    with add_to_residual(bench.models.base.model, layer, edit):
         logits = bench.models.base.model(**batch.inputs()).logits[:, start:end]
     targets = torch.tensor([one.targets for one in rows])
     losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)

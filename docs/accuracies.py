@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from howwhen.collect.problems import read_problems
+from howwhen.lm.models import LanguageModel, load_model
+from howwhen.lm.prompts import PLAIN
 from howwhen.measure.grade import Item, grade_answers
 from howwhen.measure.recovery import wilson
-from howwhen.lm.models import LanguageModel, load_model
 from howwhen.present.tables import interval_text
-from howwhen.lm.prompts import PLAIN
 from howwhen.records import Finish, Grade, Problem
 from howwhen.zoo.smol.problems import smol_test_problems
 from howwhen.zoo.smol.sampling import sample

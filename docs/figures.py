@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from pydantic import TypeAdapter
 
 from howwhen.present.tables import interval_text
-from howwhen.records import LADDER, Measurement, Rung, RungMeasurement
+from howwhen.records import LADDER, Measurement, RungMeasurement, RungName
 
 HERE = Path(__file__).parent
 COLOURS = {"hybrid": "#0072b2", "self-gate": "#009e73"}
@@ -75,7 +75,7 @@ def table(measured: Mapping[str, Measurement]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(rung: Rung, found: RungMeasurement | None) -> str:
+def _cell(rung: RungName, found: RungMeasurement | None) -> str:
     if found is None:
         return ""
     right = f"{found.accuracy:.1%} right"

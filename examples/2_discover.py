@@ -5,10 +5,10 @@ import torch
 from howwhen import Taxonomy
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import sentence_means
-from howwhen.discover.titles import Assigned, name_by_words
-from howwhen.discover.reader_inputs import read_as_written
-from howwhen.discover.sae import Shape, examine, train_grid
+from howwhen.discover.reader_inputs import own_tokens
+from howwhen.discover.sae import Shape, evaluate, train_grid
 from howwhen.discover.taxonomy import compare_with_truth, normalise
+from howwhen.discover.titles import Assigned, name_by_words
 from howwhen.settings import CollectSettings, DiscoverSettings
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally import tally_problems, tally_truth
@@ -21,21 +21,21 @@ def main() -> None:
     thinking = find_pair("tally-rl").thinking
     problems = tally_problems(150, seed=0)
     rollouts = collect_rollouts(thinking, problems, CollectSettings(max_new_tokens=160))
-    passages = [
-        read_as_written(
+    reader_inputs = [
+        own_tokens(
             thinking, rollout, thinking.prompt_ids(problem.question), [True] * len(rollout.spans)
         )
         for problem, rollout in zip(problems, rollouts, strict=True)
     ]
     settings = DiscoverSettings(steps=300, sentences_per_step=512)
-    activations = sentence_means(thinking, passages, [LAYER], settings)[LAYER]
+    activations = sentence_means(thinking, reader_inputs, [LAYER], settings)[LAYER]
     mean = activations.mean(0)
     inputs = normalise(activations, mean)
 
     shapes = [Shape(size=size, k=k) for size in (5, 10) for k in (1, 3)]
     saes = train_grid(inputs, shapes, settings, seed=0)
     for shape, sae in zip(shapes, saes, strict=True):
-        print(f"{shape}: {examine(sae, inputs)}")
+        print(f"{shape}: {evaluate(sae, inputs)}")
 
     sae = saes[shapes.index(Shape(size=10, k=1))]
     taxonomy = Taxonomy(thinking.name, LAYER, mean, sae, ("",) * len(sae.encoder))

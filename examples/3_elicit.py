@@ -6,8 +6,8 @@ from torch.nn.functional import cosine_similarity
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.elicit.examples import find_decisions
-from howwhen.elicit.objective import UnsteeredStates
-from howwhen.elicit.training import new_vectors, split_lesson, train_vectors
+from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.training import split_examples, new_vectors, train_vectors
 from howwhen.settings import PRESETS, read_config
 
 SETTINGS = Path(__file__).with_name("settings.yaml")
@@ -29,18 +29,18 @@ def main() -> None:
     print(f"\n{decisions} decisions among {tokens} tokens")
 
     examples = [one.example(gate) for one in found]
-    lesson = split_lesson(examples[20:], examples[:20], gate.size, settings.elicit)
-    states = UnsteeredStates(pair.base, pair.chosen_steer_layer)
+    data = split_examples(examples[20:], examples[:20], gate.size, settings.elicit)
+    states = PrefixCache(pair.base, pair.chosen_steer_layer)
     width = pair.base.model.config.hidden_size
     start = new_vectors(
         pair.base.name, states.layer, width, gate.size, "network", settings.elicit, seed=0
     )
-    training = train_vectors(start, lesson, states, settings.elicit, 0, lambda step: None)
-    looks = training.validation_losses
-    print(f"cross-entropy at decisions: {looks[0]:.2f} -> {min(looks):.2f} nats\n")
+    training = train_vectors(start, data, states, settings.elicit, 0, lambda step: None)
+    evaluations = training.validation_losses
+    print(f"cross-entropy at decisions: {evaluations[0]:.2f} -> {min(evaluations):.2f} nats\n")
 
     vectors = training.vectors.vectors
-    used = training.vectors.moving().tolist()
+    used = training.vectors.nonzero_categories().tolist()
     print("cosines between the vectors of the categories that have decisions:")
     for row in used:
         cosines = cosine_similarity(vectors[row][None], vectors[used])

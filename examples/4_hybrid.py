@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from howwhen import Grade, Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.hybrid.choice import Base, Steer, Thinking, View
+from howwhen.hybrid.choice import Base, DecisionContext, Steer, Thinking
 from howwhen.hybrid.decoder import decode
 from howwhen.measure.grade import grade_answers
 from howwhen.settings import PRESETS, read_config
@@ -23,10 +23,10 @@ class WhereUnsure(Steer):
     margin: float = 1.0
     """Difference of their log-probabilities, in nats."""
 
-    def choose_where(self, view: View) -> Bool[Tensor, " n"]:
+    def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """Decisions at which the base hardly prefers its own token."""
-        best = view.base_scores.topk(2, dim=1).values
-        return view.is_decision & (best[:, 0] - best[:, 1] < self.margin)
+        best = context.base_scores.topk(2, dim=1).values
+        return context.is_decision & (best[:, 0] - best[:, 1] < self.margin)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from howwhen import Grade
-from howwhen.hybrid.choice import Base, Choice, Guardrail, Takeover, Thinking
+from howwhen.hybrid.choice import Base, Guardrail, Rung, Takeover, Thinking
 from howwhen.hybrid.decoder import decode
 from howwhen.measure.grade import Item, grade_answers
 from howwhen.measure.recovery import Bootstrap, Outcomes
@@ -16,7 +16,7 @@ def main() -> None:
     """Compare rungs that need no vectors on a hundred problems."""
     models, problems = find_pair("tally-rl").models(), tally_problems(100, seed=123)
 
-    def answer(rung: Choice) -> Outcomes:
+    def answer(rung: Rung) -> Outcomes:
         """1 for every right answer; one seed, one sample."""
         traces = decode(models, problems, rung, HybridSettings(max_new_tokens=160))
         items = [

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.pipeline.present import REPORT
 from howwhen.present.report import verdict
 from howwhen.settings import PRESETS, read_config
-from howwhen.pipeline.present import REPORT
 
 SETTINGS = Path(__file__).with_name("settings.yaml")
 

@@ -6,7 +6,7 @@ import torch
 
 from howwhen.lm.alignment import ModelPair
 from howwhen.probes import Gate, Sae, Taxonomy
-from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
+from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 from tests.conftest import MakeModel
 
 
@@ -30,7 +30,7 @@ def make_vectors(
 def make_forms() -> dict[str, VectorSet]:
     learned = make_vectors()
     static = replace(learned, modulation=None)
-    gates = LinearGate(random(4, 32, seed=4), torch.zeros(4))
+    gates = LinearCoefficient(random(4, 32, seed=4), torch.zeros(4))
     maps = LowRank(random(4, 2, 32, seed=5) * 0.3, random(4, 2, 32, seed=6))
     return {
         "network": learned,

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.pipeline import store
-from howwhen.pipeline import collect, discover, elicit, hybrid, measure, present
+from howwhen.pipeline import collect, discover, elicit, hybrid, measure, present, store
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
@@ -24,7 +23,7 @@ SETTINGS = {
         "steps": 4,
         "validate_every": 2,
         "probe_steps": 20,
-        "practice_rounds": 1,
+        "on_policy_rounds": 1,
     },
     "hybrid": {"max_new_tokens": 80, "batch_size": 6, "random_seeds": (0,)},
     "measure": {"bootstrap_samples": 100},
@@ -35,7 +34,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "grid": (discover, "discover_layer", 2),
     "discover": (discover, "choose", 1),
     "elicit": (elicit, "train_vectors", 2),
-    "practice": (elicit, "decode", 2),
+    "on-policy": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
     "hybrid": (hybrid, "decode", 4),
     "before a rename": (store, "_hash", 4),

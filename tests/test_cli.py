@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from howwhen import Pipeline, Reporter, open_run
 from howwhen.cli import app, main
 from howwhen.errors import HowwhenError, SettingsError
-from howwhen.settings import RunSettings
 from howwhen.pipeline.hybrid import hybrid
+from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import find_pair, list_pairs
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.fuzzing import fuzz_files, fuzz_splitter
-from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.errors import StoreError
+from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
 from howwhen.vectors import VectorSet
 from tests.factories import make_taxonomy, make_vectors
 

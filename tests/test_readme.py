@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from howwhen.cli import app
-from howwhen.records import LADDER
 from howwhen.pipeline.store import STEPS
-from tests.present.server.conftest import Serve, serve  # noqa: F401 - a fixture
+from howwhen.records import LADDER
+from tests.serve.conftest import Serve, serve  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

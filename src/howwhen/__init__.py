@@ -26,12 +26,20 @@ Learn When" (arXiv 2510.07364).
 
 from howwhen.errors import HowwhenError
 from howwhen.pipeline.pipeline import Pipeline
-from howwhen.progress import Reporter
-from howwhen.records import Grade, HybridToken, HybridTrace, Measurement, Problem, Rollout, SentenceSpan
-from howwhen.probes import Taxonomy
-from howwhen.vectors import VectorSet
-from howwhen.settings import RunSettings, make_settings
 from howwhen.pipeline.store import open_run
+from howwhen.probes import Taxonomy
+from howwhen.progress import Reporter
+from howwhen.records import (
+    Grade,
+    HybridToken,
+    HybridTrace,
+    Measurement,
+    Problem,
+    Rollout,
+    SentenceSpan,
+)
+from howwhen.settings import RunSettings, make_settings
+from howwhen.vectors import VectorSet
 from howwhen.zoo.pairs import Pair, find_pair, own_pair
 
 __version__ = "0.1.0"

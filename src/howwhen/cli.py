@@ -20,25 +20,34 @@ from rich.markup import escape
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from howwhen.pipeline.live import open_rung, open_rungs
-from howwhen.formats.published import Format, Told, read_any, write_any
-from howwhen.pipeline.doctor import examine_machine, examine_run
 from howwhen.errors import HowwhenError, SettingsError
-from howwhen.measure.published import read_published
+from howwhen.formats.published import FileInfo, Format, read_any, write_any
 from howwhen.lm.memory import keep_freed_memory
+from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
+from howwhen.measure.published import read_published
+from howwhen.pipeline.compare import compare as compare_rungs
+from howwhen.pipeline.discover import PAGE
+from howwhen.pipeline.doctor import examine_machine, examine_run
+from howwhen.pipeline.live import open_rung, open_rungs
 from howwhen.pipeline.pipeline import Pipeline, check_inputs
+from howwhen.pipeline.present import REPORT
+from howwhen.pipeline.store import STEPS, RunFolder, StepName, open_run
 from howwhen.present.report import verdict
 from howwhen.present.tables import ladder_table
 from howwhen.present.terminal import Painter, show
 from howwhen.progress import Reporter
-from howwhen.lm.prompts import CHAT, PLAIN, THINK, Markers
-from howwhen.records import LadderRung, Measurement
+from howwhen.records import LadderRungName, Measurement
 from howwhen.serve.launch import check_address, check_packages, make_service, run_server
-from howwhen.settings import PRESETS, Overrides, Preset, RunSettings, explain, make_settings, merge, read_config
-from howwhen.pipeline.compare import compare as compare_rungs
-from howwhen.pipeline.discover import PAGE
-from howwhen.pipeline.present import REPORT
-from howwhen.pipeline.store import STEPS, RunFolder, Step, open_run
+from howwhen.settings import (
+    PRESETS,
+    Overrides,
+    Preset,
+    RunSettings,
+    explain,
+    make_settings,
+    merge,
+    read_config,
+)
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
 from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
 
@@ -65,7 +74,7 @@ class Source:
     """How --base is asked: `chat`, or a text with {question}."""
     thinking_prompt: str = CHAT
     """How --thinking is asked: `chat`, or a text with {question}."""
-    thinking_markers: Markers = THINK
+    think_tags: ThinkTags = THINK_TAGS
     """What opens and what closes the thinking in the answers of --thinking."""
 
     def pair(self, name: str | None) -> Pair:
@@ -74,7 +83,7 @@ class Source:
             return find_pair(name)
         if name is None and self.base is not None and self.thinking is not None:
             prompts = (self.base_prompt, self.thinking_prompt)
-            return own_pair(self.base, self.thinking, *prompts, self.thinking_markers)
+            return own_pair(self.base, self.thinking, *prompts, self.think_tags)
         raise SettingsError(
             f"found PAIR {name!r}, --base {self.base!r} and --thinking {self.thinking!r}; expected "
             "either the name of a pair (`howwhen zoo list`) or both --base and --thinking"
@@ -94,7 +103,7 @@ class Shortcuts:
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
     """Short for --collect.max-new-tokens and --hybrid.max-new-tokens."""
-    rungs: tuple[LadderRung, ...] | None = None
+    rungs: tuple[LadderRungName, ...] | None = None
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
@@ -131,7 +140,7 @@ class Run:
     shortcuts: Shortcuts = Shortcuts()
     settings: Annotated[RunSettings, Parameter(name="*")] = RunSettings()  # noqa: RUF009
 
-    def do(self, name: str | None, *steps: Step) -> None:
+    def do(self, name: str | None, *steps: StepName) -> None:
         """Do some steps of a pair's run, and print the ladder after all six."""
         what, chosen = self.source.pair(name), self.choose(name)
         is_first = steps[0] == "collect"
@@ -164,7 +173,7 @@ class Run:
         return self.out or Path("runs") / what.name
 
 
-def _make_command(*steps: Step) -> Callable[..., None]:
+def _make_command(*steps: StepName) -> Callable[..., None]:
     def command(pair: str | None = None, /, *, run: Run = Run()) -> None:
         run.do(pair, *steps)
 
@@ -258,7 +267,7 @@ def chat(
     *,
     pair: str = "tally-rl",
     out: Path | None = None,
-    rung: LadderRung = "hybrid",
+    rung: LadderRungName = "hybrid",
     why: bool = False,
     strength: float | None = None,
     preset: Preset = "small",
@@ -335,7 +344,7 @@ def serve(
     check_address(host, key, key_variable)
     ready = open_rungs(pair, out, preset)
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"{pair}: rungs {', '.join(ready.choices)} at {place}", file=sys.stderr)
+    print(f"{pair}: rungs {', '.join(ready.rungs)} at {place}", file=sys.stderr)
     run_server(make_service(ready), host, port, key)
 
 
@@ -390,7 +399,7 @@ def convert(
     to:
         Format to write; `gguf` takes vectors, `saelens` a taxonomy.
     """
-    found = read_any(paths, Told(model, layer, titles, mean))
+    found = read_any(paths, FileInfo(model, layer, titles, mean))
     print("\n".join(write_any(out, found, to)))
 
 
@@ -471,7 +480,7 @@ def zoo_build(
     print(f"{name}: {folder}")
 
 
-_COMMANDS: dict[str, tuple[tuple[Step, ...], str]] = {
+_COMMANDS: dict[str, tuple[tuple[StepName, ...], str]] = {
     "run": (STEPS, "Do all six steps and print the table."),
     "collect": (("collect",), "Step 1: let the thinking model answer problems, cut sentences."),
     "elicit": (("elicit",), "Step 3: train steering vectors in the base model."),

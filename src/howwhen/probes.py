@@ -1,14 +1,14 @@
-"""TODO."""
+"""What reads residuals: autoencoders, clusterings, taxonomies and gates.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from enum import StrEnum
-from typing import Literal, NamedTuple, get_args
-import torch
+They are frozen values of tensors. They know their own arithmetic and nothing of models or files.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from howwhen.errors import SteeringError
 
 
 @dataclass(frozen=True)

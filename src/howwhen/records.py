@@ -4,16 +4,9 @@ Records are frozen values. They know their own arithmetic and nothing of models 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, get_args
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn import functional
-
-from howwhen.errors import SteeringError
 
 
 class Split(StrEnum):
@@ -74,12 +67,6 @@ class Rollout:
         return [self.text[span.start_char : span.end_char] for span in self.spans]
 
 
-
-
-
-
-
-
 @dataclass(frozen=True)
 class Annotation:
     """What a taxonomy says of one sentence; the text itself stays where it is."""
@@ -95,25 +82,7 @@ class Annotation:
     runner_up_strength: float
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-LadderRung = Literal[
+LadderRungName = Literal[
     "base",
     "base-step-by-step",
     "guardrail-only",
@@ -127,12 +96,12 @@ LadderRung = Literal[
     "takeover",
     "thinking",
 ]
-KnockOutRung = Literal["without-category", "one-category"]
+KnockOutName = Literal["without-category", "one-category"]
 """The hybrid without one category, and with one alone."""
-Rung = LadderRung | KnockOutRung
-LADDER: tuple[Rung, ...] = get_args(LadderRung)
+RungName = LadderRungName | KnockOutName
+LADDER: tuple[RungName, ...] = get_args(LadderRungName)
 """The rungs of the ladder of controls, in the order they are shown."""
-KNOCK_OUTS: tuple[Rung, ...] = get_args(KnockOutRung)
+KNOCK_OUTS: tuple[RungName, ...] = get_args(KnockOutName)
 
 
 def titles_of(rung: str, titles: tuple[str, ...]) -> tuple[str, ...]:
@@ -186,7 +155,7 @@ class HybridTrace:
     """One problem answered on one rung of the ladder."""
 
     problem_id: str
-    rung: Rung
+    rung: RungName
     seed: int
     """Seed of a random rung; 0 elsewhere."""
     text: str
@@ -348,10 +317,5 @@ class Measurement:
     gap: float
     """Accuracy of the thinking model minus the base's."""
     gap_ci: Interval
-    rungs: Mapping[Rung, RungMeasurement]
+    rungs: Mapping[RungName, RungMeasurement]
     knock_outs: tuple[KnockOut, ...] = ()
-
-
-def stack_rows(rows: list[Tensor]) -> Tensor:
-    """Concatenate per-batch tensors of shape (n, ...) on the CPU."""
-    return torch.cat([row.detach().float().cpu() for row in rows])

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from howwhen.errors import SettingsError
-from howwhen.records import LadderRung
+from howwhen.records import LadderRungName
 
 Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -101,7 +101,7 @@ class CollectSettings(_Settings):
     """Sampling temperature of the thinking model; 0 is greedy."""
     batch_size: Count = 64
     """Problems answered at a time."""
-    cutter: Literal["rule", "sat"] = "rule"
+    segmenter: Literal["rule", "sat"] = "rule"
     """What cuts the thinking into sentences: the paper's `rule` (after `. ! ? ;` and newlines), or
     `sat`, a model that finds sentences by meaning (Segment any Text)."""
     sat_model: str = "sat-3l-sm"
@@ -227,7 +227,7 @@ class ElicitSettings(_Settings):
     or clusters of the decisions."""
     objective: Literal["token", "distribution"] = "token"
     """Cross-entropy on the token the thinking model wrote, or on its twenty likeliest ones."""
-    practice_rounds: Annotated[int, Field(ge=0)] = 0
+    on_policy_rounds: Annotated[int, Field(ge=0)] = 0
     """How often the hybrid answers the training problems, and its own decisions are added to what
     is trained on (`decision` only)."""
     layer: int | None = None
@@ -275,9 +275,9 @@ class ElicitSettings(_Settings):
                 "gate clusters names decisions, but method span trains on sentences; expected gate "
                 "taxonomy or probe with it"
             )
-        if self.method == "span" and (self.practice_rounds or self.objective != "token"):
+        if self.method == "span" and (self.on_policy_rounds or self.objective != "token"):
             raise ValueError(
-                "method span knows neither practice_rounds nor objective distribution; expected "
+                "method span knows neither on_policy_rounds nor objective distribution; expected "
                 "method decision with them"
             )
         return self
@@ -317,7 +317,7 @@ class HybridSettings(_Settings):
     """Seeds of every random rung."""
     samples: Count = 1
     """Answers drawn per problem; more than one needs a temperature."""
-    rungs: tuple[LadderRung, ...] | None = None
+    rungs: tuple[LadderRungName, ...] | None = None
     """Rungs to decode beside `base`, `hybrid` and `thinking`; all where absent."""
     knock_outs: bool = False
     """Whether the hybrid is decoded once more without each of its categories, and with each

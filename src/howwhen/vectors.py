@@ -1,13 +1,17 @@
-"""TODO."""
+"""What is added to residuals: a set of steering vectors and how it depends on the residual.
+
+A set is a frozen value: it can be added, scaled and compared, and knows nothing of models or files.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from enum import StrEnum
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
 from howwhen.errors import SteeringError
 
 
@@ -29,7 +33,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class LinearGate:
+class LinearCoefficient:
     """Coefficient `2 sigmoid(w_k . h / |h| + b_k)`: between 0 and 2, 1 at the start."""
 
     gates: Float[Tensor, "category d_model"]
@@ -59,11 +63,13 @@ class LowRank:
         return torch.einsum("nr,nrd->nd", inner, self.up[category])
 
 
-Modulation = Network | LinearGate | LowRank
+Modulation = Network | LinearCoefficient | LowRank
 """How a vector depends on the residual it is added to; None where it does not."""
 
 
-MODULATIONS: tuple[type[Network] | type[LinearGate] | type[LowRank], ...] = get_args(Modulation)
+MODULATIONS: tuple[type[Network] | type[LinearCoefficient] | type[LowRank], ...] = get_args(
+    Modulation
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class VectorSet:
         """Whether the same vector is added whatever the residual."""
         return self.modulation is None
 
-    def moving(self) -> Int[Tensor, " moving"]:
+    def nonzero_categories(self) -> Int[Tensor, " moving"]:
         """Categories that move a residual at all, the bias vector apart."""
         size = self.vectors.norm(dim=1)
         if isinstance(self.modulation, LowRank):
@@ -102,7 +108,7 @@ class VectorSet:
 
     def trained(self) -> Int[Tensor, " trained"]:
         """Categories that move a residual; all of them where none does."""
-        found = self.moving()
+        found = self.nonzero_categories()
         return found if len(found) else torch.arange(self.size)
 
     def coefficient(

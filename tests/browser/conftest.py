@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.present.server.conftest import serve  # noqa: F401 - a fixture
+from tests.serve.conftest import serve  # noqa: F401 - a fixture
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

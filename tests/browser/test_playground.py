@@ -3,8 +3,8 @@
 import pytest
 
 from tests.browser.conftest import Open
-from tests.present.server.conftest import QUESTIONS, Serve, kept_busy
-from tests.present.server.test_api import expected, wait_until_idle
+from tests.serve.conftest import QUESTIONS, Serve, kept_busy
+from tests.serve.test_app import expected, wait_until_idle
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -63,7 +63,7 @@ def test_rung_and_strength_are_switched_and_a_refusal_is_shown(
 
 
 def test_answers_are_stopped(open_tab: Open, serve: Serve) -> None:
-    running = serve(most_batches=1)
+    running = serve(max_batches=1)
     engine = running.service.engine
     page = open_tab(f"{running.url}/").page
     with kept_busy(engine):

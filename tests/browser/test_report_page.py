@@ -8,7 +8,7 @@ import pytest
 from howwhen.measure.grade import Mode
 from howwhen.present.html import make_html
 from howwhen.present.viewer import Answer, Viewer, pack_viewer
-from howwhen.records import Grade, Rung
+from howwhen.records import Grade, RungName
 from tests.browser.conftest import Open, Tab
 from tests.present.test_html import given
 from tests.present.test_viewer import IDS, PROBLEMS, TOKENIZER, graded, trace
@@ -98,7 +98,7 @@ def test_the_page_prints_without_its_controls(open_tab: Open, report: Path) -> N
 
 
 def test_marks_and_filters_go_by_the_runs_own_mode(open_tab: Open, tmp_path: Path) -> None:
-    changes: dict[Rung, dict[str, Grade]] = {
+    changes: dict[RungName, dict[str, Grade]] = {
         "base": {"strict": Grade.NO_ANSWER},
         "hybrid": {"flexible": Grade.WRONG},
     }

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from howwhen.lm.generate import Sampling, generate
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.errors import InputError
+from howwhen.lm.generate import Sampling, generate
 from howwhen.records import Finish, Problem
 from howwhen.settings import CollectSettings
 from howwhen.zoo.tally import tally_problems

@@ -7,8 +7,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from howwhen.collect.segmenters import find_cutter
 from howwhen.collect.rollouts import collect_rollouts
+from howwhen.collect.segmenters import find_segmenter
 from howwhen.collect.sentences import cut_sentences
 from howwhen.errors import MissingExtraError, ModelError
 from howwhen.settings import CollectSettings
@@ -17,7 +17,7 @@ from tests.conftest import MakeModel
 
 
 def test_the_rule_is_the_default() -> None:
-    assert find_cutter(CollectSettings()) is cut_sentences
+    assert find_segmenter(CollectSettings()) is cut_sentences
 
 
 def test_the_model_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +30,7 @@ def test_the_model_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"pip install 'howwhen\[sat\]'"):
-        find_cutter(CollectSettings(cutter="sat", sat_model="nothing"))
+        find_segmenter(CollectSettings(segmenter="sat", sat_model="nothing"))
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def sat_folder(tmp_path: Path) -> Path:
 def test_a_model_from_a_folder_cuts_without_a_network(
     sat_folder: Path, make_model: MakeModel
 ) -> None:
-    settings = CollectSettings(cutter="sat", sat_model=str(sat_folder), max_new_tokens=20)
-    cutter = find_cutter(settings)
-    assert find_cutter(settings) is cutter
+    settings = CollectSettings(segmenter="sat", sat_model=str(sat_folder), max_new_tokens=20)
+    segmenter = find_segmenter(settings)
+    assert find_segmenter(settings) is segmenter
     for text in ("", " \n ", "\x00", "One two.\n\nné → 😀 three", "ab " * 700):
-        assert "".join(text[start:end] for start, end in cutter(text)) == text
+        assert "".join(text[start:end] for start, end in segmenter(text)) == text
     for rollout in collect_rollouts(make_model(), tally_problems(2, 0), settings):
         spans = rollout.spans
         assert "".join(rollout.sentences()) == rollout.text[: spans[-1].end_char]
@@ -72,4 +72,4 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"(?s)cannot load the sentence model .*--collect\.sat-model"
     ):
-        find_cutter(CollectSettings(cutter="sat", sat_model=str(tmp_path)))
+        find_segmenter(CollectSettings(segmenter="sat", sat_model=str(tmp_path)))

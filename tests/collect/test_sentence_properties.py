@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from howwhen.collect.segmenters import segmenter_cutter
-from howwhen.collect.sentences import cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
-from howwhen.lm.prompts import THINK, Markers
+from howwhen.collect.segmenters import sat_segmenter
+from howwhen.collect.sentences import (
+    cut_sentences,
+    sentence_spans,
+    text_tokens,
+    thinking_part,
+    token_ends,
+)
+from howwhen.lm.prompts import THINK_TAGS, ThinkTags
 from howwhen.records import SentenceSpan
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import DATA, needs_data, read_traces
@@ -39,7 +45,7 @@ TEXTS = st.lists(
     st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs"]) | st.text(max_size=8),
     max_size=30,
 ).map("".join)
-MARKERS = st.sampled_from([THINK, ("[", "]"), ("||", "||"), (". ", "\n")])
+MARKERS = st.sampled_from([THINK_TAGS, ("[", "]"), ("||", "||"), (". ", "\n")])
 MANY = settings(max_examples=300)
 FEW = settings(max_examples=80)
 
@@ -53,10 +59,13 @@ def check_tiles(text: str, sentences: Sequence[tuple[int, int]]) -> None:
 
 
 def check_spans(
-    text: str, ends: Sequence[int], spans: Sequence[SentenceSpan], markers: Markers = THINK
+    text: str,
+    ends: Sequence[int],
+    spans: Sequence[SentenceSpan],
+    think_tags: ThinkTags = THINK_TAGS,
 ) -> None:
     """The spans tile the thinking part, in characters and in tokens."""
-    start, end = thinking_part(text, markers)
+    start, end = thinking_part(text, think_tags)
     inside = [n for n, one in enumerate(ends) if (one > start or start == 0) and one <= end]
     if not inside:
         assert spans == ()
@@ -95,12 +104,12 @@ class Guesser:
 def test_a_models_cuts_tile_any_text_whatever_its_probabilities(
     text: str, numbers: list[float], threshold: float
 ) -> None:
-    check_tiles(text, segmenter_cutter(Guesser(numbers), threshold)(text))
+    check_tiles(text, sat_segmenter(Guesser(numbers), threshold)(text))
 
 
 def test_a_model_cuts_after_likely_characters_and_at_newlines() -> None:
     text = "one two.\n\nthree"
-    cut = segmenter_cutter(Guesser([0.1] * 2 + [0.9] + [0.1] * 4 + [0.9, 0.9] + [0.1] * 6), 0.5)
+    cut = sat_segmenter(Guesser([0.1] * 2 + [0.9] + [0.1] * 4 + [0.9, 0.9] + [0.1] * 6), 0.5)
     assert [text[start:end] for start, end in cut(text)] == ["one", " two.\n\n", "three"]
 
 
@@ -142,12 +151,12 @@ def test_spans_of_written_texts_tile_them(name: str) -> None:
 
     @FEW
     @given(TEXTS, MARKERS)
-    def check(text: str, markers: Markers) -> None:
+    def check(text: str, think_tags: ThinkTags) -> None:
         ids, ends = text_tokens(tokenizer, text)
         assert len(ids) == len(ends)
         assert ends == sorted(ends)
         assert all(0 <= end <= len(text) for end in ends)
-        check_spans(text, ends, sentence_spans(text, ends, markers), markers)
+        check_spans(text, ends, sentence_spans(text, ends, think_tags), think_tags)
 
     check()
 
@@ -158,9 +167,9 @@ def test_spans_of_decoded_tokens_tile_their_text_wherever_they_end(name: str) ->
 
     @FEW
     @given(TEXTS, st.integers(0, 40), MARKERS)
-    def check(text: str, dropped: int, markers: Markers) -> None:
+    def check(text: str, dropped: int, think_tags: ThinkTags) -> None:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        _check_decoded(tokenizer, ids[: max(0, len(ids) - dropped)], markers)
+        _check_decoded(tokenizer, ids[: max(0, len(ids) - dropped)], think_tags)
 
     check()
 
@@ -171,16 +180,18 @@ def test_spans_of_any_bytes_tile_what_they_decode_to(numbers: list[int]) -> None
     tokenizer = tokenizers()["bytes"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = tokenizer.convert_tokens_to_ids([alphabet[number] for number in numbers])
-    _check_decoded(tokenizer, ids, THINK)
+    _check_decoded(tokenizer, ids, THINK_TAGS)
     assert token_ends(tokenizer, ids)[0] == tokenizer.decode(ids)
 
 
-def _check_decoded(tokenizer: PreTrainedTokenizerFast, ids: list[int], markers: Markers) -> None:
+def _check_decoded(
+    tokenizer: PreTrainedTokenizerFast, ids: list[int], think_tags: ThinkTags
+) -> None:
     text, ends = token_ends(tokenizer, ids)
     assert len(ends) == len(ids)
     assert ends == sorted(ends)
     assert (ends[-1] if ends else 0) == len(text)
-    check_spans(text, ends, sentence_spans(text, ends, markers), markers)
+    check_spans(text, ends, sentence_spans(text, ends, think_tags), think_tags)
 
 
 def _real_texts() -> list[str]:

@@ -7,7 +7,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from howwhen.collect.sentences import Cutter, cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
+from howwhen.collect.sentences import (
+    Segmenter,
+    cut_sentences,
+    sentence_spans,
+    text_tokens,
+    thinking_part,
+    token_ends,
+)
 from howwhen.errors import InputError
 from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
 from howwhen.zoo.tally.tokenizer import build_tokenizer
@@ -64,11 +71,11 @@ def test_thinking_part(text: str, thinking: str) -> None:
 
 
 @pytest.mark.parametrize("markers", [("[THINK]", "[/THINK]"), ("||", "||"), ("思考>", "。答>")])
-def test_the_thinking_part_has_the_markers_of_the_pair(markers: tuple[str, str]) -> None:
-    opening, closing = markers
+def test_the_thinking_part_has_the_markers_of_the_pair(think_tags: tuple[str, str]) -> None:
+    opening, closing = think_tags
     for text in (f"{opening}a <think> b{closing} c", f"{opening}a <think> b"):
-        assert text[slice(*thinking_part(text, markers))] == "a <think> b"
-    assert thinking_part("a b", markers) == (0, 3)
+        assert text[slice(*thinking_part(text, think_tags))] == "a <think> b"
+    assert thinking_part("a b", think_tags) == (0, 3)
 
 
 def _real_texts() -> list[str]:
@@ -145,7 +152,7 @@ def test_the_end_of_a_token_that_the_marker_begins_in_is_not_lost() -> None:
     assert sentence_spans("</think> Three", [8, 14]) == ()
 
 
-WRONG: list[Cutter] = [
+WRONG: list[Segmenter] = [
     lambda text: [(0, 3)],
     lambda text: [(0, 3), (4, len(text))],
     lambda text: [(0, 4), (3, len(text))],
@@ -157,9 +164,9 @@ WRONG: list[Cutter] = [
 
 
 @pytest.mark.parametrize("cutter", WRONG)
-def test_a_cutter_that_loses_something_is_refused(cutter: Cutter) -> None:
+def test_a_cutter_that_loses_something_is_refused(segmenter: Segmenter) -> None:
     with pytest.raises(InputError, match=r"a cutter gave .* expected sentences that follow"):
-        sentence_spans("<think>One. Two.</think>", [10, 24], cutter=cutter)
+        sentence_spans("<think>One. Two.</think>", [10, 24], segmenter=segmenter)
 
 
 @pytest.mark.parametrize("piece", [". ", "a! ", "\n \n", "x.y 3.1 ", "\u2028."])

@@ -157,7 +157,7 @@ def test_the_text_stays_as_it_was_written_where_the_tokenizer_would_alter_it(
 
 
 def test_the_markers_are_the_models(make_model: MakeModel) -> None:
-    model = replace(make_model(), markers=("[[", "]]"))
+    model = replace(make_model(), think_tags=("[[", "]]"))
     rollout = trace_rollout(model, make_trace("[[Ann. <think> Bob."))
     assert rollout.finish is Finish.LENGTH
     assert rollout.sentences() == ["Ann.", " <think> Bob."]

@@ -8,15 +8,15 @@ from torch.nn import functional
 
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover import activations
-from howwhen.discover.activations import Passage, sentence_means
-from howwhen.pipeline.shards import read_activations
-from howwhen.discover.reader_inputs import _token_ranges, read_as_written, read_by_another
+from howwhen.discover.activations import ReaderInput, sentence_means
+from howwhen.discover.reader_inputs import _token_ranges, own_tokens, retokenized
 from howwhen.errors import InputError, StoreError
 from howwhen.lm.models import LanguageModel
-from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.lm.residual import reading
-from howwhen.settings import CollectSettings, DiscoverSettings
+from howwhen.pipeline.shards import read_activations
 from howwhen.pipeline.store import StepFolder, open_run
+from howwhen.records import Finish, Rollout, SentenceSpan
+from howwhen.settings import CollectSettings, DiscoverSettings
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
 
@@ -24,14 +24,14 @@ HOW = DiscoverSettings(batch_tokens=400)
 PROBLEMS = tally_problems(5, seed=31)
 
 
-def answers(model: LanguageModel) -> tuple[list[Rollout], list[Passage]]:
+def answers(model: LanguageModel) -> tuple[list[Rollout], list[ReaderInput]]:
     rollouts = collect_rollouts(model, PROBLEMS, CollectSettings(max_new_tokens=60))
     prompts = [model.prompt_ids(problem.question) for problem in PROBLEMS]
-    passages = [
-        read_as_written(model, rollout, prompt, [True] * len(rollout.spans))
+    reader_inputs = [
+        own_tokens(model, rollout, prompt, [True] * len(rollout.spans))
         for rollout, prompt in zip(rollouts, prompts, strict=True)
     ]
-    return rollouts, passages
+    return rollouts, reader_inputs
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 400])
@@ -40,16 +40,16 @@ def test_means_of_padded_batches_equal_means_of_single_sentences(
     make_model: MakeModel, architecture: str, batch_tokens: int
 ) -> None:
     model = make_model(architecture)
-    rollouts, passages = answers(model)
+    rollouts, reader_inputs = answers(model)
     means = sentence_means(
-        model, passages, [0, 2], HOW.model_copy(update={"batch_tokens": batch_tokens})
+        model, reader_inputs, [0, 2], HOW.model_copy(update={"batch_tokens": batch_tokens})
     )
     number = 0
-    for rollout, passage in zip(rollouts, passages, strict=True):
+    for rollout, reader_input in zip(rollouts, reader_inputs, strict=True):
         with reading(model.model, [0, 2]) as seen:
-            model.model(input_ids=torch.tensor([[*passage.prompt, *rollout.ids]]))
+            model.model(input_ids=torch.tensor([[*reader_input.prompt, *rollout.ids]]))
         for span in rollout.spans:
-            shift = len(passage.prompt)
+            shift = len(reader_input.prompt)
             rows = slice(shift + span.start_token, shift + span.end_token)
             for layer in (0, 2):
                 expected = seen[layer][0, rows].mean(0)
@@ -67,9 +67,9 @@ def step(tmp_path: Path) -> StepFolder:
 
 
 def read(
-    step: StepFolder, model: LanguageModel, passages: list[Passage]
+    step: StepFolder, model: LanguageModel, reader_inputs: list[ReaderInput]
 ) -> activations.Activations:
-    return read_activations(step, model, passages, [0, 2], HOW, lambda _: None)
+    return read_activations(step, model, reader_inputs, [0, 2], HOW, lambda _: None)
 
 
 def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
@@ -77,10 +77,10 @@ def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
 ) -> None:
     monkeypatch.setattr(activations, "SHARD_TEXTS", 2)
     model = make_model()
-    rollouts, passages = answers(model)
-    passages[1] = passages[1]._replace(is_trained=[False] * len(rollouts[1].spans))
-    found = read(step, model, passages)
-    whole = sentence_means(model, passages, [0, 2], HOW)
+    rollouts, reader_inputs = answers(model)
+    reader_inputs[1] = reader_inputs[1]._replace(is_trained=[False] * len(rollouts[1].spans))
+    found = read(step, model, reader_inputs)
+    whole = sentence_means(model, reader_inputs, [0, 2], HOW)
     counts = [len(rollout.spans) for rollout in rollouts]
     assert len(found) == sum(counts)
     torch.testing.assert_close(found.rows(2), whole[2], atol=1e-5, rtol=1e-5)
@@ -96,42 +96,42 @@ def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
         raise AssertionError("read twice")
 
     (step.path / "activations/00001.safetensors").unlink()
-    again = read(step, model, passages)
+    again = read(step, model, reader_inputs)
     assert torch.equal(again.rows(2), found.rows(2))
     monkeypatch.setattr(activations, "sentence_means", refuse)
-    assert torch.equal(read(step, model, passages).rows(0), found.rows(0))
+    assert torch.equal(read(step, model, reader_inputs).rows(0), found.rows(0))
 
 
 def test_another_reading_takes_the_place_of_the_shards(
     make_model: MakeModel, step: StepFolder
 ) -> None:
     model = make_model()
-    _, passages = answers(model)
-    whole = read(step, model, passages).rows(2)
-    part = read(step, model, passages[:3]).rows(2)
+    _, reader_inputs = answers(model)
+    whole = read(step, model, reader_inputs).rows(2)
+    part = read(step, model, reader_inputs[:3]).rows(2)
     torch.testing.assert_close(part, whole[: len(part)], atol=1e-5, rtol=1e-5)
-    other = read(step, make_model(seed=1), passages[:3]).rows(2)
+    other = read(step, make_model(seed=1), reader_inputs[:3]).rows(2)
     assert not torch.allclose(other, part)
 
 
 def test_a_damaged_shard_is_refused(make_model: MakeModel, step: StepFolder) -> None:
     model = make_model()
-    _, passages = answers(model)
-    read(step, model, passages)
+    _, reader_inputs = answers(model)
+    read(step, model, reader_inputs)
     path = step.path / "activations/00000.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(StoreError, match="cannot read"):
-        read(step, model, passages)
+        read(step, model, reader_inputs)
     save_file({"other": torch.zeros(1)}, path)
     with pytest.raises(StoreError, match="holds nothing for layer 0"):
-        read(step, model, passages)
+        read(step, model, reader_inputs)
 
 
 def test_answers_beyond_the_readers_context_are_refused(
     make_model: MakeModel, step: StepFolder
 ) -> None:
     model = make_model()
-    long = Passage([1] * 200, [1] * 100, [(0, 100)], [True])
+    long = ReaderInput([1] * 200, [1] * 100, [(0, 100)], [True])
     with pytest.raises(InputError, match="300 tokens in the words of llama-0, .* attend to 256"):
         read(step, model, [long])
     with pytest.raises(InputError, match="not one sentence"):
@@ -150,7 +150,7 @@ def test_a_sentence_that_no_token_ends_in_shares_the_token_across_it(
     ids, ends = [5, 6, 7], [3, 7, 9]
     ranges = _token_ranges(rollout, ends)
     assert ranges == [(0, 2), (2, 3), (2, 3)]
-    means = sentence_means(model, [Passage([4], ids, ranges, [True] * 3)], [1], HOW)[1]
+    means = sentence_means(model, [ReaderInput([4], ids, ranges, [True] * 3)], [1], HOW)[1]
     assert means.isfinite().all()
     assert torch.equal(means[1], means[2])
 
@@ -160,17 +160,17 @@ def test_a_shard_without_a_sentence_is_a_shard(
 ) -> None:
     monkeypatch.setattr(activations, "SHARD_TEXTS", 1)
     model = make_model()
-    passages = [Passage([4], [5, 6], [(0, 2)], [True]), Passage([4], [], [], [])]
-    found = read(step, model, passages)
+    reader_inputs = [ReaderInput([4], [5, 6], [(0, 2)], [True]), ReaderInput([4], [], [], [])]
+    found = read(step, model, reader_inputs)
     assert (len(found), found.counts) == (1, (1, 0))
     assert found.mean(0).isfinite().all()
 
 
 def test_bfloat16_reads_nearly_the_same_directions(make_model: MakeModel) -> None:
     model = make_model()
-    _, passages = answers(model)
-    exact = sentence_means(model, passages, [2], HOW)[2]
-    rough = sentence_means(model, passages, [2], HOW.model_copy(update={"bfloat16": True}))[2]
+    _, reader_inputs = answers(model)
+    exact = sentence_means(model, reader_inputs, [2], HOW)[2]
+    rough = sentence_means(model, reader_inputs, [2], HOW.model_copy(update={"bfloat16": True}))[2]
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, exact)
     assert functional.cosine_similarity(rough, exact, dim=1).min() > 0.99
@@ -178,11 +178,11 @@ def test_bfloat16_reads_nearly_the_same_directions(make_model: MakeModel) -> Non
 
 def test_the_deepest_layer_read_is_the_last_one_computed(make_model: MakeModel) -> None:
     model = make_model()
-    _, passages = answers(model)
+    _, reader_inputs = answers(model)
     ran = []
     handle = model.model.model.layers[2].register_forward_hook(lambda *_: ran.append(1))
     try:
-        sentence_means(model, passages, [0, 1], HOW)
+        sentence_means(model, reader_inputs, [0, 1], HOW)
     finally:
         handle.remove()
     assert not ran
@@ -193,8 +193,8 @@ def test_another_reader_reads_the_same_sentences_in_its_own_tokens(make_model: M
     rollouts, _ = answers(model)
     for rollout in rollouts:
         whole = replace(rollout, text=rollout.text + " and more")
-        passage = read_by_another(model, whole, [5], [True] * len(rollout.spans))
-        assert len(passage.spans) == len(rollout.spans)
-        for (start, end), span in zip(passage.spans, rollout.spans, strict=True):
-            text = model.tokenizer.decode(passage.ids[start:end])
+        reader_input = retokenized(model, whole, [5], [True] * len(rollout.spans))
+        assert len(reader_input.spans) == len(rollout.spans)
+        for (start, end), span in zip(reader_input.spans, rollout.spans, strict=True):
+            text = model.tokenizer.decode(reader_input.ids[start:end])
             assert text.split() == rollout.text[span.start_char : span.end_char].split()

@@ -2,8 +2,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+from howwhen.discover.categories import CategorySummary, SentenceExample, Transitions
 from howwhen.discover.page import PageInput, make_page
-from howwhen.discover.categories import Example, Portrait, Transitions
 
 HOSTILE = 'wait <script>alert("1")</script> & {{ 7 * 7 }}'
 
@@ -40,10 +40,10 @@ def cell(layer: int, size: int, score: float, *, chosen: bool = False, k: int = 
     }  # fmt: skip
 
 
-def portrait(category: int, title: str) -> Portrait:
-    example = Example(HOSTILE, "p", 1.0, 1 - category, 0.1)
+def summary(category: int, title: str) -> CategorySummary:
+    example = SentenceExample(HOSTILE, "p", 1.0, 1 - category, 0.1)
     positions = (3, 1) + (0,) * 8
-    return Portrait(category, title, "", "words", 4, 0.5, (example,), (example,), positions)
+    return CategorySummary(category, title, "", "words", 4, 0.5, (example,), (example,), positions)
 
 
 def page(**changes: Any) -> str:
@@ -58,7 +58,7 @@ def page(**changes: Any) -> str:
             "choice": "because",
         },
         "cells": [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True), cell(2, 5, 0.4)],
-        "portraits": [portrait(0, HOSTILE), portrait(1, "second")],
+        "portraits": [summary(0, HOSTILE), summary(1, "second")],
         "transitions": Transitions((3, 1), ((0, 3), (1, 0)), (1, 3)),
     }
     return make_page(PageInput(**{**given, **changes}))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, _Grid, examine, first_latents, train_grid
+from howwhen.discover.sae import Shape, _Grid, evaluate, init_latents, train_grid
 from howwhen.errors import InputError
 from howwhen.probes import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
@@ -38,13 +38,13 @@ def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, in
 def test_the_first_latents_are_cuts_of_one_hierarchy_of_the_seeds_sample() -> None:
     inputs, which = planted()
     truth = torch.stack([inputs[which == one].mean(0) for one in range(3)]) - inputs.mean(0)
-    three, six, again = first_latents(inputs, [3, 6, 3], 0)
+    three, six, again = init_latents(inputs, [3, 6, 3], 0)
     cosines = functional.normalize(truth, dim=1) @ three.T
     assert (cosines.amax(1) > 0.99).all()
     assert (six @ three.T).amax(1).min() > 0.3  # each lies within one of the three
     torch.testing.assert_close(six.norm(dim=1), torch.ones(6))
     assert torch.equal(three, again)
-    assert not torch.equal(three, first_latents(inputs, [3], 1)[0])
+    assert not torch.equal(three, init_latents(inputs, [3], 1)[0])
 
 
 def test_equal_sentences_start_and_train_without_a_nan() -> None:
@@ -56,7 +56,7 @@ def test_equal_sentences_start_and_train_without_a_nan() -> None:
 def test_more_latents_explain_more() -> None:
     inputs, _ = planted()
     saes = train_grid(inputs, [Shape(3, 1), Shape(12, 3)], SETTINGS, 0)
-    few, many = (examine(sae, inputs).fvu for sae in saes)
+    few, many = (evaluate(sae, inputs).fvu for sae in saes)
     assert many < few < 0.6
 
 
@@ -69,7 +69,7 @@ def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
         parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
     grid.normalise_decoders()
     grid.fill_gradients(inputs[:200])
-    for number, (cell, sae) in enumerate(zip(grid.cells, grid.cut_out(), strict=True)):
+    for number, (cell, sae) in enumerate(zip(grid.cells, grid.to_saes(), strict=True)):
         plain = [sae.encoder, sae.encoder_bias, sae.decoder, sae.decoder_bias]
         for one in plain:
             one.requires_grad_()
@@ -86,20 +86,20 @@ def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
 def test_the_grid_ends_where_plain_training_ends() -> None:
     inputs, _ = planted()
     shapes = [Shape(4, 1), Shape(9, 3)]
-    starts = first_latents(inputs, [4, 9], 0)
+    starts = init_latents(inputs, [4, 9], 0)
     grid = train_grid(inputs, shapes, SETTINGS, 0)
     for sae, start, shape in zip(grid, starts, shapes, strict=True):
-        plain = examine(train_plainly(inputs, start, shape, SETTINGS, 0), inputs).fvu
-        assert examine(sae, inputs).fvu == pytest.approx(plain, rel=0.02)
+        plain = evaluate(train_plainly(inputs, start, shape, SETTINGS, 0), inputs).fvu
+        assert evaluate(sae, inputs).fvu == pytest.approx(plain, rel=0.02)
 
 
 def test_dead_latents_and_l0_are_counted() -> None:
     eye = torch.eye(3)
     sae = Sae(eye, torch.tensor([0.0, 0.0, -9.0]), eye, torch.zeros(3), k=1)
-    health = examine(sae, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-    assert health.dead == 1
-    assert health.l0 == pytest.approx(2 / 3)
-    assert health.fvu == pytest.approx(1 / 2)
+    metrics = evaluate(sae, torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+    assert metrics.dead == 1
+    assert metrics.l0 == pytest.approx(2 / 3)
+    assert metrics.fvu == pytest.approx(1 / 2)
 
 
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid() -> None:

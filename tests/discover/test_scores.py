@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from howwhen.discover.validate import Partition, Validator, _explained, _foretell, confusion, score_against_truth
+from howwhen.discover.validate import (
+    Partition,
+    Validator,
+    _cross_val_predict,
+    _explained,
+    confusion,
+    score_against_truth,
+)
 from tests.discover.test_sae import planted
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
@@ -63,7 +70,7 @@ def test_a_category_between_two_others_is_not_masked() -> None:
     place = np.repeat([0, 1, 2], 100)
     features = place[:, None] + 0.05 * np.random.default_rng(0).normal(size=(300, 1))
     mixed = np.random.default_rng(1).permutation(300)
-    (found,) = _foretell(features, [place], [(mixed[:200], mixed[200:])])
+    (found,) = _cross_val_predict(features, [place], [(mixed[:200], mixed[200:])])
     assert (found[mixed[200:]] == place[mixed[200:]]).mean() > 0.98
 
 

@@ -8,7 +8,18 @@ from torch.nn import functional
 
 from howwhen.discover.judge_scores import JudgedScores
 from howwhen.discover.sae import Shape
-from howwhen.discover.taxonomy import CellScores, LayerSentences, annotate, choose, discover_layer, look_at, normalise, other_half, possible_shapes, shortlist
+from howwhen.discover.taxonomy import (
+    CellScores,
+    LayerSentences,
+    annotate,
+    choose,
+    discover_layer,
+    heldout_layers,
+    normalise,
+    possible_shapes,
+    scoring_sample,
+    shortlist,
+)
 from howwhen.discover.validate import OfflineScores
 from howwhen.errors import InputError, SettingsError
 from howwhen.records import Finish, Rollout, SentenceSpan
@@ -125,7 +136,7 @@ def test_the_planted_taxonomy_is_found_chosen_and_scored_against_the_truth() -> 
             inputs=normalise(rows, mean),
             texts=[WORDS[w] for w in which.tolist()],
             labels={"behaviour": [str(w) for w in which.tolist()]},
-            looked_at=look_at(300, 0),
+            sample_rows=scoring_sample(300, 0),
             others=raw[4 - layer].numpy(),
         )
         cells += discover_layer("m", sentences, settings, said.append)
@@ -139,21 +150,21 @@ def test_the_planted_taxonomy_is_found_chosen_and_scored_against_the_truth() -> 
     assert best.scores.truth["behaviour"].nmi > 0.9
     assert best.scores.offline.stability_over_seeds > 0.9
     assert best.scores.offline.stability_over_halves > 0.9
-    assert best.scores.health is not None
-    assert (best.scores.health.l0, best.scores.health.dead, best.scores.unused) == (1, 0, 0)
+    assert best.scores.metrics is not None
+    assert (best.scores.metrics.l0, best.scores.metrics.dead, best.scores.unused) == (1, 0, 0)
     assert len(said) == 2
     same = best.taxonomy.categorise(raw[4][:30])
     assert len(set(zip(same.tolist(), which[:30].tolist(), strict=True))) == 3
 
 
 def test_a_probe_sees_every_second_layer_and_never_its_own() -> None:
-    assert other_half([2, 4, 6, 8], 4) == [2, 6]
-    assert other_half([8, 2, 6, 4], 2) == [4, 8]
-    assert other_half([3], 3) == []
+    assert heldout_layers([2, 4, 6, 8], 4) == [2, 6]
+    assert heldout_layers([8, 2, 6, 4], 2) == [4, 8]
+    assert heldout_layers([3], 3) == []
 
 
 def test_the_sentences_looked_at_are_drawn_evenly_and_ascend() -> None:
-    few, many = look_at(10, 0), look_at(100_000, 0)
+    few, many = scoring_sample(10, 0), scoring_sample(100_000, 0)
     assert few.tolist() == list(range(10))
     assert (np.diff(many) > 0).all()
     assert len(many) == 4000

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from howwhen.discover.titles import DRAWS, LINE_CHARACTERS, Assigned, characteristic_phrases, name_by_words, name_with_judge, read_name
+from howwhen.discover.titles import (
+    DRAWS,
+    LINE_CHARACTERS,
+    Assigned,
+    characteristic_phrases,
+    name_by_words,
+    name_with_judge,
+    read_name,
+)
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Prices
 from howwhen.settings import DiscoverSettings
-from tests.test_judging import LONG_SECONDS, Answer, Endpoint, completion, connect
+from tests.judge.test_endpoint import LONG_SECONDS, Answer, Endpoint, completion, connect
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")

@@ -3,9 +3,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.elicit.examples import Decisions, Soft
-from howwhen.elicit.gates import GateSite, coming_categories, find_site, gate_sentence_agreement, make_gate
-from howwhen.elicit.self_gate import Observed, observe, train_self_gate
+from howwhen.elicit.examples import Decisions, SoftTargets
+from howwhen.elicit.gates import (
+    GateSite,
+    find_site,
+    gate_sentence_agreement,
+    make_gate,
+    next_sentence_categories,
+)
+from howwhen.elicit.self_gate import LabelledAnswer, label_positions, train_self_gate
 from howwhen.errors import SteeringError
 from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import ElicitSettings
@@ -16,7 +22,7 @@ from tests.factories import make_taxonomy, random
 
 def decided(states: torch.Tensor, first: int = 3) -> Decisions:
     count = len(states)
-    soft = Soft(torch.zeros(count, 1, dtype=torch.long), torch.ones(count, 1))
+    soft = SoftTargets(torch.zeros(count, 1, dtype=torch.long), torch.ones(count, 1))
     positions = tuple(range(first, first + count))
     ids = tuple(range(first + count + 2))
     return Decisions(ids, first + 1, positions, (5,) * count, states, soft, (0.0,) * count, 0)
@@ -31,7 +37,7 @@ def test_the_coming_category_is_that_of_the_sentence_holding_the_next_token() ->
     spans = (SentenceSpan(0, 4, 0, 3), SentenceSpan(4, 9, 3, 5))
     rollout = Rollout("p", (7, 7, 7, 7, 7, 2), "abcdefghi", Finish.STOP, spans)
     one = replace(decided(random(6, 32)), prompt=4)  # positions 3..8 lead to tokens 0..5
-    assert coming_categories([rollout], [one], [8, 9]) == [[8, 8, 8, 9, 9, -1]]
+    assert next_sentence_categories([rollout], [one], [8, 9]) == [[8, 8, 8, 9, 9, -1]]
 
 
 def planted() -> tuple[torch.Tensor, list[int]]:
@@ -47,24 +53,26 @@ def own_site() -> GateSite:
 
 
 def test_where_another_model_read_the_sentences_a_gate_has_a_site_of_its_own() -> None:
-    states, coming = planted()
+    states, next_categories = planted()
     found = [decided(states)]
     site = find_site(make_taxonomy(), "thinking", 7, found)
     assert (site.model, site.layer, site.size) == ("thinking", 7, 4)
     torch.testing.assert_close(site.mean, states.mean(0))
-    probe = make_gate("probe", make_taxonomy(), site, found, [coming], 0)
+    probe = make_gate("probe", make_taxonomy(), site, found, [next_categories], 0)
     assert (probe.model, probe.layer) == ("thinking", 7)
-    assert probe.categorise(states).tolist() == coming
+    assert probe.categorise(states).tolist() == next_categories
     with pytest.raises(SteeringError, match="taxonomy reads random, .* --elicit.gate probe"):
-        make_gate("taxonomy", make_taxonomy(), site, found, [coming], 0)
+        make_gate("taxonomy", make_taxonomy(), site, found, [next_categories], 0)
 
 
 def test_a_probe_learns_the_coming_category_and_the_taxonomy_does_not_know_it() -> None:
-    states, coming = planted()
+    states, next_categories = planted()
     found = [decided(states)]
     agreements = {
         kind: gate_sentence_agreement(
-            make_gate(kind, make_taxonomy(), own_site(), found, [coming], 0), found, [coming]
+            make_gate(kind, make_taxonomy(), own_site(), found, [next_categories], 0),
+            found,
+            [next_categories],
         )["share"]
         for kind in ("taxonomy", "probe")
     }
@@ -84,8 +92,8 @@ def test_clusters_find_the_planted_centres() -> None:
 
 
 def test_a_probe_of_two_categories_names_both() -> None:
-    states, coming = planted()
-    two = [category % 2 for category in coming]
+    states, next_categories = planted()
+    two = [category % 2 for category in next_categories]
     gate = make_gate("probe", make_taxonomy(), own_site(), [decided(states)], [two], 0)
     assert gate.categorise(states).tolist() == two
 
@@ -98,8 +106,8 @@ def test_a_probe_without_anything_to_foretell_is_refused() -> None:
 def test_agreement_by_hand() -> None:
     gate, states = random_gate(), random(4, 32)
     named = gate.categorise(states).tolist()
-    coming = [[named[0], (named[1] + 1) % 4, named[2], -1]]
-    found = gate_sentence_agreement(gate, [decided(states)], coming)
+    next_categories = [[named[0], (named[1] + 1) % 4, named[2], -1]]
+    found = gate_sentence_agreement(gate, [decided(states)], next_categories)
     assert found == {"share": pytest.approx(2 / 3), "decisions": 3}
 
 
@@ -107,20 +115,22 @@ def test_observed_answers_cover_every_position() -> None:
     gate, states = random_gate(), random(2, 32)
     one = replace(decided(states), ids=tuple(range(9)), prompt=3, positions=(4, 6))
     named = gate.categorise(states).tolist()
-    assert observe([one], gate) == [Observed(one.ids, 2, (-1, -1, named[0], -1, named[1], -1))]
+    assert label_positions([one], gate) == [
+        LabelledAnswer(one.ids, 2, (-1, -1, named[0], -1, named[1], -1))
+    ]
 
 
 SETTINGS = ElicitSettings(probe_steps=400, probe_hidden=32, seeds=(0,))
 
 
-def answers(start: int, count: int) -> list[Observed]:
+def answers(start: int, count: int) -> list[LabelledAnswer]:
     """A decision of category 0 after token 9, of category 1 after token 11, and no other."""
     generator = torch.Generator().manual_seed(start)
     made = []
     for _ in range(count):
         ids = torch.randint(8, 13, (20,), generator=generator).tolist()
         named = tuple({9: 0, 11: 1}.get(i, -1) for i in ids[4:19])
-        made.append(Observed(tuple(ids), 4, named))
+        made.append(LabelledAnswer(tuple(ids), 4, named))
     return made
 
 

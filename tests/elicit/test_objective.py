@@ -3,16 +3,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
-from howwhen.elicit.examples import Decisions, Example, Window, find_decisions
-from howwhen.elicit.objective import UnsteeredStates, by_category, distribution_losses, make_batch, steered_logits, token_losses
+from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample, find_decisions
+from howwhen.elicit.objective import (
+    PrefixCache,
+    by_category,
+    distribution_losses,
+    make_batch,
+    steered_logits,
+    token_losses,
+)
 from howwhen.elicit.spans import Sentence, bias_examples, choose_sentences, span_examples
-from howwhen.elicit.training import choose_training, new_vectors, split_lesson, train_vectors
+from howwhen.elicit.training import choose_training, new_vectors, split_examples, train_vectors
 from howwhen.errors import SteeringError
+from howwhen.lm.alignment import ModelPair
 from howwhen.records import Rollout
-from howwhen.vectors import VectorSet
 from howwhen.settings import CollectSettings, ElicitSettings, Form
+from howwhen.vectors import VectorSet
 from howwhen.zoo.tally import tally_problems
 from howwhen.zoo.tally.corpus import teacher_solution
 from howwhen.zoo.tally.truth import draw_problems
@@ -32,20 +39,20 @@ def find(make_model: MakeModel, architecture: str = "llama") -> Found:
     return models, rollouts, find_decisions(models, GATE.layer, rollouts, QUESTIONS, 2)
 
 
-def examples_of(found: list[Decisions]) -> list[Example]:
+def examples_of(found: list[Decisions]) -> list[TrainingExample]:
     return [one.example(GATE) for one in found]
 
 
-def spans_of(found: list[Decisions]) -> list[Example]:
+def spans_of(found: list[Decisions]) -> list[TrainingExample]:
     """Two neighbouring windows of four positions in every long answer, of two categories."""
     made = []
     for one in found:
         first = one.prompt - 1
         if len(one.ids) < first + 9:
             continue
-        windows = (Window(first, first + 4, 1), Window(first + 4, first + 8, 2))
+        windows = (SteeredWindow(first, first + 4, 1), SteeredWindow(first + 4, first + 8, 2))
         targets = one.ids[first + 1 : first + 9]
-        made.append(Example(one.ids, windows, targets))
+        made.append(TrainingExample(one.ids, windows, targets))
     return made
 
 
@@ -93,7 +100,11 @@ def test_decisions_of_foreign_answers_want_the_thinking_models_greedy_token(
 
 
 def naive_logits(
-    models: ModelPair, example: Example, vectors: VectorSet, window: Window, position: int
+    models: ModelPair,
+    example: TrainingExample,
+    vectors: VectorSet,
+    window: SteeredWindow,
+    position: int,
 ) -> torch.Tensor:
     """Logits after `position` of a window, with the window steered up to it and nothing else."""
     prefix = list(example.ids[: position + 1])
@@ -113,7 +124,7 @@ def test_all_windows_in_one_pass_equal_one_naive_pass_each(
     examples = examples_of(found) if kind == "decision" else spans_of(found)
     vectors = make_vectors(model=models.base.name)
     batch = make_batch(examples, is_shared=False)
-    states = UnsteeredStates(models.base, vectors.layer)
+    states = PrefixCache(models.base, vectors.layer)
     logits = steered_logits(states, examples, batch, vectors)
     expected = [
         naive_logits(models, example, vectors, window, position)
@@ -129,7 +140,7 @@ def test_every_form_is_trained_as_it_is_used(make_model: MakeModel, form: str) -
     models, _, found = find(make_model)
     examples, vectors = spans_of(found)[:2], make_forms()[form]
     batch = make_batch(examples, is_shared=False)
-    logits = steered_logits(UnsteeredStates(models.base, 1), examples, batch, vectors)
+    logits = steered_logits(PrefixCache(models.base, 1), examples, batch, vectors)
     window = examples[0].windows[0]
     expected = naive_logits(models, examples[0], vectors, window, window.start + 2)
     torch.testing.assert_close(logits[2], expected, atol=3e-4, rtol=3e-4)
@@ -139,7 +150,7 @@ def test_keeping_states_changes_nothing(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
     examples, vectors = examples_of(found), make_vectors()
     batch = make_batch(examples, is_shared=False)
-    keeping, forgetful = UnsteeredStates(models.base, 1), UnsteeredStates(models.base, 1, 0)
+    keeping, forgetful = PrefixCache(models.base, 1), PrefixCache(models.base, 1, 0)
     first = steered_logits(keeping, examples, batch, vectors)
     assert torch.equal(first, steered_logits(keeping, examples, batch, vectors))
     torch.testing.assert_close(first, steered_logits(forgetful, examples, batch, vectors))
@@ -148,8 +159,8 @@ def test_keeping_states_changes_nothing(make_model: MakeModel) -> None:
 
 
 def test_the_loss_weighs_categories_not_positions() -> None:
-    windows = (Window(0, 2, 0), Window(2, 3, 1))
-    batch = make_batch([Example((1, 2, 3, 4, 5), windows, (2, 3, 4))], is_shared=False)
+    windows = (SteeredWindow(0, 2, 0), SteeredWindow(2, 3, 1))
+    batch = make_batch([TrainingExample((1, 2, 3, 4, 5), windows, (2, 3, 4))], is_shared=False)
     assert batch.targets.tolist() == [[2, 3, 4]]
     probabilities = torch.tensor([0.5, 0.25, 0.125])
     logits = torch.full((3, 6), -torch.inf)
@@ -191,10 +202,10 @@ def test_training_lowers_the_loss_of_the_frozen_base_and_repeats(
     examples = examples_of(found)
     before = models.base.model(input_ids=torch.tensor([examples[0].ids])).logits
     settings = SETTINGS.model_copy(update={"objective": objective})
-    lesson = split_lesson(examples, examples[:2], 4, settings)
-    states = UnsteeredStates(models.base, 1)
+    data = split_examples(examples, examples[:2], 4, settings)
+    states = PrefixCache(models.base, 1)
     first, again = (
-        train_vectors(fresh(4, form), lesson, states, settings, 0, lambda _: None) for _ in range(2)
+        train_vectors(fresh(4, form), data, states, settings, 0, lambda _: None) for _ in range(2)
     )
     assert min(first.validation_losses) < first.validation_losses[0]
     assert first.losses[-1] < first.losses[0]
@@ -208,9 +219,9 @@ def test_a_bias_vector_stays_as_it_is(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
     bias = random(32, seed=1)
     start = replace(fresh(4, "linear"), bias=bias)
-    lesson = split_lesson(spans_of(found), [], 4, SETTINGS)
-    states = UnsteeredStates(models.base, 1)
-    trained = train_vectors(start, lesson, states, SETTINGS, 0, lambda _: None).vectors
+    data = split_examples(spans_of(found), [], 4, SETTINGS)
+    states = PrefixCache(models.base, 1)
+    trained = train_vectors(start, data, states, SETTINGS, 0, lambda _: None).vectors
     assert trained.bias is not None
     assert torch.equal(trained.bias, bias)
     assert trained.vectors[1:3].norm(dim=1).min() > 0
@@ -219,23 +230,23 @@ def test_a_bias_vector_stays_as_it_is(make_model: MakeModel) -> None:
 
 def test_a_shared_vector_is_trained_on_every_position(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
-    lesson = split_lesson(examples_of(found), [], 1, SETTINGS)
-    batch = make_batch(lesson.train, is_shared=True)
+    data = split_examples(examples_of(found), [], 1, SETTINGS)
+    batch = make_batch(data.train, is_shared=True)
     assert set(batch.categories[batch.is_real].tolist()) == {0}
-    assert int(batch.is_real.sum()) == sum(len(one.positions) for one in lesson.train)
-    states = UnsteeredStates(models.base, 1)
-    training = train_vectors(fresh(1), lesson, states, SETTINGS, 0, lambda _: None)
+    assert int(batch.is_real.sum()) == sum(len(one.positions) for one in data.train)
+    states = PrefixCache(models.base, 1)
+    training = train_vectors(fresh(1), data, states, SETTINGS, 0, lambda _: None)
     assert training.vectors.vectors.shape == (1, 32)
 
 
 def test_the_kept_seed_has_the_lowest_selection_loss(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
     examples = examples_of(found)
-    lesson = split_lesson(examples, examples[:2], 4, SETTINGS)
+    data = split_examples(examples, examples[:2], 4, SETTINGS)
     quick = SETTINGS.model_copy(update={"steps": 10})
-    states = UnsteeredStates(models.base, 1)
+    states = PrefixCache(models.base, 1)
     trainings = [
-        train_vectors(fresh(4), lesson, states, quick, seed, lambda _: None) for seed in (0, 1)
+        train_vectors(fresh(4), data, states, quick, seed, lambda _: None) for seed in (0, 1)
     ]
     worse = replace(trainings[0], selection_loss=trainings[1].selection_loss + 1)
     assert choose_training([worse, trainings[1]]) is trainings[1]
@@ -243,30 +254,30 @@ def test_the_kept_seed_has_the_lowest_selection_loss(make_model: MakeModel) -> N
 
 def test_no_question_is_trained_on_and_validated_on() -> None:
     """Ten questions, each answered three times."""
-    windows = (Window(3, 4, 0),)
+    windows = (SteeredWindow(3, 4, 0),)
     examples = [
-        Example((question, 1, 2, answer, 9), windows, (9,), prompt=3)
+        TrainingExample((question, 1, 2, answer, 9), windows, (9,), prompt=3)
         for answer in range(3)
         for question in range(10)
     ]
-    lesson = split_lesson(examples, [], 1, ElicitSettings(validation_fraction=0.3))
-    parts = [{example.ids[0] for example in part} for part in (lesson.train, lesson.validation)]
-    assert len(lesson.validation) == 9
-    assert len(lesson.train) == 21
+    data = split_examples(examples, [], 1, ElicitSettings(validation_fraction=0.3))
+    parts = [{example.ids[0] for example in part} for part in (data.train, data.validation)]
+    assert len(data.validation) == 9
+    assert len(data.train) == 21
     assert not parts[0] & parts[1]
 
 
 def test_rollouts_without_decisions_cannot_be_trained_on() -> None:
-    silent = [Example((1, 2, 3), (), ())] * 5
+    silent = [TrainingExample((1, 2, 3), (), ())] * 5
     with pytest.raises(SteeringError, match="only 0 questions of 5 training rollouts hold"):
-        split_lesson(silent, [], 4, SETTINGS)
+        split_examples(silent, [], 4, SETTINGS)
 
 
 def test_sentences_are_chosen_by_activation_then_by_the_bases_surprise() -> None:
     """Of nine sentences the eight most typical are looked at, the two least likely are kept."""
     losses = [1.0, 5.0, 2.0, 3.0, 9.0, 0.5, 0.1, 0.2, 99.0]
     sentences = [
-        Sentence(number, Window(0, 1, 0), activation=10.0 - number, base_loss=loss)
+        Sentence(number, SteeredWindow(0, 1, 0), activation=10.0 - number, base_loss=loss)
         for number, loss in enumerate(losses)
     ]
     assert [one.rollout for one in choose_sentences(sentences, 2)] == [4, 1]

@@ -12,12 +12,20 @@ import torch
 from jaxtyping import TypeCheckError
 from safetensors.torch import save_file
 
+from howwhen.cli import app
+from howwhen.errors import HowwhenError, InputError, SettingsError, SteeringError, StoreError
 from howwhen.formats import unpickle
 from howwhen.formats.gguf import export_gguf
+from howwhen.formats.published import (
+    FileInfo,
+    as_taxonomy,
+    read_any,
+    read_pickled_tensors,
+    read_published_sae,
+    read_published_vectors,
+    read_titles,
+)
 from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
-from howwhen.cli import app
-from howwhen.formats.published import Told, as_taxonomy, read_any, read_pickled_tensors, read_published_sae, read_published_vectors, read_titles
-from howwhen.errors import HowwhenError, InputError, SettingsError, SteeringError, StoreError
 from howwhen.probes import Clusters, Sae
 from tests.conftest import DATA, needs_data
 from tests.factories import make_forms, make_taxonomy, make_vectors, random
@@ -275,17 +283,17 @@ def test_what_is_told_of_vectors_and_saes_is_used_or_refused(tmp_path: Path) -> 
     titles.write_text('["one"]')
     save_file({"average": torch.ones(8)}, mean)
     with pytest.raises(SettingsError, match="no titles or mean; leave out --titles"):
-        read_any([vectors], Told("m", 3, titles=titles))
+        read_any([vectors], FileInfo("m", 3, titles=titles))
     with pytest.raises(InputError, match="found 1 titles for 3 latents"):
-        read_any([sae], Told("m", titles=titles))
+        read_any([sae], FileInfo("m", titles=titles))
     with pytest.raises(InputError, match="an SAE among 2 files"):
-        read_any([sae, vectors], Told("m"))
+        read_any([sae, vectors], FileInfo("m"))
     with pytest.raises(InputError, match="holds average; expected the key `mean`"):
-        read_any([sae], Told("m", mean=mean))
+        read_any([sae], FileInfo("m", mean=mean))
     for text, message in (('{"titles": ["a"]}', "holds no titles; expected"), ("a", "cannot read")):
         titles.write_text(text)
         with pytest.raises(InputError, match=message):
-            read_any([sae], Told("m", titles=titles))
+            read_any([sae], FileInfo("m", titles=titles))
 
 
 def write(folder: Path, **tensors: torch.Tensor) -> Path:

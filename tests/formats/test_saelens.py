@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from howwhen.errors import InputError
-from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.formats.saelens import export_saelens, read_saelens
+from howwhen.probes import Clusters, Sae, Taxonomy
 from tests.factories import make_taxonomy, random
 
 

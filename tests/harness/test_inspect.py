@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from howwhen.pipeline.live import ReadyRung, open_rung
 from howwhen.errors import HowwhenError, InputError
 from howwhen.hybrid.decoder import decode
+from howwhen.pipeline.live import LoadedRung, open_rung
 from howwhen.records import Finish, HybridTrace, Problem
 from tests.harness import QUESTIONS, accuracy, run_offline, small_run, write_problems
 
@@ -55,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ready(run: Path) -> ReadyRung:
+def ready(run: Path) -> LoadedRung:
     return open_rung("tally-rl", run)
 
 
@@ -95,7 +95,7 @@ def ask(model: inspect.HowwhenAPI, questions: Sequence[str], **config: Any) -> l
 
 
 def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
-    run: Path, ready: ReadyRung, tmp_path: Path
+    run: Path, ready: LoadedRung, tmp_path: Path
 ) -> None:
     write_problems(tmp_path / "problems.jsonl")
     (tmp_path / "task.py").write_text(TASK)
@@ -121,7 +121,7 @@ def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     assert not (tmp_path / "runs").exists()
 
 
-def check(ready: ReadyRung, output: ModelOutput, trace: HybridTrace) -> None:
+def check(ready: LoadedRung, output: ModelOutput, trace: HybridTrace) -> None:
     """Usage, stop reason and metadata are those of the trace."""
     problem = QUESTIONS[int(trace.problem_id)]
     usage, count = output.usage, len(trace.tokens)
@@ -138,7 +138,7 @@ def check(ready: ReadyRung, output: ModelOutput, trace: HybridTrace) -> None:
 
 
 def test_requests_that_wait_together_are_decoded_together(
-    run: Path, ready: ReadyRung, sizes: list[int]
+    run: Path, ready: LoadedRung, sizes: list[int]
 ) -> None:
     outputs = ask(make(run, batch_size=10), QUESTIONS)
     assert sizes == [10, 10, 4]
@@ -211,7 +211,7 @@ def test_draws_are_new_without_a_seed_and_the_same_with_it(run: Path) -> None:
     assert len({output.completion for output in ask(model, questions)}) == 1
 
 
-def test_system_and_user_messages_make_one_question(run: Path, ready: ReadyRung) -> None:
+def test_system_and_user_messages_make_one_question(run: Path, ready: LoadedRung) -> None:
     parts = QUESTIONS[0].split(". ", 1)
     messages: list[ChatMessage] = [
         ChatMessageSystem(content=f"{parts[0]}."),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from howwhen.pipeline.live import ReadyRung, open_rung
 from howwhen.errors import HowwhenError, SettingsError
+from howwhen.pipeline.live import LoadedRung, open_rung
 from howwhen.records import Finish
 from tests.harness import FEW, PROBLEMS, QUESTIONS, accuracy, run_offline, small_run, write_problems
 
@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ready(run: Path) -> ReadyRung:
+def ready(run: Path) -> LoadedRung:
     return open_rung("tally-rl", run)
 
 
@@ -91,7 +91,7 @@ def ask(model: HowwhenLM, questions: list[str], **generation: object) -> list[st
 
 
 def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
-    run: Path, ready: ReadyRung, tmp_path: Path
+    run: Path, ready: LoadedRung, tmp_path: Path
 ) -> None:
     write_task(tmp_path, "generate_until", GENERATION)
     more = ("--batch_size", "64", "--output_path", str(tmp_path / "found"), "--log_samples")
@@ -107,14 +107,14 @@ def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     assert 0 < accuracy(direct) < 1
 
 
-def test_the_text_ends_before_the_first_of_the_stops(model: HowwhenLM, ready: ReadyRung) -> None:
+def test_the_text_ends_before_the_first_of_the_stops(model: HowwhenLM, ready: LoadedRung) -> None:
     whole = [trace.text for trace in ready.answer(FEW)]
     cut = ask(model, FEW, until=["So the", "", " plus"])
     assert cut == [text.split(" plus")[0].split("So the")[0] for text in whole]
     assert ask(model, FEW, until="Nowhere") == whole
 
 
-def test_the_number_of_tokens_is_capped(model: HowwhenLM, ready: ReadyRung) -> None:
+def test_the_number_of_tokens_is_capped(model: HowwhenLM, ready: LoadedRung) -> None:
     settings = ready.settings.model_copy(update={"max_new_tokens": 9})
     direct = ready.answer(FEW, settings)
     assert {trace.finish for trace in direct} == {Finish.LENGTH}
@@ -122,12 +122,14 @@ def test_the_number_of_tokens_is_capped(model: HowwhenLM, ready: ReadyRung) -> N
         assert ask(model, FEW, until=[], **{name: 9}) == [trace.text for trace in direct]
 
 
-def test_more_tokens_than_a_context_holds_are_taken_off(model: HowwhenLM, ready: ReadyRung) -> None:
+def test_more_tokens_than_a_context_holds_are_taken_off(
+    model: HowwhenLM, ready: LoadedRung
+) -> None:
     whole = [trace.text for trace in ready.answer(FEW)]
     assert ask(model, FEW, until=[], max_gen_toks=100_000) == whole
 
 
-def test_sampling_follows_the_seed_and_repeats_differ(model: HowwhenLM, ready: ReadyRung) -> None:
+def test_sampling_follows_the_seed_and_repeats_differ(model: HowwhenLM, ready: LoadedRung) -> None:
     questions = [FEW[0]] * 6
     how: dict[str, Any] = {"temperature": 2.0, "top_p": 0.9, "seed": 3}
     settings = ready.settings.model_copy(update=how)
@@ -138,7 +140,7 @@ def test_sampling_follows_the_seed_and_repeats_differ(model: HowwhenLM, ready: R
     assert greedy == [ready.answer(questions[:1])[0].text] * 2
 
 
-def test_another_rung_and_another_strength(run: Path, ready: ReadyRung) -> None:
+def test_another_rung_and_another_strength(run: Path, ready: LoadedRung) -> None:
     base = HowwhenLM(pair="tally-rl", out=run, rung="base", batch_size="auto")
     weak = HowwhenLM.create_from_arg_string(
         f"pair=tally-rl,out={run},strength=0.2", {"batch_size": 1, "device": "cuda:0"}
@@ -179,7 +181,7 @@ def test_settings_that_a_hybrid_does_not_know_are_refused(
 def test_a_question_without_room_is_refused_before_any_is_decoded(
     model: HowwhenLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ReadyRung, "answer", None)
+    monkeypatch.setattr(LoadedRung, "answer", None)
     with pytest.raises(HowwhenError, match="exceed the 256 tokens"):
         ask(model, [FEW[0], "Ann has 2 pens. " * 80], until=[])
 
@@ -242,7 +244,7 @@ def test_the_entry_point_for_later_versions_is_the_model() -> None:
     assert get_model("as later versions do") is HowwhenLM
 
 
-def test_the_answers_are_graded_by_the_problems(ready: ReadyRung) -> None:
+def test_the_answers_are_graded_by_the_problems(ready: LoadedRung) -> None:
     """The comparison above means something: the hybrid steers and its texts have numbers."""
     traces = ready.answer(QUESTIONS)
     assert sum(trace.changed for trace in traces) > 0

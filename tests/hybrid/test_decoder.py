@@ -3,17 +3,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
-from howwhen.hybrid.choice import Base, BaseStepByStep, BiasOnly, Choice, Guardrail, RandomCategory, RandomPositions, SelfGated, SharedVector, Steer, Takeover, Thinking, View, bias_alone, randomise
+from howwhen.hybrid.block_size import BlockSizer
+from howwhen.hybrid.choice import (
+    Base,
+    BaseStepByStep,
+    BiasOnly,
+    DecisionContext,
+    Guardrail,
+    RandomCategory,
+    RandomPositions,
+    Rung,
+    SelfGated,
+    SharedVector,
+    Steer,
+    Takeover,
+    Thinking,
+    bias_only,
+    randomise,
+)
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
-from howwhen.hybrid.block_size import Pace
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
-from howwhen.records import Finish, HybridToken, HybridTrace, Problem
-from howwhen.probes import SelfGate
-from howwhen.vectors import VectorSet
-from howwhen.settings import HybridSettings
+from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.hybrid import _idle_decisions
+from howwhen.probes import SelfGate
+from howwhen.records import Finish, HybridToken, HybridTrace, Problem
+from howwhen.settings import HybridSettings
+from howwhen.vectors import VectorSet
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
 from tests.factories import make_forms, make_gate, make_models, make_vectors, random
@@ -118,17 +134,15 @@ def test_sampling_follows_the_distribution(make_model: MakeModel) -> None:
 
 @pytest.mark.parametrize("choice", ["guardrail", "takeover", "positions", "category", "steer"])
 @pytest.mark.parametrize("length", [2, 3, 8])
-def test_block_equals_stepwise_on_every_rung(
-    make_model: MakeModel, choice: str, length: int
-) -> None:
+def test_block_equals_stepwise_on_every_rung(make_model: MakeModel, rung: str, length: int) -> None:
     models, vectors, gate = make_models(make_model), make_vectors(), make_gate()
-    rung: Choice = {
+    rung: Rung = {
         "guardrail": Guardrail(3),
         "takeover": Takeover(),
         "positions": RandomPositions(gate, vectors, rate=0.2),
         "category": RandomCategory(gate, vectors),
         "steer": Steer(gate, vectors),
-    }[choice]
+    }[rung]
     problems = tally_problems(9, seed=8)
     step, block = (
         decode(models, problems, rung, HybridSettings(max_new_tokens=40, block_tokens=n), seed=2)
@@ -139,23 +153,23 @@ def test_block_equals_stepwise_on_every_rung(
 
 def test_batched_equals_one_at_a_time(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice = Steer(make_gate(), make_vectors())
-    together = decode(models, PROBLEMS, choice, SETTINGS)
+    rung = Steer(make_gate(), make_vectors())
+    together = decode(models, PROBLEMS, rung, SETTINGS)
     for problem, trace in zip(PROBLEMS, together, strict=True):
-        alone = decode(models, [problem], choice, SETTINGS)[0]
+        alone = decode(models, [problem], rung, SETTINGS)[0]
         assert [token[:4] for token in alone.tokens] == [token[:4] for token in trace.tokens]
 
 
 def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None:
-    models, choice = make_models(make_model), Steer(make_gate(), make_vectors())
-    yielded = tuple(stream(models, PROBLEMS[0], choice, SETTINGS))
-    assert yielded == decode(models, PROBLEMS[:1], choice, SETTINGS)[0].tokens
+    models, rung = make_models(make_model), Steer(make_gate(), make_vectors())
+    yielded = tuple(stream(models, PROBLEMS[0], rung, SETTINGS))
+    assert yielded == decode(models, PROBLEMS[:1], rung, SETTINGS)[0].tokens
 
 
 def test_whoever_reads_along_waits_for_a_single_token_first(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pace, "ends_at_unsure", property(lambda _: False))
+    monkeypatch.setattr(BlockSizer, "ends_at_unsure", property(lambda _: False))
     models = make_models(make_model)
     agreed = replace(models, thinking=models.base)
     batch = LiveBatch(agreed, PROBLEMS, Takeover(), BLOCK)
@@ -174,10 +188,8 @@ def test_vectors_of_zero_equal_the_base(make_model: MakeModel) -> None:
 
 def test_base_and_thinking_rungs_are_their_models_greedy_answers(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    for choice, model in ((Base(), models.base), (Thinking(), models.thinking)):
-        for problem, trace in zip(
-            PROBLEMS, decode(models, PROBLEMS, choice, SETTINGS), strict=True
-        ):
+    for rung, model in ((Base(), models.base), (Thinking(), models.thinking)):
+        for problem, trace in zip(PROBLEMS, decode(models, PROBLEMS, rung, SETTINGS), strict=True):
             ids = model.prompt_ids(problem.question)
             for token in trace.tokens:
                 assert token.id == int(next_logits(model, ids).argmax())
@@ -213,12 +225,12 @@ def test_guardrail_picks_the_thinking_models_favourite_of_the_bases_top_tokens(
 
 def test_random_rungs_depend_on_their_seed_and_on_nothing_else(make_model: MakeModel) -> None:
     models, vectors = make_models(make_model), make_vectors()
-    for choice in (
+    for rung in (
         RandomCategory(make_gate(), vectors),
         RandomPositions(make_gate(), vectors, rate=0.5),
     ):
         first, again, other = (
-            [t.text for t in decode(models, PROBLEMS, choice, SETTINGS, seed)] for seed in (1, 1, 2)
+            [t.text for t in decode(models, PROBLEMS, rung, SETTINGS, seed)] for seed in (1, 1, 2)
         )
         assert first == again != other
 
@@ -229,9 +241,9 @@ def test_random_categories_are_drawn_evenly_among_those_with_a_vector(
     models, vectors = make_models(make_model), make_vectors()
     some = vectors.vectors.clone()
     some[[0, 2]] = 0
-    choice = RandomCategory(make_gate(), replace(vectors, vectors=some))
+    rung = RandomCategory(make_gate(), replace(vectors, vectors=some))
     settings = HybridSettings(max_new_tokens=30)
-    traces = decode(models, tally_problems(12, seed=4), choice, settings)
+    traces = decode(models, tally_problems(12, seed=4), rung, settings)
     drawn = [token.category for trace in traces for token in trace.tokens if token.is_decision]
     assert set(drawn) == {1, 3}
     assert 0.4 < drawn.count(1) / len(drawn) < 0.6
@@ -239,9 +251,9 @@ def test_random_categories_are_drawn_evenly_among_those_with_a_vector(
 
 def test_random_positions_steer_at_about_their_rate(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice = RandomPositions(make_gate(), make_vectors(), rate=0.3)
+    rung = RandomPositions(make_gate(), make_vectors(), rate=0.3)
     settings = HybridSettings(max_new_tokens=60)
-    traces = decode(models, tally_problems(20, seed=4), choice, settings)
+    traces = decode(models, tally_problems(20, seed=4), rung, settings)
     steered = sum(t.decisions for t in traces) / sum(len(t.tokens) for t in traces)
     assert 0.25 < steered < 0.35
 
@@ -324,9 +336,9 @@ def test_vectors_that_do_not_fit_are_refused(make_model: MakeModel, case: str) -
 def test_categories_whose_vector_is_zero_do_not_move(make_model: MakeModel) -> None:
     vectors = make_vectors()
     vectors.vectors[2] = 0
-    assert vectors.moving().tolist() == vectors.trained().tolist() == [0, 1, 3]
+    assert vectors.nonzero_categories().tolist() == vectors.trained().tolist() == [0, 1, 3]
     nothing = replace(vectors, vectors=torch.zeros_like(vectors.vectors))
-    assert nothing.moving().tolist() == []
+    assert nothing.nonzero_categories().tolist() == []
     assert nothing.trained().tolist() == [0, 1, 2, 3]
     traces = decode(make_models(make_model), PROBLEMS, Steer(make_gate(), nothing), SETTINGS)
     decisions = sum(trace.decisions for trace in traces)
@@ -393,10 +405,10 @@ def test_the_guardrail_stays_within_the_bases_nucleus() -> None:
     base = torch.full((1, 9), -torch.inf)
     base[0, [4, 7]] = torch.tensor([2.0, 1.0])
     thinking = torch.arange(9.0)[None]
-    view = View(base, thinking, {}, None, None, torch.tensor([8]))
-    assert Guardrail(5).move(view).token.tolist() == [7]
+    context = DecisionContext(base, thinking, {}, None, None, torch.tensor([8]))
+    assert Guardrail(5).act(context).token.tolist() == [7]
     thinking[0, 7] = -torch.inf
-    assert Guardrail(5).move(view).token.tolist() == [4]
+    assert Guardrail(5).act(context).token.tolist() == [4]
 
 
 def test_an_empty_prompt_is_refused(make_model: MakeModel) -> None:
@@ -416,13 +428,13 @@ def test_a_prompt_of_one_token_can_be_answered_beside_longer_ones(make_model: Ma
 
 def test_the_shared_vector_needs_no_vector_per_category(make_model: MakeModel) -> None:
     models = make_models(make_model)
-    choice: Choice = SharedVector(make_gate(), make_vectors(size=1))
-    trace = decode(models, PROBLEMS[:1], choice, SETTINGS)[0]
+    rung: Rung = SharedVector(make_gate(), make_vectors(size=1))
+    trace = decode(models, PROBLEMS[:1], rung, SETTINGS)[0]
     assert {t.category for t in trace.tokens if t.is_decision} == {0}
 
 
 def test_the_bias_alone_has_one_category_and_no_vector(make_model: MakeModel) -> None:
-    alone = bias_alone(make_forms()["bias"])
+    alone = bias_only(make_forms()["bias"])
     residual = random(3, 32)
     expected = make_forms()["bias"].bias
     assert expected is not None
@@ -470,9 +482,9 @@ def test_the_self_gate_steers_where_its_probe_says_without_a_thinking_model(
 
 
 def test_a_sweep_without_a_thinking_model_is_refused(make_model: MakeModel) -> None:
-    choice = SelfGated(make_probe(0.0), make_vectors(), sweep([1.0, 2.0]))
+    rung = SelfGated(make_probe(0.0), make_vectors(), sweep([1.0, 2.0]))
     with pytest.raises(SteeringError, match="would have to choose among the 2 candidates"):
-        decode(make_models(make_model), PROBLEMS, choice, SETTINGS)
+        decode(make_models(make_model), PROBLEMS, rung, SETTINGS)
 
 
 def test_the_step_by_step_rung_asks_the_base_otherwise(make_model: MakeModel) -> None:
@@ -493,8 +505,8 @@ def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeMod
     for base, thinking in ((wide, narrow), (narrow, wide)):
         models = ModelPair(base, thinking)
         vectors = make_vectors(model=base.name)
-        for choice in (Steer(make_gate(), vectors), Takeover(), Guardrail(3)):
-            for trace in decode(models, PROBLEMS, choice, SETTINGS):
+        for rung in (Steer(make_gate(), vectors), Takeover(), Guardrail(3)):
+            for trace in decode(models, PROBLEMS, rung, SETTINGS):
                 assert max(token.id for token in trace.tokens) < len(wide.tokenizer)
 
 
@@ -508,7 +520,7 @@ def test_batches_written_side_by_side_equal_those_written_alone(
     make_model: MakeModel, temperature: float
 ) -> None:
     models = make_models(make_model)
-    rungs: list[Choice] = [Steer(make_gate(), make_vectors()), Takeover(), Base()]
+    rungs: list[Rung] = [Steer(make_gate(), make_vectors()), Takeover(), Base()]
     how = BLOCK.model_copy(update={"temperature": temperature})
     expected = [[list(t.tokens) for t in decode(models, PROBLEMS, one, how)] for one in rungs]
     batches = [LiveBatch(models, PROBLEMS, one, how) for one in rungs]

@@ -24,21 +24,21 @@ def test_reading_and_taking_back_in_any_order_equals_reading_what_is_left(
     model = make_model(architecture)
     texts = [list(text) for text in TEXTS]
     streams = open_streams(model, texts)
-    streams.feed(torch.tensor([[text[-1]] for text in texts]))
+    streams.extend(torch.tensor([[text[-1]] for text in texts]))
     generator = torch.Generator().manual_seed(0)
     for _ in range(6):
         count = int(torch.randint(1, 5, (1,), generator=generator))
         fresh = torch.randint(3, 60, (3, count), generator=generator)
-        streams.feed(fresh)
+        streams.extend(fresh)
         back = torch.randint(0, count + 1, (3,), generator=generator)
         for row, text in enumerate(texts):
             text.extend(fresh[row].tolist())
             expect_last(streams.logits[row, -1], next_logits(model, text))
             del text[len(text) - int(back[row]) :]
-        streams.take_back(back)
+        streams.rollback(back)
         assert streams.lengths.tolist() == [len(text) for text in texts]
-    streams.keep(torch.tensor([2, 0]))
-    streams.feed(torch.tensor([[7], [9]]))
+    streams.select(torch.tensor([2, 0]))
+    streams.extend(torch.tensor([[7], [9]]))
     expect_last(streams.logits[0, -1], next_logits(model, [*texts[2], 7]))
     expect_last(streams.logits[1, -1], next_logits(model, [*texts[0], 9]))
 
@@ -49,8 +49,8 @@ def test_a_branch_equals_steering_from_scratch_and_leaves_the_cache_alone(
 ) -> None:
     model = make_model(architecture)
     streams = open_streams(model, TEXTS[:2], steer_layer=1)
-    streams.feed(torch.tensor([[27, 4, 5], [11, 6, 7]]))
-    streams.take_back(torch.tensor([0, 1]))
+    streams.extend(torch.tensor([[27, 4, 5], [11, 6, 7]]))
+    streams.rollback(torch.tensor([0, 1]))
     texts = [[3, 9, 14, 27, 4, 5], [5, 11, 6]]
     reach, delta = torch.tensor([3, 2]), 2 * random(2, 4, 3, 32)
     branch = streams.branch(torch.arange(2), reach, delta)
@@ -64,7 +64,7 @@ def test_a_branch_equals_steering_from_scratch_and_leaves_the_cache_alone(
             places = range(len(text) - int(reach[row]), len(text))
             expected = next_logits_with(model, text, 1, dict(zip(places, own, strict=True)))
             expect_last(branch.logits[row, candidate], expected)
-    streams.feed(torch.tensor([[8], [8]]))
+    streams.extend(torch.tensor([[8], [8]]))
     for row, text in enumerate(texts):
         expect_last(streams.logits[row, -1], next_logits(model, [*text, 8]))
 

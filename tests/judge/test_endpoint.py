@@ -16,7 +16,14 @@ from typing import Any, NamedTuple, Self
 import pytest
 
 from howwhen.errors import HowwhenError, MissingExtraError, SettingsError, StoreError
-from howwhen.judge.endpoint import JudgeClient, JudgeError, Prices, Request, describe_usage, open_endpoint
+from howwhen.judge.endpoint import (
+    JudgeClient,
+    JudgeError,
+    Prices,
+    Request,
+    describe_usage,
+    open_endpoint,
+)
 from howwhen.settings import JudgeSettings
 
 pytest.importorskip("openai")
@@ -152,7 +159,7 @@ def test_a_question_gets_its_reply_and_everything_is_counted() -> None:
     assert endpoint.bodies == [sent, sent]
     assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
     usage = client.usage
-    assert (usage.requests, usage.failed, usage.hits, usage.untold) == (2, 0, 0, 0)
+    assert (usage.requests, usage.failed, usage.hits, usage.unreported) == (2, 0, 0, 0)
     assert (usage.prompt_tokens, usage.completion_tokens) == (200, 20)
     assert usage.cost == pytest.approx((200 * 2 + 20 * 8) / 1e6)
 
@@ -171,7 +178,7 @@ def test_what_is_not_known_is_not_counted_as_nothing() -> None:
         without_prices = connect(endpoint)
         without_prices.ask(ask("a"))
     assert replies == ["fine", "fine", ""]
-    assert (client.usage.untold, client.usage.cut, client.usage.prompt_tokens) == (2, 1, 100)
+    assert (client.usage.unreported, client.usage.cut, client.usage.prompt_tokens) == (2, 1, 100)
     assert client.usage.cost is None
     assert without_prices.usage.cost is None
 

@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from howwhen.judge.local import make_judge
-from howwhen.judge.local import LocalJudge
 from howwhen.discover.titles import Assigned, name_with_judge
 from howwhen.errors import InputError, ModelError
 from howwhen.judge.endpoint import JudgeClient, Request, describe_usage
+from howwhen.judge.local import LocalJudge, open_judge
 from howwhen.settings import DiscoverSettings
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import MakeModel
@@ -81,13 +80,13 @@ def test_a_judge_that_only_babbles_leaves_the_offline_names(make_model: MakeMode
 def test_the_settings_open_the_judge_they_name(
     save_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert make_judge(DiscoverSettings(), tmp_path, print) is None
+    assert open_judge(DiscoverSettings(), tmp_path, print) is None
     folder = str(save_folder("judge"))
-    local = make_judge(DiscoverSettings(judge_local=folder), tmp_path, print)
+    local = open_judge(DiscoverSettings(judge_local=folder), tmp_path, print)
     assert isinstance(local, LocalJudge)
     assert local.model == folder
     with pytest.raises(ModelError, match="there is no model folder"):
-        make_judge(DiscoverSettings(judge_local=str(tmp_path / "none")), None, print)
+        open_judge(DiscoverSettings(judge_local=str(tmp_path / "none")), None, print)
     pytest.importorskip("openai")
     pytest.importorskip("tenacity")
     monkeypatch.setenv("MY_KEY", "sk-0123456789")
@@ -95,6 +94,6 @@ def test_the_settings_open_the_judge_they_name(
         judge_url="http://127.0.0.1:1/v1", judge_model="m", judge_key_variable="MY_KEY",
         judge_prices=(1.0, 2.0),
     )  # fmt: skip
-    remote = make_judge(settings, tmp_path / "cache", print)
+    remote = open_judge(settings, tmp_path / "cache", print)
     assert isinstance(remote, JudgeClient)
     assert (remote.model, remote.cache, remote.prices) == ("m", tmp_path / "cache", (1.0, 2.0))

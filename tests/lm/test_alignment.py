@@ -1,8 +1,8 @@
 import torch
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.hybrid.choice import Base, Takeover, Thinking
 from howwhen.hybrid.decoder import decode
+from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems

@@ -36,7 +36,7 @@ def test_an_embedding_that_is_only_looked_up_multiplies_nothing(is_tied: bool) -
     )  # fmt: skip
     model = LanguageModel("tiny", "", LlamaForCausalLM(config), build_tokenizer())
     # four square maps of the attention, three of the MLP, three norms, the output embedding
-    assert model.multiplied == 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8 + 20 * 8
+    assert model.matmul_params == 4 * 8 * 8 + 3 * 8 * 16 + 3 * 8 + 20 * 8
 
 
 def test_a_fingerprint_tells_whatever_decides_an_answer_and_nothing_else(

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from howwhen.errors import ModelError
-from howwhen.lm.residual import adding, check_layer, check_steerable, find_blocks, reading, residuals, resuming
+from howwhen.lm.residual import (
+    add_to_residual,
+    capture_residuals,
+    check_layer,
+    check_steerable,
+    find_blocks,
+    residuals,
+    resume_from_layer,
+)
 from tests.conftest import ARCHITECTURES, MakeModel
 
 IDS = torch.tensor([[5, 17, 33, 60]])
@@ -22,7 +30,7 @@ def test_residual_of_last_block_is_last_hidden_state_before_the_norm(
         or n.endswith("final_layer_norm")
     )
     handle = norm.register_forward_pre_hook(lambda _, args: kept.update(x=args[0]))
-    with reading(model, [2]) as seen:
+    with capture_residuals(model, [2]) as seen:
         model(input_ids=IDS)
     handle.remove()
     torch.testing.assert_close(seen[2], kept["x"])
@@ -33,7 +41,7 @@ def test_stopping_at_the_deepest_layer_changes_no_residual(
     make_model: MakeModel, architecture: str
 ) -> None:
     model = make_model(architecture).model
-    with reading(model, [0, 1]) as whole:
+    with capture_residuals(model, [0, 1]) as whole:
         model(input_ids=IDS)
     stopped = residuals(model, [0, 1], input_ids=IDS)
     assert set(stopped) == {0, 1}
@@ -50,7 +58,10 @@ def test_adding_takes_effect_at_the_layer_read_and_comes_off(
     plain = residuals(model, [1], input_ids=IDS)[1]
     push = torch.zeros(32)
     push[3] = 2.0
-    with adding(model, 1, lambda hidden: push.expand_as(hidden)), reading(model, [1]) as seen:
+    with (
+        add_to_residual(model, 1, lambda hidden: push.expand_as(hidden)),
+        capture_residuals(model, [1]) as seen,
+    ):
         during = model(input_ids=IDS).logits
     torch.testing.assert_close(seen[1], plain + push)
     assert not torch.equal(before, during)
@@ -60,7 +71,7 @@ def test_adding_takes_effect_at_the_layer_read_and_comes_off(
 def test_an_error_inside_the_block_still_restores_the_model(make_model: MakeModel) -> None:
     model = make_model().model
     before = model(input_ids=IDS).logits
-    with pytest.raises(RuntimeError, match="inside"), adding(model, 1, torch.ones_like):
+    with pytest.raises(RuntimeError, match="inside"), add_to_residual(model, 1, torch.ones_like):
         raise RuntimeError("inside")
     assert torch.equal(before, model(input_ids=IDS).logits)
 
@@ -95,7 +106,7 @@ def test_resuming_from_a_layer_gives_the_same_logits_and_leaves_the_model_alone(
     for layer in range(3):
         residual = residuals(model, [layer], input_ids=IDS)[layer]
         causal = torch.full((1, 1, 4, 4), torch.finfo(torch.float32).min).triu(1)
-        with resuming(model, layer, residual):
+        with resume_from_layer(model, layer, residual):
             resumed = model(
                 input_ids=torch.zeros_like(IDS),
                 attention_mask=causal,
@@ -103,6 +114,6 @@ def test_resuming_from_a_layer_gives_the_same_logits_and_leaves_the_model_alone(
             ).logits
         torch.testing.assert_close(resumed, before, atol=1e-4, rtol=1e-4)
     assert torch.equal(before, model(input_ids=IDS).logits)
-    with pytest.raises(RuntimeError, match="inside"), resuming(model, 1, residual):
+    with pytest.raises(RuntimeError, match="inside"), resume_from_layer(model, 1, residual):
         raise RuntimeError("inside")
     assert torch.equal(before, model(input_ids=IDS).logits)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from howwhen.measure.answers import Kind, Rule, flexible_answer, looks_cut, strict_answer
+from howwhen.measure.answers import Kind, Rule, flexible_answer, looks_truncated, strict_answer
 from howwhen.measure.grade import Item, grade_answers, kind_of
 from howwhen.measure.numbers import as_number
 from howwhen.records import Finish, Grade
@@ -94,12 +94,12 @@ def test_strict_leaves_prose_alone() -> None:
 
 
 def test_how_a_text_ends_tells_whether_it_was_cut() -> None:
-    assert not looks_cut("It is 5.")
-    assert not looks_cut("5")
-    assert looks_cut("word " * 500 + "and then the")
-    assert looks_cut("Wait, is it? Hmm, wait. Yes.")
-    assert not looks_cut("Wait, is it? Hmm, wait. Yes.</think>It is 5.")
-    assert looks_cut("Hmm, wait. Yes.</think>")
+    assert not looks_truncated("It is 5.")
+    assert not looks_truncated("5")
+    assert looks_truncated("word " * 500 + "and then the")
+    assert looks_truncated("Wait, is it? Hmm, wait. Yes.")
+    assert not looks_truncated("Wait, is it? Hmm, wait. Yes.</think>It is 5.")
+    assert looks_truncated("Hmm, wait. Yes.</think>")
 
 
 GOLD = [

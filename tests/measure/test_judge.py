@@ -9,9 +9,19 @@ import pytest
 
 from howwhen.errors import InputError
 from howwhen.measure.grade import Item
-from howwhen.measure.judge import END_CHARACTERS, PROMPT, START_CHARACTERS, Agreement, Judgement, agreement, judge_answers, read_vote, write_prompt
+from howwhen.measure.judge import (
+    END_CHARACTERS,
+    PROMPT,
+    START_CHARACTERS,
+    Agreement,
+    Judgement,
+    agreement,
+    judge_answers,
+    read_vote,
+    write_prompt,
+)
 from howwhen.records import Finish, Grade
-from tests.test_judging import Answer, Endpoint, completion, connect
+from tests.judge.test_endpoint import Answer, Endpoint, completion, connect
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")

@@ -7,7 +7,7 @@ from scipy import stats
 from howwhen.errors import StoreError
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, mcnemar, pass_at_k, wilson
-from howwhen.records import Finish, Gains, Grade, Rung
+from howwhen.records import Finish, Gains, Grade, RungName
 from howwhen.settings import MeasureSettings
 
 SETTINGS = MeasureSettings(bootstrap_samples=2000)
@@ -187,7 +187,7 @@ def traces(
     ]
 
 
-def ladder() -> dict[Rung, list[GradedTrace]]:
+def ladder() -> dict[RungName, list[GradedTrace]]:
     return {
         "base": traces(10, decisions=0),
         "random-vectors": traces(10) + traces(20, seed=1),
@@ -257,7 +257,7 @@ def test_rungs_are_held_against_the_hybrid() -> None:
 
 
 def test_samples_give_pass_at_k() -> None:
-    several: dict[Rung, list[GradedTrace]] = {
+    several: dict[RungName, list[GradedTrace]] = {
         name: traces(10, sample=0) + traces(30, sample=1) for name in ("base", "thinking")
     }
     several["thinking"] = traces(40) + traces(45, sample=1)
@@ -268,7 +268,7 @@ def test_samples_give_pass_at_k() -> None:
 
 
 def test_knock_outs_say_what_a_category_carries() -> None:
-    knock_outs: dict[Rung, list[GradedTrace]] = {
+    knock_outs: dict[RungName, list[GradedTrace]] = {
         "without-category": traces(15, category=0) + traces(30, category=2),
         "one-category": traces(25, category=0) + traces(10, category=2),
     }

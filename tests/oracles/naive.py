@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.hybrid.sampling import Sampler, gumbel_noise
 from howwhen.hybrid.strength import LEARNED, Strength, Window
+from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.residual import add_to_residual, residuals
 from howwhen.probes import Gate
 from howwhen.records import Problem
-from howwhen.vectors import VectorSet
-from howwhen.lm.residual import adding, residuals
 from howwhen.settings import HybridSettings
+from howwhen.vectors import VectorSet
 
 Deltas = dict[int, Tensor]
 """What is added to the residual, by position."""
@@ -43,7 +43,7 @@ def next_logits_with(model: LanguageModel, ids: list[int], layer: int, deltas: D
             added[0, position] = delta
         return added
 
-    with adding(model.model, layer, edit):
+    with add_to_residual(model.model, layer, edit):
         return next_logits(model, ids)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from howwhen.cli import app
-from howwhen.pipeline.doctor import Finding, examine_machine, examine_packages
 from howwhen.errors import ModelError, StoreError
+from howwhen.pipeline.doctor import Finding, examine_machine, examine_packages
 from howwhen.zoo.pairs import Pair
 
 

@@ -11,20 +11,20 @@ from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError
 from howwhen.measure.grade import Item, grade_answers
-from howwhen.records import Finish, Grade, HybridTrace, Measurement
-from howwhen.settings import MeasureSettings
 from howwhen.pipeline.compare import compare
 from howwhen.pipeline.store import RunFolder
+from howwhen.records import Finish, Grade, HybridTrace, Measurement
+from howwhen.settings import MeasureSettings
 from howwhen.zoo.tally import tally_problems
+from tests.judge.test_endpoint import KEY, Answer, Endpoint, completion
 from tests.killed_run import SETTINGS
-from tests.test_judging import KEY, Answer, Endpoint, completion
 
 FEW: dict[str, Any] = {"rungs": ("takeover",), "max_new_tokens": 100, "batch_size": 16}
 
 
 def go_on(folder: Path, *steps: str, measure: Any = None, **hybrid: Any) -> Measurement | None:
     """Do some steps with these settings of the hybrid's step."""
-    elicit: dict[str, Any] = {"practice_rounds": 0, "steps": 60, "seeds": (0,)}
+    elicit: dict[str, Any] = {"on_policy_rounds": 0, "steps": 60, "seeds": (0,)}
     own = {"elicit": elicit, "hybrid": {**FEW, **hybrid}, "measure": measure or {}}
     settings = make_settings(SETTINGS, {"collect": {"max_new_tokens": 100}}, own)
     with open_run(folder) as run:
@@ -206,7 +206,7 @@ def test_runs_over_other_problems_cannot_be_compared(run_folder: Path, tmp_path:
                 "problems": str(tmp_path / "train.jsonl"),
                 "test_problems": str(tmp_path / "test.jsonl"),
             },
-            "elicit": {"practice_rounds": 0, "seeds": (0,)},
+            "elicit": {"on_policy_rounds": 0, "seeds": (0,)},
             "hybrid": FEW,
         },
     )

@@ -12,21 +12,21 @@ import torch
 from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.pipeline.live import open_rungs
 from howwhen.cli import app
-from howwhen.pipeline.doctor import examine_run
 from howwhen.errors import SettingsError, SteeringError, StoreError
+from howwhen.formats.saelens import read_saelens
 from howwhen.hybrid.choice import Guardrail
 from howwhen.hybrid.strength import fixed
-from howwhen.records import LADDER, Grade, HybridTrace
-from howwhen.formats.saelens import read_saelens
-from howwhen.serve.launch import make_service
+from howwhen.pipeline.doctor import examine_run
+from howwhen.pipeline.live import open_rungs
 from howwhen.pipeline.store import STEPS, StepFolder
-from tests.discover.test_judged import items_of, judging, kind_of
+from howwhen.records import LADDER, Grade, HybridTrace
+from howwhen.serve.launch import make_service
+from tests.discover.test_judge_scores import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
 
 SaveFolder = Callable[..., Path]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run_until(folder: Path, *moments: str) -> tuple[list[int], str]:
@@ -212,7 +212,7 @@ def test_another_model_reads_and_its_taxonomy_is_gated_by_what_the_pair_can_see(
     with pytest.raises(SteeringError, match=r"the taxonomy reads .*reader.* --elicit\.gate probe"):
         _pipeline(folder, changes)
     assert contents(folder) == contents(finished)  # said before anything was redone
-    once = {"gate": "probe", "seeds": (0,), "practice_rounds": 0}
+    once = {"gate": "probe", "seeds": (0,), "on_policy_rounds": 0}
     _pipeline(folder, {**changes, "elicit": once, "hybrid": {"rungs": ()}})
     taxonomy = StepFolder(folder / "2-discover", "discover").read_taxonomy()
     assert taxonomy.model == str(reader)
@@ -240,8 +240,8 @@ def test_the_command_writes_the_taxonomys_page(
     assert captured.out == f"Page: {page}\n"
     assert "already done" in captured.err
     text = page.read_text()
-    portraits = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
-    assert text.count('class="card"') == len(portraits)
+    summaries = (folder / "2-discover" / "categories.jsonl").read_text().splitlines()
+    assert text.count('class="card"') == len(summaries)
     assert "Against the truth: operation" in text
 
 
@@ -387,7 +387,7 @@ def test_the_elicit_step_accounts_for_everything(finished: Path) -> None:
     work = hybrid["work"]
     assert work["base"] == work["thinking"] > 1_000_000
     assert work["steered"] == pytest.approx((blocks - 1 - layer) / blocks)
-    assert (finished / "3-elicit" / "practice-0.jsonl").read_text().count("\n") > 5
+    assert (finished / "3-elicit" / "on-policy-0.jsonl").read_text().count("\n") > 5
 
 
 def test_the_span_method_runs_the_whole_ladder_with_its_bias(
@@ -395,7 +395,7 @@ def test_the_span_method_runs_the_whole_ladder_with_its_bias(
 ) -> None:
     folder = tmp_path / "span"
     subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
-    how = {"method": "span", "practice_rounds": 0, "sentences_per_category": 8, "seeds": (0,)}
+    how = {"method": "span", "on_policy_rounds": 0, "sentences_per_category": 8, "seeds": (0,)}
     hybrid = {"strengths": (0.5, 1.0), "windows": (1, 4), "max_new_tokens": 40}
     _pipeline(folder, {"elicit": how, "hybrid": hybrid})
     measurement = json.loads((folder / "5-measure" / "measurement.json").read_text())
@@ -450,8 +450,8 @@ def test_what_is_served_steers_as_the_run_did(finished: Path, tmp_path: Path) ->
     chosen = {"strength": "fixed", "strengths": [0.3], "guardrail_top_k": 2, "rungs": ["takeover"]}
     told.write_text(json.dumps({**json.loads(told.read_text()), **chosen}))
     ready = open_rungs("tally-rl", run)
-    assert set(ready.choices) == set(open_rungs("tally-rl", finished).choices)
-    hybrid, guardrail = ready.choices["hybrid"], ready.choices["guardrail-only"]
+    assert set(ready.rungs) == set(open_rungs("tally-rl", finished).rungs)
+    hybrid, guardrail = ready.rungs["hybrid"], ready.rungs["guardrail-only"]
     assert hybrid.strength == fixed(0.3)
     assert isinstance(guardrail, Guardrail)
     assert guardrail.top_k == 2

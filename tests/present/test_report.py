@@ -2,12 +2,27 @@ from dataclasses import replace
 
 import pytest
 
-from howwhen.discover.categories import Example, Portrait
+from howwhen.discover.categories import CategorySummary, SentenceExample
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
-from howwhen.present.report import ReportInput, _knock_out_parts, _sample_parts, make_report, verdict
+from howwhen.present.report import (
+    ReportInput,
+    _knock_out_parts,
+    _sample_parts,
+    make_report,
+    verdict,
+)
 from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
-from howwhen.records import KNOCK_OUTS, Finish, HybridToken, HybridTrace, Measurement, Rung, RungMeasurement, Work
+from howwhen.records import (
+    KNOCK_OUTS,
+    Finish,
+    HybridToken,
+    HybridTrace,
+    Measurement,
+    RungMeasurement,
+    RungName,
+    Work,
+)
 from howwhen.settings import MeasureSettings
 from tests.measure.test_recovery import traces
 
@@ -15,7 +30,7 @@ SETTINGS = MeasureSettings(bootstrap_samples=200)
 
 
 def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement:
-    ladder: dict[Rung, list[GradedTrace]] = {
+    ladder: dict[RungName, list[GradedTrace]] = {
         "base": traces(10, decisions=0),
         "guardrail-only": traces(35),
         "hybrid": traces(30),
@@ -48,7 +63,7 @@ def test_gains_are_told_only_where_they_were_counted() -> None:
 def test_without_controls_the_verdict_names_none() -> None:
     found = measurement()
     ends = ("base", "hybrid", "thinking")
-    kept: dict[Rung, RungMeasurement] = {n: r for n, r in found.rungs.items() if n in ends}
+    kept: dict[RungName, RungMeasurement] = {n: r for n, r in found.rungs.items() if n in ends}
     told = verdict(replace(found, rungs=kept))
     assert "recovers" in told
     assert "Controls" not in told
@@ -76,8 +91,8 @@ def test_an_answers_cost_counts_what_each_model_has_to_read() -> None:
 def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     token = HybridToken(5, 6, 5, 0, 1.0, 1, True, -1.0, -0.1)
     trace = HybridTrace("1", "hybrid", 0, "two\nlines | pipe", Finish.STOP, (token,))
-    example = Example("x y", "1", 1.0, 1, 0.5)
-    category = Portrait(0, "a | b", "", "words", 3, 1.0, (example,), (), (3,) + (0,) * 9)
+    example = SentenceExample("x y", "1", 1.0, 1, 0.5)
+    category = CategorySummary(0, "a | b", "", "words", 3, 1.0, (example,), (), (3,) + (0,) * 9)
     cell = {"layer": 1, "method": "sae", "size": 1, "k": 1, "chosen": True, "fvu": 0.5, "dead": 0}
     stability = ("stability_over_seeds", "stability_over_halves")
     scores = dict.fromkeys(("score", "consistency", "completeness", "separation", *stability), 0.5)
@@ -147,7 +162,7 @@ def test_knock_outs_become_a_table_and_a_chart() -> None:
 
 
 def test_samples_become_pass_at_k() -> None:
-    ladder: dict[Rung, list[GradedTrace]] = {
+    ladder: dict[RungName, list[GradedTrace]] = {
         "base": traces(10) + traces(20, sample=1),
         "hybrid": traces(30) + traces(40, sample=1),
         "thinking": traces(40) + traces(50, sample=1),

@@ -7,7 +7,7 @@ import pytest
 
 from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace
-from howwhen.present.viewer import Answer, PackedViewer, Viewer, pack_viewer, reason
+from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer, reason
 from howwhen.records import Candidate, Finish, Grade, HybridToken, HybridTrace, Problem
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
@@ -37,7 +37,7 @@ def trace(problem: Problem) -> HybridTrace:
 
 
 def viewer() -> Viewer:
-    answers = {one.id: Answer(trace(one), graded(one)) for one in PROBLEMS}
+    answers = {one.id: GradedAnswer(trace(one), graded(one)) for one in PROBLEMS}
     return Viewer(
         PROBLEMS,
         {"base": answers, "shared-vector": answers, "hybrid": answers},

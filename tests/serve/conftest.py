@@ -12,11 +12,11 @@ import pytest
 import uvicorn
 
 from howwhen.errors import SettingsError
-from howwhen.hybrid.choice import Base, Choice, Steer, Takeover, Thinking
+from howwhen.hybrid.choice import Base, Rung, Steer, Takeover, Thinking
 from howwhen.hybrid.strength import fixed
 from howwhen.serve.app import make_app
+from howwhen.serve.engine import Engine, Event, GenerationRequest
 from howwhen.serve.requests import Limits, Service
-from howwhen.serve.engine import Ask, Engine, Event
 from howwhen.settings import HybridSettings
 from tests.conftest import MakeModel
 from tests.factories import make_gate, make_models, make_vectors
@@ -32,7 +32,7 @@ class Running:
     url: str
     service: Service
 
-    def choose(self, rung: str) -> Choice:
+    def choose(self, rung: str) -> Rung:
         return self.service.engine.choose(rung, None)
 
 
@@ -48,8 +48,8 @@ def kept_busy(engine: Engine) -> Iterator[None]:
         at_work.set()
         assert may_go_on.wait(20)
 
-    assert engine.most_batches == 1
-    engine.submit(Ask(QUESTIONS[0], "base", SETTINGS), hold)
+    assert engine.max_batches == 1
+    engine.submit(GenerationRequest(QUESTIONS[0], "base", SETTINGS), hold)
     assert at_work.wait(20)
     try:
         yield
@@ -59,14 +59,14 @@ def kept_busy(engine: Engine) -> Iterator[None]:
 
 def make_service(make_model: MakeModel, name: str = "tiny", **engine: Any) -> Service:
     models = make_models(make_model)
-    rungs: dict[str, Choice] = {
+    rungs: dict[str, Rung] = {
         "base": Base(),
         "hybrid": Steer(make_gate(), make_vectors()),
         "takeover": Takeover(),
         "thinking": Thinking(),
     }
 
-    def choose(rung: str, strength: float | None) -> Choice:
+    def choose(rung: str, strength: float | None) -> Rung:
         if rung not in rungs:
             raise SettingsError(f"no rung {rung!r}; expected one of {', '.join(rungs)}")
         if strength is None:

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 from howwhen.hybrid.decoder import decode
+from howwhen.records import HybridTrace, Problem
 from howwhen.serve.requests import Limits
 from howwhen.serve.responses import Reply
-from howwhen.records import HybridTrace, Problem
-from tests.present.server.conftest import QUESTIONS, SETTINGS, Running, Serve, kept_busy
+from tests.serve.conftest import QUESTIONS, SETTINGS, Running, Serve, kept_busy
 
 QUESTION = QUESTIONS[0]
 CHAT = "/v1/chat/completions"
@@ -233,8 +233,8 @@ def test_bodies_and_prompts_over_the_limits_are_refused(serve: Serve) -> None:
     assert "expected at most 60" in long.json()["error"]["message"]
     big = httpx.post(f"{running.url}{CHAT}", content=b"x" * 2001)
     assert (big.status_code, big.json()["error"]["code"]) == (413, "body_too_large")
-    untold = httpx.post(f"{running.url}{CHAT}", content=(b"x" * 500 for _ in range(9)))
-    assert untold.status_code == 413
+    unreported = httpx.post(f"{running.url}{CHAT}", content=(b"x" * 500 for _ in range(9)))
+    assert unreported.status_code == 413
     assert httpx.post(f"{running.url}{CHAT}", content=b"{").status_code == 400
     assert httpx.get(f"{running.url}/v1/nothing").json()["error"]["message"] == "Not Found"
 
@@ -243,7 +243,7 @@ def test_bodies_and_prompts_over_the_limits_are_refused(serve: Serve) -> None:
 def test_too_many_at_once_are_told_to_come_back(serve: Serve, streams: bool) -> None:
     for running, status in (
         (serve(Limits(running_per_client=0)), 429),
-        (serve(most_waiting=0), 503),
+        (serve(max_waiting=0), 503),
     ):
         reply = httpx.post(f"{running.url}{CHAT}", json=asked(stream=streams))
         assert (reply.status_code, reply.headers["retry-after"]) == (status, "1")
@@ -310,7 +310,7 @@ def test_health_and_metrics_tell_what_was_done(serve: Serve) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
 def test_whoever_leaves_is_written_for_no_longer(serve: Serve, path: str, streams: bool) -> None:
-    running = serve(most_batches=1)
+    running = serve(max_batches=1)
     engine = running.service.engine
     body = {**asked(stream=streams), "prompt": QUESTION}
     with kept_busy(engine):

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from howwhen.errors import BusyError, SteeringError
-from howwhen.hybrid.choice import BaseStepByStep, Choice
+from howwhen.hybrid.choice import BaseStepByStep, Rung
 from howwhen.hybrid.decoder import decode
-from howwhen.serve.engine import Ask, Engine, Event, Ticket
 from howwhen.records import Finish, HybridToken, Problem
+from howwhen.serve.engine import Engine, Event, GenerationRequest, PendingRequest
 from tests.conftest import MakeModel
-from tests.present.server.conftest import QUESTIONS, SETTINGS, make_service
+from tests.serve.conftest import QUESTIONS, SETTINGS, make_service
 
 
 class Inbox:
@@ -34,8 +34,8 @@ class Inbox:
         return [one for part in self.events if isinstance(part, list | tuple) for one in part]
 
 
-def ask(question: str = QUESTIONS[0], rung: str = "hybrid") -> Ask:
-    return Ask(question, rung, SETTINGS)
+def ask(question: str = QUESTIONS[0], rung: str = "hybrid") -> GenerationRequest:
+    return GenerationRequest(question, rung, SETTINGS)
 
 
 def wait_until(engine: Engine, **wanted: int) -> None:
@@ -47,9 +47,9 @@ def wait_until(engine: Engine, **wanted: int) -> None:
 
 @pytest.mark.parametrize(("batch_size", "most_batches"), [(32, 4), (3, 2), (1, 1)])
 def test_many_requests_at_once_are_each_answered_as_if_alone(
-    make_model: MakeModel, batch_size: int, most_batches: int
+    make_model: MakeModel, batch_size: int, max_batches: int
 ) -> None:
-    engine = make_service(make_model, batch_size=batch_size, most_batches=most_batches).engine
+    engine = make_service(make_model, batch_size=batch_size, max_batches=max_batches).engine
     asks = [ask(question, rung) for question in QUESTIONS[:5] for rung in ("hybrid", "base")]
     alone = [
         decode(
@@ -89,7 +89,7 @@ def test_cancelled_requests_leave_nothing_running(make_model: MakeModel) -> None
 
 
 def test_a_request_cancelled_while_it_waits_makes_room_at_once(make_model: MakeModel) -> None:
-    engine = make_service(make_model, most_waiting=2).engine
+    engine = make_service(make_model, max_waiting=2).engine
     for _ in range(5):
         engine.cancel(engine.submit(ask(), Inbox()))
     assert (engine.stats.waiting, engine.stats.cancelled) == (0, 5)
@@ -110,7 +110,7 @@ def test_a_prompt_is_measured_as_the_rung_asks_it(make_model: MakeModel) -> None
 def test_a_request_cancelled_on_its_way_stops_its_batch(make_model: MakeModel) -> None:
     engine = make_service(make_model).engine
     started = threading.Event()
-    tickets: list[Ticket] = []
+    tickets: list[PendingRequest] = []
 
     def stop_at_once(event: Event) -> None:
         assert started.wait(5)
@@ -130,7 +130,7 @@ def test_one_failure_is_told_to_its_asker_and_the_others_are_answered(
     engine = make_service(make_model).engine
     choose = engine.choose
 
-    def choose_badly(rung: str, strength: float | None) -> Choice:
+    def choose_badly(rung: str, strength: float | None) -> Rung:
         if rung == "base":
             raise SteeringError("no such vectors")
         return choose(rung, strength)
@@ -147,7 +147,7 @@ def test_one_failure_is_told_to_its_asker_and_the_others_are_answered(
 
 
 def test_a_full_queue_and_a_closed_engine_take_no_more(make_model: MakeModel) -> None:
-    engine = make_service(make_model, most_waiting=2).engine
+    engine = make_service(make_model, max_waiting=2).engine
     inboxes = [Inbox(), Inbox()]
     for inbox in inboxes:
         engine.submit(ask(), inbox)

@@ -9,7 +9,7 @@ from howwhen.cli import app
 from howwhen.errors import MissingExtraError, SettingsError
 from howwhen.serve.launch import check_address, check_packages, run_server
 from tests.conftest import MakeModel
-from tests.present.server.conftest import make_service
+from tests.serve.conftest import make_service
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.9", "::1", "localhost"])

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from howwhen.lm.alignment import check_pair
 from howwhen.errors import InputError, ModelError, PairError
-from howwhen.lm.prompts import check_prompt
+from howwhen.lm.alignment import check_pair
 from howwhen.lm.models import load_model
+from howwhen.lm.prompts import check_prompt
 from howwhen.settings import PRESETS, make_settings
 from howwhen.zoo.pairs import find_pair, list_pairs, own_pair
 from tests.conftest import MakeModel

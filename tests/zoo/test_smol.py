@@ -7,21 +7,43 @@ from random import Random
 
 import pytest
 
+from howwhen.pipeline.collect import draw_split
 from howwhen.records import Split
 from howwhen.settings import PRESETS, make_settings
-from howwhen.pipeline.collect import draw_split
 from howwhen.zoo.pairs import find_pair
-from howwhen.zoo.smol.corpus import CAREFUL, HASTY, Mixture, Passage, Problems, base_solution, draw_problem, in_parts, slip, teacher_solution, worksheet
+from howwhen.zoo.smol.corpus import (
+    CAREFUL,
+    HASTY,
+    Mixture,
+    Passage,
+    Problems,
+    base_solution,
+    draw_problem,
+    in_parts,
+    slip,
+    teacher_solution,
+    worksheet,
+)
 from howwhen.zoo.smol.patterns import Pattern, patterns
 from howwhen.zoo.smol.problems import gsm8k_train, smol_problems, smol_test_problems, svamp_train
-from howwhen.zoo.smol.word_problems import LARGEST_NUMBER, Step, WordProblem, compute, is_small, read_prose, read_steps, stories, vary
+from howwhen.zoo.smol.word_problems import (
+    MAX_NUMBER,
+    Calculation,
+    WordProblem,
+    compute,
+    is_small,
+    read_prose,
+    read_steps,
+    stories,
+    vary,
+)
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 CARS = WordProblem(
     id="cars",
     question="Sam had 46 toy cars and 7 dolls. He lost 18 cars. How many cars does Sam have now?",
     answer=28,
-    steps=(Step(46, "-", 18, 28),),
+    steps=(Calculation(46, "-", 18, 28),),
 )
 
 
@@ -71,7 +93,7 @@ def test_a_question_says_what_is_known_and_what_is_wanted() -> None:
     assert CARS.goal == "how many cars does Sam have now"
     assert CARS.facts == ["Sam had 46 toy cars and 7 dolls", "he lost 18 cars"]
     clause = "Bo has 9 pens. If he loses 4 pens, how many pens are left?"
-    problem = WordProblem("pens", clause, 5, (Step(9, "-", 4, 5),))
+    problem = WordProblem("pens", clause, 5, (Calculation(9, "-", 4, 5),))
     assert problem.goal == "how many pens are left"
     assert problem.facts == ["Bo has 9 pens", "he loses 4 pens"]
 
@@ -83,7 +105,7 @@ def test_a_varied_problem_is_the_same_story_with_another_right_answer() -> None:
     for problem in drawn:
         assert problem is not None
         numbers = [int(text) for text in re.findall(r"\d+", problem.question)]
-        assert problem.steps == (Step(numbers[0], "-", numbers[2], problem.answer),)
+        assert problem.steps == (Calculation(numbers[0], "-", numbers[2], problem.answer),)
         assert numbers[0] - numbers[2] == problem.answer > 0
         assert stories([CARS.question, problem.question]) == [0, 0]
 
@@ -97,14 +119,16 @@ def test_stories_are_told_by_their_words() -> None:
 @pytest.mark.parametrize(
     ("step", "parts"),
     [
-        (Step(46, "-", 18, 28), ["46 - 10 = 36", "36 - 8 = 28"]),
-        (Step(46, "+", 118, 164), ["46 + 100 = 146", "146 + 10 = 156", "156 + 8 = 164"]),
-        (Step(47, "*", 3, 141), ["40 * 3 = 120", "7 * 3 = 21", "120 + 21 = 141"]),
-        (Step(46, "-", 8, 38), []),
-        (Step(24, "/", 8, 3), []),
+        (Calculation(46, "-", 18, 28), ["46 - 10 = 36", "36 - 8 = 28"]),
+        (Calculation(46, "+", 118, 164), ["46 + 100 = 146", "146 + 10 = 156", "156 + 8 = 164"]),
+        (Calculation(47, "*", 3, 141), ["40 * 3 = 120", "7 * 3 = 21", "120 + 21 = 141"]),
+        (Calculation(46, "-", 8, 38), []),
+        (Calculation(24, "/", 8, 3), []),
     ],
 )
-def test_a_computation_in_parts_leads_to_the_same_result(step: Step, parts: list[str]) -> None:
+def test_a_computation_in_parts_leads_to_the_same_result(
+    step: Calculation, parts: list[str]
+) -> None:
     assert [part.said() for part in in_parts(step)] == parts
 
 
@@ -149,13 +173,15 @@ def test_worksheets_are_right_and_only_what_follows_from_the_task_is_learnt() ->
         for passage in passages:
             assert passage.is_learnt is ("=" in passage.text)
             numbers = [int(text) for text in re.findall(r"\d+", passage.text)]
-            assert max(numbers) <= LARGEST_NUMBER
+            assert max(numbers) <= MAX_NUMBER
     assert set(operators) == {*"+-*/"}
 
 
 def test_a_mixture_holds_what_it_says() -> None:
-    gone = Pattern("gone", "{A} had 6 {x} and lost 4. How many are left?", (Step(6, "-", 4, 2),))
-    clips = WordProblem("clips", "How many is 148 / 2?", 74, (Step(148, "/", 2, 74),))
+    gone = Pattern(
+        "gone", "{A} had 6 {x} and lost 4. How many are left?", (Calculation(6, "-", 4, 2),)
+    )
+    clips = WordProblem("clips", "How many is 148 / 2?", 74, (Calculation(148, "/", 2, 74),))
     mixture, rng = Mixture(svamp=0.4, patterns=0.2, gsm8k=0.3, varied=0.5), Random(1)
     problems = Problems([CARS], [gone], [clips])
     drawn = [draw_problem(problems, rng, mixture) for _ in range(600)]
@@ -192,7 +218,7 @@ def test_patterns_are_problems_of_many_wordings_that_can_be_varied() -> None:
 
 
 def test_a_slip_is_near_and_wrong() -> None:
-    step = Step(9, "-", 8, 1)
+    step = Calculation(9, "-", 8, 1)
     results = {slip(step, Random(seed)).result for seed in range(50)}
     assert results == {2, 3, 11}
 
@@ -202,7 +228,9 @@ def told(passages: list[Passage]) -> str:
 
 
 def test_the_teacher_repeats_a_persons_words() -> None:
-    problem = WordProblem("clips", "How many?", 24, (Step(48, "/", 2, 24),), "48/2 = 24 clips.")
+    problem = WordProblem(
+        "clips", "How many?", 24, (Calculation(48, "/", 2, 24),), "48/2 = 24 clips."
+    )
     assert told(teacher_solution(problem)) == "48/2 = 24 clips. The answer is 24."
     with pytest.raises(ValueError, match="no worked prose"):
         teacher_solution(CARS)
@@ -232,7 +260,7 @@ def test_problems_with_large_numbers_are_asked_with_small_ones() -> None:
     assert 80 < len(redrawn) < 140
     for problem in problems:
         numbers = [float(text) for text in re.findall(r"\d+(?:\.\d+)?", problem.question)]
-        assert max(*numbers, float(problem.answer)) <= LARGEST_NUMBER
+        assert max(*numbers, float(problem.answer)) <= MAX_NUMBER
 
 
 def test_problems_are_drawn_by_seed_and_up_to_a_count() -> None:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from howwhen.cli import app
-from howwhen.lm.generate import Sampling, generate
 from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreError
+from howwhen.lm.generate import Sampling, generate
 from howwhen.lm.prompts import PLAIN
 from howwhen.zoo import training
 from howwhen.zoo.smol import sampling, train, weights
@@ -27,8 +27,8 @@ from howwhen.zoo.smol.corpus import Passage, Problems
 from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
 from howwhen.zoo.smol.weights import ADAPTERS, LAYERS, SmolName, smol_folder, smollm2_folder
-from howwhen.zoo.smol.word_problems import Step, WordProblem
-from howwhen.zoo.training import Course, Example
+from howwhen.zoo.smol.word_problems import Calculation, WordProblem
+from howwhen.zoo.training import Course, TrainingDocument
 from tests.conftest import MakeModel
 
 TINY = BuildSettings(
@@ -40,7 +40,9 @@ TINY = BuildSettings(
     sft=Fit(2, 1e-2),
 )
 SMOLLM2_LAYERS = 30
-PROBLEM = WordProblem("p", "Ann has 4 pens . 2 more ?", 6, (Step(4, "+", 2, 6),), "4 plus 2 .")
+PROBLEM = WordProblem(
+    "p", "Ann has 4 pens . 2 more ?", 6, (Calculation(4, "+", 2, 6),), "4 plus 2 ."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +58,9 @@ def _tiny_smollm2(
     monkeypatch.setattr(train, "gsm8k_train", lambda: [PROBLEM])
 
 
-def _always_right(*arguments: object) -> tuple[list[Example], float]:
+def _always_right(*arguments: object) -> tuple[list[TrainingDocument], float]:
     ids = tuple(range(3, 15))
-    return [Example((*ids, number), 6) for number in range(20, 26)], 1.0
+    return [TrainingDocument((*ids, number), 6) for number in range(20, 26)], 1.0
 
 
 def quiet(_: str) -> None: ...
@@ -213,7 +215,7 @@ class _Spec:
 def test_sampling_at_temperature_zero_is_greedy_decoding(make_model: MakeModel) -> None:
     model = make_model()
     prompts = [[5, 6, 7], [9], [12, 13, 14, 15, 16]]
-    expected = generate(model.model, model.end_ids, prompts, Sampling(sampling.MOST_ANSWER_TOKENS))
+    expected = generate(model.model, model.end_ids, prompts, Sampling(sampling.MAX_ANSWER_TOKENS))
     assert sampling.sample(model, prompts, 0.0, seed=0) == expected
 
 
@@ -285,7 +287,10 @@ def test_products_are_in_bfloat16_where_the_processor_has_them(
 
 def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
     model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
-    examples = [Example((5, 6, 7, 8, 9), 2, frozenset({3})), Example((9, 8, 7), 1)]
+    examples = [
+        TrainingDocument((5, 6, 7, 8, 9), 2, frozenset({3})),
+        TrainingDocument((9, 8, 7), 1),
+    ]
     found = float(train.answer_loss(model, examples).detach())
     inner = model.get_base_model()
     losses = []
@@ -312,7 +317,9 @@ def test_a_document_is_its_prompt_and_its_passages_and_what_is_not_learnt_is_mar
 
 
 def test_batches_hold_every_document_once_within_their_size() -> None:
-    examples = [Example(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)]
+    examples = [
+        TrainingDocument(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)
+    ]
     batches = train._sorted_batches(examples, 192, Random(0))
     assert sorted(map(id, (one for batch in batches for one in batch))) == sorted(map(id, examples))
     for batch in batches:

@@ -11,10 +11,24 @@ from howwhen.collect.sentences import cut_sentences
 from howwhen.errors import StoreError
 from howwhen.lm.models import load_model
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
-from howwhen.zoo.tally.corpus import Habits, base_solution, draw_base_document, draw_teacher_document, teacher_solution
+from howwhen.zoo.tally.corpus import (
+    Habits,
+    base_solution,
+    draw_base_document,
+    draw_teacher_document,
+    teacher_solution,
+)
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.train import BuildSettings, build, encode, is_right, prompt_ids, sample
-from howwhen.zoo.tally.truth import Behaviour, Operation, Step, TallyProblem, draw_problems, label_sentences, right_next
+from howwhen.zoo.tally.truth import (
+    Behaviour,
+    Operation,
+    Step,
+    TallyProblem,
+    draw_problems,
+    label_sentences,
+    right_next,
+)
 
 PROBLEM = TallyProblem(
     "Ann", "pens", 7, (Step(Operation.DOUBLE, 0), Step(Operation.PACKS, 2), Step(Operation.LOSE, 4))

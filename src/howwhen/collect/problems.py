@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from howwhen.errors import MissingExtraError, ProblemError
 from howwhen.collect.latex import closing_brace
+from howwhen.errors import MissingExtraError, ProblemError
 from howwhen.lm.prompts import LETTERS, with_options
 from howwhen.records import Problem, Split
 from howwhen.settings import CollectSettings
@@ -114,16 +114,16 @@ def _by_question(problems: Iterable[Problem]) -> list[list[Problem]]:
     """Problems that ask the same, in order of the first of them."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
-        groups.setdefault(_squeeze(problem.question), []).append(problem)
+        groups.setdefault(_canonical(problem.question), []).append(problem)
     return list(groups.values())
 
 
 def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> None:
     """Refuse problems that would be trained on and tested on."""
-    questions = {_squeeze(problem.question): problem.id for problem in problems}
+    questions = {_canonical(problem.question): problem.id for problem in problems}
     ids = {problem.id for problem in problems}
     for problem in tested:
-        if (twin := questions.get(_squeeze(problem.question))) is not None:
+        if (twin := questions.get(_canonical(problem.question))) is not None:
             raise ProblemError(
                 f"test problem {problem.id} asks the same as training problem {twin}; take it out "
                 "of one of the two sets"
@@ -134,7 +134,7 @@ def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> No
             )
 
 
-def _squeeze(question: str) -> str:
+def _canonical(question: str) -> str:
     """What is asked: without case, the marks of sentences and the lengths of blanks."""
     plain = re.sub(r"[?!;:\"'\u2018-\u201d]|(?<!\d)[.,]|[.,](?!\d)", " ", question.lower())
     return " ".join(plain.split())

@@ -1,22 +1,23 @@
 """Answers sampled from one model in batches, and the rollouts made of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel
-
-from howwhen.collect.segmenters import find_cutter
-from howwhen.collect.sentences import Cutter, cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
+from howwhen.collect.segmenters import find_segmenter
+from howwhen.collect.sentences import (
+    Segmenter,
+    cut_sentences,
+    sentence_spans,
+    text_tokens,
+    thinking_part,
+    token_ends,
+)
 from howwhen.collect.traces import Trace
 from howwhen.errors import InputError, LengthError
+from howwhen.lm.generate import Sampling, check_lengths, generate
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import pad
 from howwhen.records import Finish, Problem, Rollout
 from howwhen.settings import CollectSettings
-
-
 
 
 def collect_rollouts(
@@ -32,9 +33,9 @@ def collect_rollouts(
     seed = Random(f"{settings.seed}/{problems[0].id}").getrandbits(31)
     sampling = Sampling(settings.max_new_tokens, settings.temperature, seed)
     answers = generate(thinking.model, thinking.end_ids, prompts, sampling)
-    cutter = find_cutter(settings)
+    segmenter = find_segmenter(settings)
     return [
-        make_rollout(thinking, problem, ids, cutter)
+        make_rollout(thinking, problem, ids, segmenter)
         for problem, ids in zip(problems, answers, strict=True)
     ]
 
@@ -43,19 +44,21 @@ def make_rollout(
     thinking: LanguageModel,
     problem: Problem,
     ids: Sequence[int],
-    cutter: Cutter = cut_sentences,
+    segmenter: Segmenter = cut_sentences,
 ) -> Rollout:
     """An answer with its text, finish reason and sentences."""
     text, ends = token_ends(thinking.tokenizer, ids)
     stopped = bool(ids) and ids[-1] in thinking.end_ids
     ends = ends[:-1] if stopped else ends  # the end token belongs to no sentence
     said = text[: ends[-1]] if ends else ""
-    spans = sentence_spans(said, ends, thinking.markers, cutter)
+    spans = sentence_spans(said, ends, thinking.think_tags, segmenter)
     finish = Finish.STOP if stopped else Finish.LENGTH
     return Rollout(problem.id, tuple(ids), text, finish, spans)
 
 
-def trace_rollout(thinking: LanguageModel, trace: Trace, cutter: Cutter = cut_sentences) -> Rollout:
+def trace_rollout(
+    thinking: LanguageModel, trace: Trace, segmenter: Segmenter = cut_sentences
+) -> Rollout:
     """An answer written elsewhere, as the thinking model's tokenizer reads it.
 
     Without a reason of its own it was cut off if its thinking was opened and never closed.
@@ -65,8 +68,8 @@ def trace_rollout(thinking: LanguageModel, trace: Trace, cutter: Cutter = cut_se
     """
     ids, ends = text_tokens(thinking.tokenizer, trace.text)
     _check_trace(thinking, trace, len(ids))
-    spans = sentence_spans(trace.text, ends, thinking.markers, cutter)
-    start, end = thinking_part(trace.text, thinking.markers)
+    spans = sentence_spans(trace.text, ends, thinking.think_tags, segmenter)
+    start, end = thinking_part(trace.text, thinking.think_tags)
     is_open = start > 0 and end == len(trace.text)
     finish = trace.finish or (Finish.LENGTH if is_open else Finish.STOP)
     return Rollout(trace.problem.id, tuple(ids), trace.text, finish, spans)
@@ -85,9 +88,3 @@ def _check_trace(thinking: LanguageModel, trace: Trace, length: int) -> None:
             f"{thinking.context} tokens that {thinking.name} can attend to; leave the row out, "
             "or take a model of longer context"
         )
-
-
-
-
-
-

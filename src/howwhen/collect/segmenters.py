@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from howwhen.collect.sentences import Cutter, cut_at, cut_sentences
+from howwhen.collect.sentences import Segmenter, cut_at, cut_sentences
 from howwhen.errors import MissingExtraError, ModelError
 from howwhen.settings import CollectSettings
 
@@ -19,29 +19,29 @@ _NEWLINES = re.compile(r"\n+")
 
 
 @runtime_checkable
-class Segmenter(Protocol):
+class SatModel(Protocol):
     """What `wtpsplit.SaT` is to us."""
 
     def predict_proba(self, text_or_texts: str) -> Sequence[float]:
         """How likely a sentence ends at each character; a blank text has one number."""
 
 
-def find_cutter(settings: CollectSettings) -> Cutter:
+def find_segmenter(settings: CollectSettings) -> Segmenter:
     """The cutter that the settings name; a model is loaded once.
 
     Raises:
         MissingExtraError: a model, without the library that runs it.
         ModelError: a model that cannot be loaded.
     """
-    return cut_sentences if settings.cutter == "rule" else _sat_cutter(settings.sat_model)
+    return cut_sentences if settings.segmenter == "rule" else _sat_segmenter(settings.sat_model)
 
 
 @lru_cache(maxsize=1)
-def _sat_cutter(model: str) -> Cutter:
-    return segmenter_cutter(_load_sat(model), _threshold(model))
+def _sat_segmenter(model: str) -> Segmenter:
+    return sat_segmenter(_load_sat(model), _threshold(model))
 
 
-def segmenter_cutter(segmenter: Segmenter, threshold: float) -> Cutter:
+def sat_segmenter(segmenter: SatModel, threshold: float) -> Segmenter:
     """Cut where the probability is above the threshold, and at newlines.
 
     Newlines right after a cut belong to the sentence they end, as with the rule.

@@ -3,7 +3,7 @@
 The rule cuts after `. ! ? ;` or a newline. Blanks after a cut belong to the next sentence, as word
 tokens carry the blank before them; newlines right after a cut belong to the sentence they end.
 Decimals, abbreviations of single letters and factorials are not cut. Any other cutter is a function
-of the same type (see `cutters`); what it returns must tile the text.
+of the same type (see `segmenters`); what it returns must tile the text.
 """
 
 import re
@@ -14,10 +14,10 @@ from itertools import accumulate, pairwise
 from transformers import PreTrainedTokenizerBase
 
 from howwhen.errors import InputError
-from howwhen.lm.prompts import THINK, Markers
+from howwhen.lm.prompts import THINK_TAGS, ThinkTags
 from howwhen.records import SentenceSpan
 
-Cutter = Callable[[str], list[tuple[int, int]]]
+Segmenter = Callable[[str], list[tuple[int, int]]]
 """Half-open character ranges of a text's sentences, which tile it."""
 _CUT = re.compile(r"[.!?;]+[\"')\]*]*\n*|\n+")
 _INITIALS = re.compile(r"(?:^|[\s(])(?:[A-Za-z]\.)*[A-Za-z]$")
@@ -28,13 +28,13 @@ _OPERAND = re.compile(r"(?:\d|\)|\b[a-zA-Z])$")
 _AFTER_SHOUT = re.compile(r"\s+[A-Z]|\s*$|\n")
 _REPLACEMENT = "\ufffd"
 """What decoding shows for a token that ends inside a character."""
-_LONGEST_WAIT = 16
+_MAX_WAIT_TOKENS = 16
 """Tokens after which what they show is no character to come, but bytes that never make one."""
-_LONGEST_CHARACTER = 4
+_MAX_CHARACTER_TOKENS = 4
 """Tokens of one character, at most: its bytes."""
 
 
-def thinking_part(text: str, markers: Markers = THINK) -> tuple[int, int]:
+def thinking_part(text: str, think_tags: ThinkTags = THINK_TAGS) -> tuple[int, int]:
     """Half-open character range of the thinking in an answer.
 
     It begins after the first opening marker and ends before the first closing one. Either may be
@@ -42,7 +42,7 @@ def thinking_part(text: str, markers: Markers = THINK) -> tuple[int, int]:
     is thinking. Further markers inside the thinking are part of it, and an opening marker after the
     first closing one (a second block, or a mention) is part of the answer.
     """
-    opening, closing = markers
+    opening, closing = think_tags
     opened, closed = text.find(opening), text.find(closing)
     start = 0 if opened < 0 or 0 <= closed < opened else opened + len(opening)
     closed = text.find(closing, start)
@@ -146,10 +146,10 @@ def _settled(
     shown = _decode(tokenizer, ids[prefix : index + 1])
     if not shown.endswith(_REPLACEMENT) or index + 1 == len(ids):
         return index + 1, shown
-    if index - read > _LONGEST_WAIT:
-        head = _decode(tokenizer, ids[prefix : index + 1 - _LONGEST_CHARACTER])
+    if index - read > _MAX_WAIT_TOKENS:
+        head = _decode(tokenizer, ids[prefix : index + 1 - _MAX_CHARACTER_TOKENS])
         if shown.startswith(head):
-            return index + 1 - _LONGEST_CHARACTER, head
+            return index + 1 - _MAX_CHARACTER_TOKENS, head
     return read, shown
 
 
@@ -181,8 +181,8 @@ def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int
 def sentence_spans(
     text: str,
     ends: Sequence[int],
-    markers: Markers = THINK,
-    cutter: Cutter = cut_sentences,
+    think_tags: ThinkTags = THINK_TAGS,
+    segmenter: Segmenter = cut_sentences,
 ) -> tuple[SentenceSpan, ...]:
     """Sentences of the thinking part, in characters and tokens.
 
@@ -193,11 +193,11 @@ def sentence_spans(
     Raises:
         InputError: a cutter whose sentences do not tile the text.
     """
-    start, end = thinking_part(text, markers)
+    start, end = thinking_part(text, think_tags)
     spans: list[SentenceSpan] = []
     token = bisect_right(ends, start) if start else 0
     left = start
-    for _, cut in _tiles(text[start:end], cutter):
+    for _, cut in _tiles(text[start:end], segmenter):
         last = bisect_right(ends, start + cut, lo=token)
         if last > token:
             spans.append(SentenceSpan(left, start + cut, token, last))
@@ -207,9 +207,9 @@ def sentence_spans(
     return tuple(spans)
 
 
-def _tiles(text: str, cutter: Cutter) -> list[tuple[int, int]]:
+def _tiles(text: str, segmenter: Segmenter) -> list[tuple[int, int]]:
     """What a cutter cuts, checked: no sentence may be lost."""
-    sentences = cutter(text)
+    sentences = segmenter(text)
     bounds = [0, *(end for _, end in sentences)]
     starts = [start for start, _ in sentences]
     if starts != bounds[:-1] or bounds[-1] != len(text) or sorted(set(bounds)) != bounds:

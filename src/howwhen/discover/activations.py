@@ -5,9 +5,7 @@ grows with sentences and not with tokens. What was read goes into shards of the 
 row with its rollout and span; a killed reading goes on after its last shard.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,17 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from howwhen.formats.safetensors import Json
-from howwhen.errors import InputError, StoreError
+from howwhen.errors import InputError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import residuals
 from howwhen.settings import DiscoverSettings
-from howwhen.pipeline.store import StepFolder
 
 
-
-class Passage(NamedTuple):
+class ReaderInput(NamedTuple):
     """One rollout as a model reads it."""
 
     prompt: Sequence[int]
@@ -45,7 +40,10 @@ class Passage(NamedTuple):
 
 @torch.no_grad()
 def sentence_means(
-    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], how: DiscoverSettings
+    reader: LanguageModel,
+    reader_inputs: Sequence[ReaderInput],
+    layers: Sequence[int],
+    how: DiscoverSettings,
 ) -> dict[int, Float[Tensor, "sentence d_model"]]:
     """Read every passage once and average the residuals within its sentences.
 
@@ -53,7 +51,7 @@ def sentence_means(
 
     Args:
         reader: the model whose residuals are read.
-        passages: what it reads.
+        reader_inputs: what it reads.
         layers: 0-based blocks.
         how: `batch_tokens` are read at a time, padding included (at least one passage); products
             are in bfloat16 where `bfloat16` says so, sums in float32 all the same.
@@ -61,14 +59,14 @@ def sentence_means(
     Returns:
         For each layer the raw (not normalised) means in float32, in order of passages and spans.
     """
-    counts = [len(passage.spans) for passage in passages]
+    counts = [len(reader_input.spans) for reader_input in reader_inputs]
     starts = torch.tensor([0, *counts]).cumsum(0).tolist()
     means = {
         layer: torch.empty(starts[-1], reader.model.config.hidden_size) for layer in set(layers)
     }
     device = reader.model.device
-    for batch in _batches(passages, how.batch_tokens):
-        chosen = [passages[number] for number in batch]
+    for batch in _batches(reader_inputs, how.batch_tokens):
+        chosen = [reader_inputs[number] for number in batch]
         ids = pad([[*one.prompt, *one.ids] for one in chosen]).ids.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=how.bfloat16):
             pooled = residuals(reader.model, layers, _pooling(chosen, device), input_ids=ids)
@@ -78,11 +76,11 @@ def sentence_means(
     return means
 
 
-def _batches(passages: Sequence[Passage], batch_tokens: int) -> Iterator[list[int]]:
+def _batches(reader_inputs: Sequence[ReaderInput], batch_tokens: int) -> Iterator[list[int]]:
     """Numbers of the passages, those of similar length together."""
     batch: list[int] = []
-    for number in sorted(range(len(passages)), key=lambda n: passages[n].length):
-        if batch and (len(batch) + 1) * passages[number].length > batch_tokens:
+    for number in sorted(range(len(reader_inputs)), key=lambda n: reader_inputs[n].length):
+        if batch and (len(batch) + 1) * reader_inputs[number].length > batch_tokens:
             yield batch
             batch = []
         batch.append(number)
@@ -90,17 +88,19 @@ def _batches(passages: Sequence[Passage], batch_tokens: int) -> Iterator[list[in
         yield batch
 
 
-def _pooling(passages: Sequence[Passage], device: torch.device) -> Callable[[Tensor], Tensor]:
+def _pooling(
+    reader_inputs: Sequence[ReaderInput], device: torch.device
+) -> Callable[[Tensor], Tensor]:
     """Takes a batch's residual to the means over its sentences."""
-    firsts = accumulate((len(passage.spans) for passage in passages), initial=0)
+    firsts = accumulate((len(reader_input.spans) for reader_input in reader_inputs), initial=0)
     places = [
-        (row, len(passage.prompt) + position, number)
-        for row, (passage, first) in enumerate(zip(passages, firsts, strict=False))
-        for number, (start, end) in enumerate(passage.spans, start=first)
+        (row, len(reader_input.prompt) + position, number)
+        for row, (reader_input, first) in enumerate(zip(reader_inputs, firsts, strict=False))
+        for number, (start, end) in enumerate(reader_input.spans, start=first)
         for position in range(start, end)
     ]
     rows, positions, numbers = torch.tensor(places, dtype=torch.long, device=device).view(-1, 3).T
-    lengths = numbers.bincount(minlength=_sentences(passages))
+    lengths = numbers.bincount(minlength=count_sentences(reader_inputs))
 
     def pool(
         residual: Float[Tensor, "batch position d_model"],
@@ -112,27 +112,21 @@ def _pooling(passages: Sequence[Passage], device: torch.device) -> Callable[[Ten
     return pool
 
 
-def _sentences(passages: Sequence[Passage]) -> int:
-    return sum(len(passage.spans) for passage in passages)
+def count_sentences(reader_inputs: Sequence[ReaderInput]) -> int:
+    """Number of sentences in all inputs."""
+    return sum(len(reader_input.spans) for reader_input in reader_inputs)
 
 
+def check_reader_inputs(reader: LanguageModel, reader_inputs: Sequence[ReaderInput]) -> None:
+    """Refuse inputs that the reader cannot read.
 
-
-
-
-
-
-
-
-
-
-
-
-def _check_passages(reader: LanguageModel, passages: Sequence[Passage]) -> None:
-    if not any(passage.spans for passage in passages):
+    Raises:
+        InputError: an input longer than the reader's context, or no sentence at all.
+    """
+    if not any(reader_input.spans for reader_input in reader_inputs):
         raise InputError("there is not one sentence to read; collect answers with thinking in them")
-    longest = max(range(len(passages)), key=lambda number: passages[number].length)
-    length = passages[longest].length
+    longest = max(range(len(reader_inputs)), key=lambda number: reader_inputs[number].length)
+    length = reader_inputs[longest].length
     if reader.context is not None and length > reader.context:
         raise InputError(
             f"answer {longest} (from 0) and its prompt have {length} tokens in the words of "

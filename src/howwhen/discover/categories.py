@@ -14,7 +14,7 @@ POSITIONS = 10
 
 
 @dataclass(frozen=True)
-class Example:
+class SentenceExample:
     """A sentence with its place."""
 
     text: str
@@ -27,7 +27,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class CategorySummary:
     """One category of a taxonomy."""
 
     category: int
@@ -38,9 +38,9 @@ class Portrait:
     sentences: int
     share: float
     """Of all sentences."""
-    typical: tuple[Example, ...]
+    typical: tuple[SentenceExample, ...]
     """The strongest sentences, each text once."""
-    borderline: tuple[Example, ...]
+    borderline: tuple[SentenceExample, ...]
     """Those that were nearly in another category, each text once."""
     positions: tuple[int, ...]
     """Sentences in each tenth of an answer's sentences."""
@@ -58,9 +58,9 @@ class Transitions:
     """Answers that end with each category."""
 
 
-def paint(
+def summarize_categories(
     rollouts: Sequence[Rollout], annotations: Sequence[Annotation], names: Sequence[Name]
-) -> list[Portrait]:
+) -> list[CategorySummary]:
     """A portrait of every category.
 
     Args:
@@ -74,7 +74,7 @@ def paint(
     for number, annotation in enumerate(annotations):
         own[annotation.category].append(number)
     return [
-        Portrait(
+        CategorySummary(
             category,
             name.title,
             name.description,
@@ -127,15 +127,15 @@ def _margin(annotation: Annotation) -> float:
 
 def _pick(
     ranked: Sequence[int], texts: Sequence[str], annotations: Sequence[Annotation]
-) -> tuple[Example, ...]:
+) -> tuple[SentenceExample, ...]:
     """The first few in this order, each text once."""
-    picked: dict[str, Example] = {}
+    picked: dict[str, SentenceExample] = {}
     for number in ranked:
         if len(picked) == SHOWN:
             break
         one = annotations[number]
         line = " ".join(texts[number].split())
         picked.setdefault(
-            line, Example(line, one.problem_id, one.strength, one.runner_up, _margin(one))
+            line, SentenceExample(line, one.problem_id, one.strength, one.runner_up, _margin(one))
         )
     return tuple(picked.values())

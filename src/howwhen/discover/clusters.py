@@ -20,7 +20,7 @@ from howwhen.settings import Method
 
 STARTS = 4
 """Starts of a clustering, of which the best is kept."""
-MOST_MERGED = 4000
+MAX_MERGED = 4000
 """Sentences that the hierarchy is built from, at most: it looks at every pair."""
 SHARE_MERGED = 0.8
 """Share of few sentences that it is built from, so that another seed sees others."""
@@ -116,7 +116,7 @@ def _mixture(rows: np.ndarray, size: int, seed: int) -> Linear:
 
 def _agglomerative(rows: np.ndarray, size: int, seed: int) -> Linear:
     """Ward's hierarchy over a sample of the sentences, applied by the nearest mean."""
-    count = max(size, min(MOST_MERGED, int(SHARE_MERGED * len(rows))))
+    count = max(size, min(MAX_MERGED, int(SHARE_MERGED * len(rows))))
     some = rows[np.random.RandomState(seed).permutation(len(rows))[:count]]
     labels = AgglomerativeClustering(size).fit_predict(some)
     return _nearest(np.stack([some[labels == number].mean(0) for number in range(size)]))

@@ -18,9 +18,9 @@ from howwhen.judge.endpoint import Request
 from howwhen.judge.fencing import FENCES, code_of, fence
 from howwhen.settings import DiscoverSettings
 
-Kind = Literal["belong", "fit", "alike"]
+PromptKind = Literal["belong", "fit", "alike"]
 
-PROMPTS: dict[Kind, str] = {
+PROMPTS: dict[PromptKind, str] = {
     "belong": """Find the sentences that belong to a category.
 
 A category gathers sentences that do the same thing for the reasoning that they are part of. A sentence belongs if it does what the category says, whatever it is about. The sentences are taken out of worked answers to problems, and numbered. Any number of them may belong, or none. Lines that are too long are shown without their middle.
@@ -58,19 +58,19 @@ $form
 
 TOP = 10
 """Best fit, and closest similarity."""
-WORST: dict[Kind, int] = {"belong": 0, "fit": 0, "alike": TOP}
+WORST: dict[PromptKind, int] = {"belong": 0, "fit": 0, "alike": TOP}
 """The worst mark of an item: not named, says nothing, the same. The form that a prompt shows holds
 it, so that repeating the form is no success."""
-ITEMS: dict[Kind, int] = {"belong": 25, "fit": 20, "alike": 25}
+ITEMS: dict[PromptKind, int] = {"belong": 25, "fit": 20, "alike": 25}
 """Most sentences or pairs in one request."""
 OWN_IN = 5
 """One sentence in so many of a question who belongs is of the category itself."""
 
 
-class Question(NamedTuple):
+class JudgePrompt(NamedTuple):
     """One request, and what is needed to read its reply."""
 
-    kind: Kind
+    kind: PromptKind
     category: int | None
     """Whose sentences are asked for; None where the question is about several categories."""
     keys: tuple[int, ...]
@@ -85,7 +85,7 @@ class _Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Draw:
+class PromptSample:
     """One sample of everything that is asked; equal draws ask the same."""
 
     assigned: Assigned
@@ -95,14 +95,14 @@ class Draw:
     number: int
     """Draws with other numbers have other samples, and their replies are asked for anew."""
 
-    def questions(self) -> list[Question]:
+    def prompts(self) -> list[JudgePrompt]:
         """All of them: of each used category who belongs, then what fits, then what is alike."""
         categories = np.asarray(self.assigned.categories, dtype=int)
         used = np.unique(categories).tolist()
         belong = [one for category in used for one in self._belong(category, categories)]
         return [*belong, *self._fit(categories), *self._alike(used)]
 
-    def _belong(self, category: int, categories: np.ndarray) -> list[Question]:
+    def _belong(self, category: int, categories: np.ndarray) -> list[JudgePrompt]:
         """Sentences of a category among others, one in five where there are enough others."""
         random = self._random("belong", category)
         own = np.flatnonzero(categories == category)
@@ -117,7 +117,7 @@ class Draw:
         ]
         return self._ask("belong", items, category)
 
-    def _fit(self, categories: np.ndarray) -> list[Question]:
+    def _fit(self, categories: np.ndarray) -> list[JudgePrompt]:
         """Sentences of all categories, of each as many as its share of all sentences."""
         random = self._random("fit")
         shuffled = random.permutation(len(categories))
@@ -130,7 +130,7 @@ class Draw:
             items.append(_Item(owner, (self.assigned.texts[row], f"category: {self._name(owner)}")))
         return self._ask("fit", items)
 
-    def _alike(self, used: Sequence[int]) -> list[Question]:
+    def _alike(self, used: Sequence[int]) -> list[JudgePrompt]:
         """All pairs of names, in random order and either way round."""
         random = self._random("alike")
         pairs = random.permutation(np.array([*combinations(used, 2)], dtype=int).reshape(-1, 2))
@@ -138,7 +138,7 @@ class Draw:
         items = [_Item(0, (self._name(one), f"and: {self._name(two)}")) for one, two in turned]
         return self._ask("alike", items)
 
-    def _random(self, kind: Kind, category: int = 0) -> np.random.Generator:
+    def _random(self, kind: PromptKind, category: int = 0) -> np.random.Generator:
         """One for each sample, so that none depends on another."""
         return np.random.default_rng(
             [self.settings.seeds[0], self.number, list(PROMPTS).index(kind), category]
@@ -148,20 +148,20 @@ class Draw:
         return f"{self.names[category].title}: {self.names[category].description}"
 
     def _ask(
-        self, kind: Kind, items: Sequence[_Item], category: int | None = None
-    ) -> list[Question]:
+        self, kind: PromptKind, items: Sequence[_Item], category: int | None = None
+    ) -> list[JudgePrompt]:
         """Questions about so many items as fit into a request."""
         head = "" if category is None else self._name(category)
-        questions = []
+        prompts = []
         for start in range(0, len(items), ITEMS[kind]):
             part = items[start : start + ITEMS[kind]]
             message = {"role": "user", "content": _write_prompt(kind, part, head)}
             keys = tuple(item.key for item in part)
-            questions.append(Question(kind, category, keys, Request([message], self.number)))
-        return questions
+            prompts.append(JudgePrompt(kind, category, keys, Request([message], self.number)))
+        return prompts
 
 
-def _write_prompt(kind: Kind, items: Sequence[_Item], head: str) -> str:
+def _write_prompt(kind: PromptKind, items: Sequence[_Item], head: str) -> str:
     code = code_of(head, *(line for item in items for line in item.lines))
     shown = "\n".join(_show(number, item, code) for number, item in enumerate(items, 1))
     material = fence("pairs" if kind == "alike" else "sentences", shown, code)

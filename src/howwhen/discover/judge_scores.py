@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from howwhen.discover.judge_prompts import TOP, WORST, JudgePrompt, PromptSample
 from howwhen.discover.titles import Assigned, Name
-from howwhen.discover.judge_prompts import TOP, WORST, Draw, Question
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge
 from howwhen.judge.fencing import read_object
@@ -88,9 +88,9 @@ def score_with_judge(
             "sentences; expected a name for every category, and sentences to judge"
         )
     numbers = range(settings.judge_repeats)
-    asked = [Draw(assigned, names, settings, number).questions() for number in numbers]
+    asked = [PromptSample(assigned, names, settings, number).prompts() for number in numbers]
     replies = iter(judge.ask_many([one.request for draw in asked for one in draw]))
-    marked = [[_mark(question, next(replies)) for question in draw] for draw in asked]
+    marked = [[_mark(prompt, next(replies)) for prompt in draw] for draw in asked]
     rounds = [_score_round(draw) for draw in marked]
     means = np.array([one.means() for one in rounds])
     consistency, completeness, independence = means.mean(0).tolist()
@@ -107,7 +107,7 @@ def score_with_judge(
     )
 
 
-def read_marks(question: Question, reply: str) -> tuple[float, ...] | None:
+def read_marks(prompt: JudgePrompt, reply: str) -> tuple[float, ...] | None:
     """The mark of every item in a judge's reply: named or not (1 or 0), or its rating.
 
     Returns:
@@ -117,8 +117,8 @@ def read_marks(question: Question, reply: str) -> tuple[float, ...] | None:
     found = read_object(reply)
     if found is None:
         return None
-    count = len(question.keys)
-    return _read_named(found, count) if question.kind == "belong" else _read_ratings(found, count)
+    count = len(prompt.keys)
+    return _read_named(found, count) if prompt.kind == "belong" else _read_ratings(found, count)
 
 
 def _read_named(found: Mapping[str, Any], count: int) -> tuple[float, ...] | None:
@@ -138,7 +138,7 @@ def _read_ratings(found: Mapping[str, Any], count: int) -> tuple[float, ...] | N
 
 
 class _Marked(NamedTuple):
-    question: Question
+    prompt: JudgePrompt
     marks: tuple[float, ...]
     is_usable: bool
 
@@ -165,22 +165,22 @@ class _Round(NamedTuple):
         return float(np.mean(f1)), float(np.mean(fits)), self.independence
 
 
-def _mark(question: Question, reply: str) -> _Marked:
-    marks = read_marks(question, reply)
+def _mark(prompt: JudgePrompt, reply: str) -> _Marked:
+    marks = read_marks(prompt, reply)
     if marks is None:
-        return _Marked(question, (float(WORST[question.kind]),) * len(question.keys), False)
-    return _Marked(question, marks, True)
+        return _Marked(prompt, (float(WORST[prompt.kind]),) * len(prompt.keys), False)
+    return _Marked(prompt, marks, True)
 
 
 def _score_round(marked: Sequence[_Marked]) -> _Round:
     pairs: dict[int, list[tuple[int, float]]] = {}
     fits: dict[int, list[float]] = {}
     similar: list[float] = []
-    for question, marks, _ in marked:
-        if question.category is not None:
-            pairs.setdefault(question.category, []).extend(zip(question.keys, marks, strict=True))
-        elif question.kind == "fit":
-            for category, mark in zip(question.keys, marks, strict=True):
+    for prompt, marks, _ in marked:
+        if prompt.category is not None:
+            pairs.setdefault(prompt.category, []).extend(zip(prompt.keys, marks, strict=True))
+        elif prompt.kind == "fit":
+            for category, mark in zip(prompt.keys, marks, strict=True):
                 fits.setdefault(category, []).append(mark / TOP)
         else:
             similar += marks
@@ -200,7 +200,7 @@ def _standard_error(scores: np.ndarray) -> float | None:
 
 
 def _per_category(
-    assigned: Assigned, asked: Sequence[Question], rounds: Sequence[_Round]
+    assigned: Assigned, asked: Sequence[JudgePrompt], rounds: Sequence[_Round]
 ) -> tuple[CategoryScores, ...]:
     sizes = np.bincount(assigned.categories, minlength=assigned.size).tolist()
     rows = []

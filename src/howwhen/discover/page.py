@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from howwhen.discover.categories import Portrait, Transitions
+from howwhen.discover.categories import CategorySummary, Transitions
 
 STRONGEST_SHADE = 60
 """Per cent of the accent colour behind the highest number of a table; more would hide the text."""
@@ -27,7 +27,7 @@ class PageInput:
     """Counts of the step's provenance."""
     cells: Sequence[Mapping[str, Any]]
     """Rows of `scores.json`."""
-    portraits: Sequence[Portrait]
+    summaries: Sequence[CategorySummary]
     transitions: Transitions
     truth: Mapping[str, Any] | None = None
     """`truth.json`, where the truth is known."""
@@ -78,11 +78,11 @@ def page_context(given: PageInput) -> dict[str, Any]:
         "heat_maps": _heat_maps(given.cells),
         "judged": [cell for cell in given.cells if "judged_score" in cell],
         "baselines": _best_of_each_method(given.cells),
-        "bars": [_bars(portrait.positions) for portrait in given.portraits],
+        "bars": [_bars(summary.positions) for summary in given.summaries],
         "moves": [_shares(row) for row in given.transitions.follows],
         "starts": _shares(given.transitions.first),
         "ends": _shares(given.transitions.last),
-        "confusions": _confusions(given.truth, len(given.portraits)),
+        "confusions": _confusions(given.truth, len(given.summaries)),
     }
 
 

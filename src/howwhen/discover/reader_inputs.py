@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 
 from howwhen.collect.sentences import text_tokens
-from howwhen.discover.activations import Passage
+from howwhen.discover.activations import ReaderInput
 from howwhen.lm.models import LanguageModel
 from howwhen.records import Rollout
 
 
-def read_as_written(
+def own_tokens(
     _reader: LanguageModel, rollout: Rollout, prompt: Sequence[int], is_trained: Sequence[bool]
-) -> Passage:
+) -> ReaderInput:
     """The answer's own tokens, for the model that wrote it."""
     spans = [(span.start_token, span.end_token) for span in rollout.spans]
     read = rollout.ids[: spans[-1][1]] if spans else ()
-    return Passage(prompt, read, spans, is_trained)
+    return ReaderInput(prompt, read, spans, is_trained)
 
 
-def read_by_another(
+def retokenized(
     reader: LanguageModel, rollout: Rollout, prompt: Sequence[int], is_trained: Sequence[bool]
-) -> Passage:
+) -> ReaderInput:
     """The reader's own tokens of the answer's text, with the same sentences."""
     ids, ends = text_tokens(reader.tokenizer, _thinking(rollout))
-    return Passage(prompt, ids, _token_ranges(rollout, ends), is_trained)
+    return ReaderInput(prompt, ids, _token_ranges(rollout, ends), is_trained)
 
 
 def _thinking(rollout: Rollout) -> str:

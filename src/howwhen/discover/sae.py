@@ -20,7 +20,7 @@ from howwhen.errors import InputError
 from howwhen.probes import Sae
 from howwhen.settings import DiscoverSettings
 
-MOST_MERGED = 4096
+MAX_MERGED = 4096
 """Sentences in the hierarchy that the first latents are cut from, at most (every pair counts)."""
 SHARE_MERGED = 0.8
 """Share of few sentences that are in it, so that another seed starts elsewhere."""
@@ -35,7 +35,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Health:
+class SaeMetrics:
     """How well an autoencoder does on the sentences it was trained on."""
 
     fvu: float
@@ -72,16 +72,16 @@ def train_grid(
         grid.fill_gradients(inputs[rows])
         optimizer.step()
         grid.normalise_decoders()
-    return grid.cut_out()
+    return grid.to_saes()
 
 
 @torch.no_grad()
-def examine(sae: Sae, inputs: Float[Tensor, "n d"]) -> Health:
+def evaluate(sae: Sae, inputs: Float[Tensor, "n d"]) -> SaeMetrics:
     """FVU, L0 and dead latents on these sentences."""
     kept = sae.scores(inputs).topk(sae.k, dim=1)
     error = (inputs - sae.reconstruct(inputs)).square().sum()
     uses = kept.indices[kept.values != 0].bincount(minlength=len(sae.encoder))
-    return Health(
+    return SaeMetrics(
         fvu=float(error / (inputs - inputs.mean(0)).square().sum()),
         l0=float((kept.values != 0).sum(1).float().mean()),
         dead=int((uses == 0).sum()),
@@ -107,7 +107,7 @@ class _Grid:
         self.ks = [shape.k for shape in shapes]
         self.cells = [slice(end - shape.size, end) for end, shape in zip(ends, shapes, strict=True)]
         self.owner = torch.arange(len(shapes)).repeat_interleave(sizes)
-        starts = torch.cat(first_latents(inputs, [shape.size for shape in shapes], seed))
+        starts = torch.cat(init_latents(inputs, [shape.size for shape in shapes], seed))
         self.rows = torch.stack([starts, starts])
         """Encoders, then decoders: (2, latent, d)."""
         self.encoder_bias = torch.zeros(len(starts))
@@ -157,7 +157,7 @@ class _Grid:
         """Give every decoder row unit norm."""
         self.rows[1] = functional.normalize(self.rows[1], dim=1)
 
-    def cut_out(self) -> list[Sae]:
+    def to_saes(self) -> list[Sae]:
         """Every cell's own weights."""
         encoder, decoder = self.rows
         return [
@@ -193,20 +193,20 @@ _FAR = 1e30
 def _check(shape: Shape, sentences: int) -> None:
     if shape.k > shape.size:
         raise InputError(f"an autoencoder of {shape.size} latents cannot keep k={shape.k} of them")
-    if shape.size > most_latents(sentences):
+    if shape.size > max_latents(sentences):
         raise InputError(
-            f"{sentences} sentences can start an autoencoder of {most_latents(sentences)} latents "
+            f"{sentences} sentences can start an autoencoder of {max_latents(sentences)} latents "
             f"at most, not of {shape.size}; give more problems (--collect.limit) or smaller sizes "
             "(--discover.sizes)"
         )
 
 
-def most_latents(sentences: int) -> int:
+def max_latents(sentences: int) -> int:
     """Latents that so many sentences can start, at most."""
-    return min(MOST_MERGED, int(SHARE_MERGED * sentences))
+    return min(MAX_MERGED, int(SHARE_MERGED * sentences))
 
 
-def first_latents(
+def init_latents(
     inputs: Float[Tensor, "n d"], sizes: Sequence[int], seed: int
 ) -> list[Float[Tensor, "latent d"]]:
     """Directions to start from, for every size: the clusters of Ward's hierarchy of a sample.
@@ -214,7 +214,7 @@ def first_latents(
     All sizes are cuts of one hierarchy. Against draws of k-means++ this left less unexplained,
     other seeds agreed more, and no latent started dead.
     """
-    drawn = np.random.default_rng(seed).permutation(len(inputs))[: most_latents(len(inputs))]
+    drawn = np.random.default_rng(seed).permutation(len(inputs))[: max_latents(len(inputs))]
     sample = inputs[torch.from_numpy(drawn)]
     merges = ward(torch.pdist(sample).double().numpy())
     cuts = sorted(set(sizes))

@@ -12,11 +12,18 @@ from torch.nn import functional
 
 from howwhen.discover.clusters import fit_clusters
 from howwhen.discover.judge_scores import JudgedScores
-from howwhen.discover.sae import Health, Shape, examine, most_latents, train_grid
-from howwhen.discover.validate import MOST_SENTENCES, OfflineScores, Partition, TruthScores, Validator, score_against_truth
+from howwhen.discover.sae import SaeMetrics, Shape, evaluate, max_latents, train_grid
+from howwhen.discover.validate import (
+    MAX_SENTENCES,
+    OfflineScores,
+    Partition,
+    TruthScores,
+    Validator,
+    score_against_truth,
+)
 from howwhen.errors import InputError, SettingsError
-from howwhen.records import Annotation, Rollout
 from howwhen.probes import Clusters, Sae, Taxonomy
+from howwhen.records import Annotation, Rollout
 from howwhen.settings import DiscoverSettings
 
 Report = Callable[[str], None]
@@ -36,7 +43,7 @@ class CellScores:
     offline: OfflineScores
     unused: int
     """Categories that no sentence is in."""
-    health: Health | None = None
+    metrics: SaeMetrics | None = None
     """Of an autoencoder."""
     truth: Mapping[str, TruthScores] | None = None
     """By level of the truth, where it is known."""
@@ -59,7 +66,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TaxonomyChoice:
     """The chosen cell and why."""
 
     index: int
@@ -78,7 +85,7 @@ class LayerSentences:
     texts: Sequence[str]
     labels: Mapping[str, Sequence[str | None]]
     """For each level of the truth (`behaviour`, `operation`) a label per sentence."""
-    looked_at: np.ndarray
+    sample_rows: np.ndarray
     """Numbers of the sentences that the offline scores look at."""
     others: np.ndarray | None = None
     """Activations of those at the layers of the other half, (sentence, features)."""
@@ -87,12 +94,12 @@ class LayerSentences:
 Scorer = Sae | Clusters
 
 
-def look_at(sentences: int, seed: int) -> np.ndarray:
+def scoring_sample(sentences: int, seed: int) -> np.ndarray:
     """Ascending numbers of the sentences that the offline scores look at."""
-    return np.sort(np.random.default_rng(seed).permutation(sentences)[:MOST_SENTENCES])
+    return np.sort(np.random.default_rng(seed).permutation(sentences)[:MAX_SENTENCES])
 
 
-def other_half(layers: Sequence[int], layer: int) -> list[int]:
+def heldout_layers(layers: Sequence[int], layer: int) -> list[int]:
     """The layers that a probe of `layer`'s categories may see: every second one, not `layer`."""
     ordered = sorted(layers)
     return [one for one in ordered if (ordered.index(one) - ordered.index(layer)) % 2]
@@ -119,8 +126,8 @@ def discover_layer(
     inputs = sentences.inputs
     partitions = [_partition(own, others, sentences) for own, others in trained]
     validator = Validator(
-        [sentences.texts[row] for row in sentences.looked_at],
-        inputs[torch.from_numpy(sentences.looked_at)].numpy(),
+        [sentences.texts[row] for row in sentences.sample_rows],
+        inputs[torch.from_numpy(sentences.sample_rows)].numpy(),
         sentences.others,
         settings.seeds[0],
     )
@@ -142,7 +149,9 @@ def _train_saes(
     halves = [train_grid(half, shapes, settings, settings.seeds[0]) for half in _halves(inputs)]
     found = []
     for number in range(len(shapes)):
-        own, *others = sorted((one[number] for one in seeded), key=lambda s: examine(s, inputs).fvu)
+        own, *others = sorted(
+            (one[number] for one in seeded), key=lambda s: evaluate(s, inputs).fvu
+        )
         found.append((own, [*others, *(half[number] for half in halves)]))
     return found
 
@@ -153,7 +162,7 @@ def _train_baselines(
     """The same for every clustering and size."""
     methods = [method for method in settings.methods if method != "sae"]
     inputs, dimensions = sentences.inputs, settings.pca_dimensions
-    sizes = [size for size in settings.sizes if size <= most_latents(len(inputs) // 2)]
+    sizes = [size for size in settings.sizes if size <= max_latents(len(inputs) // 2)]
     found = []
     for method, size in product(methods, sizes):
         runs = [(inputs, seed) for seed in settings.seeds]
@@ -171,7 +180,7 @@ def _halves(inputs: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "a d"], Float[T
 
 
 def _partition(own: Scorer, others: Sequence[Scorer], sentences: LayerSentences) -> Partition:
-    rows = sentences.inputs[torch.from_numpy(sentences.looked_at)]
+    rows = sentences.inputs[torch.from_numpy(sentences.sample_rows)]
     found = [one.scores(rows).argmax(1).numpy() for one in (own, *others)]
     return Partition(found[0], found[1:-2], (found[-2], found[-1]))
 
@@ -186,7 +195,7 @@ def _account(own: Scorer, offline: OfflineScores, sentences: LayerSentences) -> 
         k=own.k if isinstance(own, Sae) else 1,
         offline=offline,
         unused=int((categories.bincount(minlength=size) == 0).sum()),
-        health=examine(own, sentences.inputs) if isinstance(own, Sae) else None,
+        metrics=evaluate(own, sentences.inputs) if isinstance(own, Sae) else None,
         truth=compare_with_truth(categories.tolist(), sentences.labels) or None,
     )
 
@@ -206,7 +215,7 @@ def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Sh
         InputError: none can.
     """
     grid = [Shape(size, k) for size in settings.sizes for k in settings.ks]
-    most = most_latents(sentences // 2)
+    most = max_latents(sentences // 2)
     kept = [shape for shape in grid if shape.k <= shape.size <= most]
     if not kept:
         raise InputError(
@@ -217,7 +226,7 @@ def possible_shapes(sentences: int, settings: DiscoverSettings) -> tuple[list[Sh
     return kept, [shape for shape in grid if shape not in kept]
 
 
-def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
+def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> TaxonomyChoice:
     """The smallest taxonomy within one standard error of the best score, among the allowed cells.
 
     Allowed are the cells of the first method, or those that the settings `chosen_...` name; where a
@@ -239,7 +248,7 @@ def choose(cells: Sequence[CellScores], settings: DiscoverSettings) -> Choice:
     traits = ", ".join(one for one in (_wish(settings), "judged" if judged else "") if one)
     chosen = cells[index]
     empty = f" ({chosen.unused} of {chosen.size} categories are empty)" if chosen.unused else ""
-    return Choice(
+    return TaxonomyChoice(
         index,
         f"{chosen.name}{empty}: {kind} {scores[index].score:.3f}. Rule: {CHOICE_RULE}, which is "
         f"{scores[best].score:.3f} ± {error:.3f} ({cells[best].name}); {len(good)} of "

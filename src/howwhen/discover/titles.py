@@ -16,11 +16,19 @@ from scipy.sparse import csr_array
 
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge, Request
-from howwhen.judge.fencing import FENCES, back_to_latex, code_of, cut_middle, fence, read_object, sendable
+from howwhen.judge.fencing import (
+    FENCES,
+    back_to_latex,
+    code_of,
+    cut_middle,
+    fence,
+    read_object,
+    sendable,
+)
 from howwhen.settings import DiscoverSettings
 
 PHRASES_PER_TITLE = 3
-LONGEST_PHRASE = 3
+MAX_PHRASE_WORDS = 3
 """In words."""
 BY_WORDS = "words"
 """What a name without a judge is named by."""
@@ -191,7 +199,7 @@ def _phrases(sentence: str) -> Iterator[str]:
         runs[-1].append(match[0])
         end = match.end()
     for run in runs:
-        for length in range(1, min(LONGEST_PHRASE, len(run)) + 1):
+        for length in range(1, min(MAX_PHRASE_WORDS, len(run)) + 1):
             for start in range(len(run) - length + 1):
                 yield " ".join(run[start : start + length])
 

@@ -29,7 +29,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import KFold
 
 FOLDS = 5
-MOST_SENTENCES = 4000
+MAX_SENTENCES = 4000
 """Sentences that the scores look at, at most."""
 SILHOUETTE_SENTENCES = 500
 """Of them, sentences per fold whose distances to each other are looked at."""
@@ -115,9 +115,11 @@ class Validator:
     def score(self, partitions: Sequence[Partition]) -> list[OfflineScores]:
         """Score all cells of the layer."""
         found = [partition.own for partition in partitions]
-        by_layers = _foretell(self.others, found, self.folds)
+        by_layers = _cross_val_predict(self.others, found, self.folds)
         by_words = (
-            by_layers if self.others is self.words else _foretell(self.words, found, self.folds)
+            by_layers
+            if self.others is self.words
+            else _cross_val_predict(self.words, found, self.folds)
         )
         return [
             self._score(partition, one, other)
@@ -189,7 +191,7 @@ def _embed_words(texts: Sequence[str], seed: int) -> np.ndarray:
     return reduced
 
 
-def _foretell(
+def _cross_val_predict(
     features: np.ndarray,
     partitions: Sequence[np.ndarray],
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -208,11 +210,11 @@ def _foretell(
         probe = Ridge(alpha=RIDGE * len(train)).fit(features[train], targets[train])
         said = probe.predict(features).reshape(len(features), -1)
         for one, found, own in zip(predicted, partitions, columns, strict=True):
-            one[held_out] = _discriminate(said[:, own], found, train, held_out)
+            one[held_out] = _lda_predict(said[:, own], found, train, held_out)
     return predicted
 
 
-def _discriminate(
+def _lda_predict(
     said: np.ndarray, categories: np.ndarray, train: np.ndarray, held_out: np.ndarray
 ) -> np.ndarray:
     """Categories of the held-out rows by the linear discriminants of the others.

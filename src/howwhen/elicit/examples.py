@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.errors import PairError
+from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
+from howwhen.lm.residual import capture_residuals
 from howwhen.probes import Gate
 from howwhen.records import Rollout
-from howwhen.lm.residual import reading
 
 TOP_TOKENS = 20
 """Likeliest tokens of the thinking model that are kept of every distribution."""
@@ -27,7 +27,7 @@ LOGIT_BYTES = 2**28
 """About how much memory the logits of answers read at a time may take."""
 
 
-class Window(NamedTuple):
+class SteeredWindow(NamedTuple):
     """Half-open range of positions to steer; position t predicts token t + 1."""
 
     start: int
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Soft:
+class SoftTargets:
     """What the thinking model would say at some positions: its likeliest tokens."""
 
     ids: Int[Tensor, "position top"]
@@ -45,16 +45,16 @@ class Soft:
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class TrainingExample:
     """One text as the base reads it, and where to steer it."""
 
     ids: tuple[int, ...]
     """The base's prompt, then (part of) an answer."""
-    windows: tuple[Window, ...]
+    windows: tuple[SteeredWindow, ...]
     """Disjoint, in order."""
     targets: tuple[int, ...]
     """Token wanted after each steered position, window by window."""
-    soft: Soft | None = None
+    soft: SoftTargets | None = None
     """The same as distributions, where known."""
     prompt: int = 0
     """Tokens of the base's prompt: texts that share them answer the same question."""
@@ -84,20 +84,20 @@ class Decisions:
     """The thinking model's token after each."""
     states: Float[Tensor, "decision d_model"]
     """Its residual at each, at the gate's layer."""
-    soft: Soft
+    soft: SoftTargets
     base_losses: tuple[float, ...]
     """Of every token of the answer under the unsteered base, in nats."""
-    unwritable: int
+    banned_targets: int
     """Decisions left out because the base may not write their token."""
 
-    def example(self, gate: Gate) -> Example:
+    def example(self, gate: Gate) -> TrainingExample:
         """The decisions as windows of one position, named by a gate."""
         categories = gate.categorise(self.states).tolist() if self.positions else []
         windows = tuple(
-            Window(position, position + 1, category)
+            SteeredWindow(position, position + 1, category)
             for position, category in zip(self.positions, categories, strict=True)
         )
-        return Example(self.ids, windows, self.targets, self.soft, self.prompt)
+        return TrainingExample(self.ids, windows, self.targets, self.soft, self.prompt)
 
 
 @torch.no_grad()
@@ -174,18 +174,18 @@ def _find(
                 positions=tuple(len(prompt) - 1 + step for step in kept),
                 targets=tuple(wanted[step] for step in kept),
                 states=states[row][kept],
-                soft=soften(theirs[kept]),
+                soft=top_k_targets(theirs[kept]),
                 base_losses=tuple(losses.tolist()),
-                unwritable=len(differs) - len(kept),
+                banned_targets=len(differs) - len(kept),
             )
         )
     return found
 
 
-def soften(logits: Float[Tensor, "position vocabulary"]) -> Soft:
+def top_k_targets(logits: Float[Tensor, "position vocabulary"]) -> SoftTargets:
     """The likeliest tokens of some distributions."""
     top = logits.topk(min(TOP_TOKENS, logits.shape[1]), dim=1)
-    return Soft(top.indices, top.values.softmax(1))
+    return SoftTargets(top.indices, top.values.softmax(1))
 
 
 def _where_they_differ(models: ModelPair, greedy: list[int], wanted: list[int]) -> list[int]:
@@ -206,7 +206,7 @@ def _read(
     """Logits of every answer token, (token, vocabulary), and residuals where they were decided."""
     batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
     layers = [] if layer is None else [layer]
-    with reading(model.model, layers) as seen:
+    with capture_residuals(model.model, layers) as seen:
         logits = model.model(**batch.inputs()).logits
     cuts = [
         slice(len(prompt) - 1, len(prompt) - 1 + len(rollout.ids))

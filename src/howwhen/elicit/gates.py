@@ -61,7 +61,7 @@ def make_gate(
     taxonomy: Taxonomy,
     site: GateSite,
     found: Sequence[Decisions],
-    coming: Sequence[Sequence[int]],
+    next_categories: Sequence[Sequence[int]],
     seed: int,
 ) -> Gate:
     """The gate of that kind.
@@ -71,7 +71,7 @@ def make_gate(
         taxonomy: the categories.
         site: where the gate reads.
         found: decisions of the training rollouts.
-        coming: for every decision the category of the sentence it leads into; -1 for none.
+        next_categories: for every decision the category of the sentence it leads into; -1 for none.
         seed: of the clustering.
 
     Raises:
@@ -84,7 +84,7 @@ def make_gate(
     inputs = functional.normalize(states - site.mean, dim=1)
     if kind == "clusters":
         return _clusters(site, inputs, seed)
-    return _probe(site, inputs, [category for one in coming for category in one])
+    return _probe(site, inputs, [category for one in next_categories for category in one])
 
 
 def check_gate(kind: str, reader: str, thinking: str) -> None:
@@ -105,7 +105,7 @@ def check_gate(kind: str, reader: str, thinking: str) -> None:
         )
 
 
-def coming_categories(
+def next_sentence_categories(
     rollouts: Sequence[Rollout], found: Sequence[Decisions], assignments: Sequence[int]
 ) -> list[list[int]]:
     """For every decision, the category of the sentence that holds the token it leads to.
@@ -129,7 +129,7 @@ def coming_categories(
 
 
 def gate_sentence_agreement(
-    gate: Gate, found: Sequence[Decisions], coming: Sequence[Sequence[int]]
+    gate: Gate, found: Sequence[Decisions], next_categories: Sequence[Sequence[int]]
 ) -> dict[str, float | int | None]:
     """How often a gate's category equals that of the sentence that follows.
 
@@ -138,7 +138,7 @@ def gate_sentence_agreement(
     """
     pairs = [
         (named, category)
-        for one, own in zip(found, coming, strict=True)
+        for one, own in zip(found, next_categories, strict=True)
         for named, category in zip(gate.categorise(one.states).tolist(), own, strict=True)
         if category >= 0
     ]
@@ -163,16 +163,16 @@ def _clusters(site: GateSite, inputs: Float[Tensor, "n d"], seed: int) -> Gate:
     )
 
 
-def _probe(site: GateSite, inputs: Float[Tensor, "n d"], coming: Sequence[int]) -> Gate:
-    rows = [row for row, category in enumerate(coming) if category >= 0]
-    classes = sorted({coming[row] for row in rows})
+def _probe(site: GateSite, inputs: Float[Tensor, "n d"], next_categories: Sequence[int]) -> Gate:
+    rows = [row for row, category in enumerate(next_categories) if category >= 0]
+    classes = sorted({next_categories[row] for row in rows})
     if len(classes) < 2:
         raise SteeringError(
             f"a probe needs decisions that lead into sentences of at least 2 categories; found "
             f"{len(classes)}. Collect more problems (--collect.limit) or use --elicit.gate taxonomy"
         )
     fitted = LogisticRegression(C=100.0, max_iter=2000).fit(
-        inputs[rows].numpy(), [coming[row] for row in rows]
+        inputs[rows].numpy(), [next_categories[row] for row in rows]
     )
     weights = torch.zeros(site.size, inputs.shape[1])
     biases = torch.full((site.size,), -1e9)  # a category that never comes is never named

@@ -15,18 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from howwhen.elicit.examples import Example
+from howwhen.elicit.examples import TrainingExample
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import additive_mask, cache_of, pad
+from howwhen.lm.residual import capture_residuals, resume_from_layer
 from howwhen.vectors import VectorSet
-from howwhen.lm.residual import reading, resuming
 
 CACHE_BYTES = 4 * 2**30
 """Most memory spent on keeping states between steps."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedStates:
     """The unsteered states that one example needs."""
 
     residual: Float[Tensor, "query d_model"]
@@ -41,15 +41,15 @@ class Kept:
         return self.residual.nbytes + sum(pairs)
 
 
-class UnsteeredStates:
+class PrefixCache:
     """Computes and keeps, within a budget, what the base makes of every example unsteered."""
 
-    def __init__(self, base: LanguageModel, layer: int, most_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, base: LanguageModel, layer: int, max_bytes: int = CACHE_BYTES) -> None:
         self.base, self.layer = base, layer
-        self.kept: dict[int, tuple[Example, Kept]] = {}
-        self.bytes_left = most_bytes
+        self.kept: dict[int, tuple[TrainingExample, CachedStates]] = {}
+        self.bytes_left = max_bytes
 
-    def get(self, examples: Sequence[Example]) -> list[Kept]:
+    def get(self, examples: Sequence[TrainingExample]) -> list[CachedStates]:
         """States of each example."""
         missing = [one for one in examples if id(one) not in self.kept]
         fresh = {id(one): self._compute(one) for one in missing}
@@ -62,13 +62,13 @@ class UnsteeredStates:
         return states
 
     @torch.no_grad()
-    def _compute(self, example: Example) -> Kept:
+    def _compute(self, example: TrainingExample) -> CachedStates:
         """One at a time: in a batch the last bits would depend on the others, and so on resuming.
 
         Matrix products of different sizes round differently on some processors.
         """
         cache = DynamicCache()
-        with reading(self.base.model, [self.layer]) as seen:
+        with capture_residuals(self.base.model, [self.layer]) as seen:
             self.base.model(
                 **pad([example.ids]).inputs(),
                 past_key_values=cache,
@@ -83,7 +83,7 @@ class UnsteeredStates:
             )
             for number in range(self.layer + 1, self.base.layer_count)
         }
-        return Kept(seen[self.layer][0, list(example.positions)].float(), upper)
+        return CachedStates(seen[self.layer][0, list(example.positions)].float(), upper)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Batch:
         return torch.cat([past, same & causal & real], dim=2)
 
 
-def make_batch(examples: Sequence[Example], is_shared: bool) -> Batch:
+def make_batch(examples: Sequence[TrainingExample], is_shared: bool) -> Batch:
     """Stack the windows of `examples`; `is_shared` maps every category to the single one, 0."""
     sizes = [[w.end - w.start for w in one.windows] for one in examples]
     positions = pad([one.positions for one in examples])
@@ -131,7 +131,7 @@ def make_batch(examples: Sequence[Example], is_shared: bool) -> Batch:
 
 
 def steered_logits(
-    states: UnsteeredStates, examples: Sequence[Example], batch: Batch, vectors: VectorSet
+    states: PrefixCache, examples: Sequence[TrainingExample], batch: Batch, vectors: VectorSet
 ) -> Float[Tensor, "steered vocabulary"]:
     """Logits at every steered position, row by row, each window blind to all other steering."""
     kept, real = states.get(examples), batch.is_real
@@ -141,7 +141,7 @@ def steered_logits(
     steered = residual.index_put((real,), delta, accumulate=True)
     cache, width = _stack(kept)
     model = states.base.model
-    with resuming(model, states.layer, steered.to(model.dtype)):
+    with resume_from_layer(model, states.layer, steered.to(model.dtype)):
         output = model(
             input_ids=torch.zeros_like(batch.positions),
             position_ids=batch.positions,
@@ -153,7 +153,7 @@ def steered_logits(
     return logits.float()
 
 
-def _stack(kept: Sequence[Kept]) -> tuple[DynamicCache, int]:
+def _stack(kept: Sequence[CachedStates]) -> tuple[DynamicCache, int]:
     """A cache over the batch, padded on the right, and its width in positions."""
     lengths = [next(iter(one.upper.values()))[0].shape[1] if one.upper else 0 for one in kept]
     width = max(lengths)
@@ -193,7 +193,7 @@ def token_losses(
 
 
 def distribution_losses(
-    logits: Float[Tensor, "steered vocabulary"], examples: Sequence[Example]
+    logits: Float[Tensor, "steered vocabulary"], examples: Sequence[TrainingExample]
 ) -> Float[Tensor, " steered"]:
     """Cross-entropy on the thinking model's likeliest tokens, weighted by their probability."""
     ids = torch.cat([one.soft.ids for one in examples if one.soft is not None])

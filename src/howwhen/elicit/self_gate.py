@@ -16,8 +16,8 @@ from howwhen.elicit.examples import Decisions
 from howwhen.errors import SteeringError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
-from howwhen.probes import Gate, SelfGate
 from howwhen.lm.residual import residuals
+from howwhen.probes import Gate, SelfGate
 from howwhen.settings import ElicitSettings
 
 POSITIONS_PER_STEP = 512
@@ -25,7 +25,7 @@ LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Observed:
+class LabelledAnswer:
     """What was decided at every position of one answer."""
 
     ids: tuple[int, ...]
@@ -49,23 +49,23 @@ class ProbeScores:
     positions: int
 
 
-def observe(found: Sequence[Decisions], gate: Gate) -> list[Observed]:
+def label_positions(found: Sequence[Decisions], gate: Gate) -> list[LabelledAnswer]:
     """Recorded decisions as the probe learns them."""
-    observed = []
+    labelled = []
     for one in found:
         named = dict(zip(one.positions, gate.categorise(one.states).tolist(), strict=True))
         first = one.prompt - 1
         categories = tuple(named.get(p, -1) for p in range(first, len(one.ids) - 1))
-        observed.append(Observed(one.ids, first, categories))
-    return observed
+        labelled.append(LabelledAnswer(one.ids, first, categories))
+    return labelled
 
 
 def train_self_gate(
     base: LanguageModel,
     layers: tuple[int, ...],
     size: int,
-    train: Sequence[Observed],
-    held_out: Sequence[Observed],
+    train: Sequence[LabelledAnswer],
+    held_out: Sequence[LabelledAnswer],
     settings: ElicitSettings,
 ) -> tuple[SelfGate, ProbeScores]:
     """Train a probe, and choose its threshold on answers held out.
@@ -142,12 +142,15 @@ def _loss(read: Float[Tensor, "n outputs"], labels: Int[Tensor, " n"]) -> Tensor
 
 @torch.no_grad()
 def _examples(
-    base: LanguageModel, layers: tuple[int, ...], observed: Sequence[Observed], batch_size: int
+    base: LanguageModel,
+    layers: tuple[int, ...],
+    labelled: Sequence[LabelledAnswer],
+    batch_size: int,
 ) -> tuple[Float[Tensor, "n features"], Int[Tensor, " n"]]:
     """Residuals of the base at every position of the answers, and what was decided there."""
     inputs, labels = [], []
-    for start in range(0, len(observed), batch_size):
-        rows = observed[start : start + batch_size]
+    for start in range(0, len(labelled), batch_size):
+        rows = labelled[start : start + batch_size]
         seen = residuals(base.model, layers, **pad([one.ids for one in rows]).inputs())
         for row, one in enumerate(rows):
             cut = slice(one.first, one.first + len(one.categories))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from howwhen.elicit.examples import Decisions, Example, Window
+from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample
 from howwhen.records import Rollout
 
 LOOKED_AT = 4
@@ -22,7 +22,7 @@ class Sentence:
     """One sentence of one rollout, as a candidate for training."""
 
     rollout: int
-    window: Window
+    window: SteeredWindow
     activation: float
     """Score of its category."""
     base_loss: float
@@ -35,7 +35,7 @@ def span_examples(
     scores: Float[Tensor, "sentence category"],
     per_category: int,
     min_words: int,
-) -> list[Example]:
+) -> list[TrainingExample]:
     """The chosen sentences of every rollout, one example per rollout.
 
     Args:
@@ -65,10 +65,10 @@ def choose_sentences(sentences: Sequence[Sentence], count: int) -> list[Sentence
     return sorted(typical, key=lambda one: -one.base_loss)[:count]
 
 
-def bias_examples(read: Sequence[Decisions]) -> list[Example]:
+def bias_examples(read: Sequence[Decisions]) -> list[TrainingExample]:
     """Every answer as one window of the single category 0."""
     return [
-        _example(one, [Window(one.prompt - 1, len(one.ids) - 1, 0)])
+        _example(one, [SteeredWindow(one.prompt - 1, len(one.ids) - 1, 0)])
         for one in read
         if len(one.ids) > one.prompt
     ]
@@ -87,7 +87,7 @@ def _sentences(
             losses = one.base_losses[span.start_token : span.end_token]
             if len(text.split()) >= min_words:
                 first = one.prompt - 1
-                window = Window(
+                window = SteeredWindow(
                     first + span.start_token, first + span.end_token, int(best.indices[number])
                 )
                 loss = sum(losses) / len(losses)
@@ -96,6 +96,6 @@ def _sentences(
     return found
 
 
-def _example(read: Decisions, windows: Sequence[Window]) -> Example:
+def _example(read: Decisions, windows: Sequence[SteeredWindow]) -> TrainingExample:
     targets = tuple(read.ids[p + 1] for w in windows for p in range(w.start, w.end))
-    return Example(read.ids, tuple(windows), targets, prompt=read.prompt)
+    return TrainingExample(read.ids, tuple(windows), targets, prompt=read.prompt)

@@ -13,23 +13,31 @@ from random import Random
 import torch
 from torch import Tensor
 
-from howwhen.elicit.examples import Example
-from howwhen.elicit.objective import CategoryLosses, UnsteeredStates, by_category, distribution_losses, make_batch, steered_logits, token_losses
+from howwhen.elicit.examples import TrainingExample
+from howwhen.elicit.objective import (
+    CategoryLosses,
+    PrefixCache,
+    by_category,
+    distribution_losses,
+    make_batch,
+    steered_logits,
+    token_losses,
+)
 from howwhen.errors import SteeringError
-from howwhen.vectors import LinearGate, LowRank, Network, VectorSet
 from howwhen.settings import ElicitSettings, Form
+from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 
 Report = Callable[[int], None]
 """Told the number of steps taken."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DataSplit:
     """What one training learns from, and with how many categories."""
 
-    train: Sequence[Example]
-    validation: Sequence[Example]
-    selection: Sequence[Example]
+    train: Sequence[TrainingExample]
+    validation: Sequence[TrainingExample]
+    selection: Sequence[TrainingExample]
     size: int
     """Number of categories; 1 trains a single shared vector on the same positions."""
 
@@ -50,12 +58,12 @@ class Training:
     """Loss in nats on the selection set, at the best look."""
 
 
-def split_lesson(
-    train: Sequence[Example],
-    selection: Sequence[Example],
+def split_examples(
+    train: Sequence[TrainingExample],
+    selection: Sequence[TrainingExample],
     size: int,
     settings: ElicitSettings,
-) -> Lesson:
+) -> DataSplit:
     """Leave out texts without windows and set some questions aside for validation.
 
     Where no selection text has a window, validation selects.
@@ -63,7 +71,7 @@ def split_lesson(
     Raises:
         SteeringError: too few texts with a window to train and validate on.
     """
-    useful: dict[tuple[int, ...], list[Example]] = {}
+    useful: dict[tuple[int, ...], list[TrainingExample]] = {}
     for example in train:
         if example.windows:
             useful.setdefault(example.ids[: example.prompt] or example.ids, []).append(example)
@@ -82,7 +90,7 @@ def split_lesson(
         [example for group in part for example in group]
         for part in (groups[:held_out], groups[held_out:])
     )
-    return Lesson(rest, validation, chosen or validation, size)
+    return DataSplit(rest, validation, chosen or validation, size)
 
 
 def new_vectors(
@@ -101,11 +109,11 @@ def new_vectors(
         case "linear":
             return vectors
         case "network":
-            made: Network | LinearGate | LowRank = Network(
+            made: Network | LinearCoefficient | LowRank = Network(
                 noise(settings.hidden, width), noise(size, settings.hidden), torch.zeros(size)
             )
         case "gated":
-            made = LinearGate(torch.zeros(size, width), torch.zeros(size))
+            made = LinearCoefficient(torch.zeros(size, width), torch.zeros(size))
         case "low-rank":
             shape = (size, settings.rank, width)
             made = LowRank(noise(*shape), torch.zeros(shape))
@@ -114,8 +122,8 @@ def new_vectors(
 
 def train_vectors(
     start: VectorSet,
-    lesson: Lesson,
-    states: UnsteeredStates,
+    data: DataSplit,
+    states: PrefixCache,
     settings: ElicitSettings,
     seed: int,
     report: Report,
@@ -124,16 +132,16 @@ def train_vectors(
 
     Args:
         start: where to start from; its bias vector, if any, stays as it is.
-        lesson: examples.
+        data: examples.
         states: the frozen base, at the layer of `start`.
         settings: rates, sizes, patience.
         seed: of the order of batches.
         report: told the steps taken.
     """
-    course = _Course(start, lesson, states, settings)
+    course = _Trainer(start, data, states, settings)
     optimizer = course.optimizer()
-    best, best_look = course.frozen(), 0
-    looks, losses, recent = [course.loss(best, lesson.validation)], [], []
+    best, best_evaluation = course.frozen(), 0
+    evaluations, losses, recent = [course.loss(best, data.validation)], [], []
     order, step = Random(f"batches-{seed}"), 0
     for step in range(1, settings.steps + 1):
         recent.append(course.step(optimizer, order))
@@ -142,14 +150,14 @@ def train_vectors(
         losses.append(sum(recent) / len(recent))
         recent.clear()
         current = course.frozen()
-        looks.append(course.loss(current, lesson.validation))
+        evaluations.append(course.loss(current, data.validation))
         report(step)
-        if looks[-1] < looks[best_look]:
-            best, best_look = current, len(looks) - 1
-        elif len(looks) - 1 - best_look >= settings.patience:
+        if evaluations[-1] < evaluations[best_evaluation]:
+            best, best_evaluation = current, len(evaluations) - 1
+        elif len(evaluations) - 1 - best_evaluation >= settings.patience:
             break
-    selection = course.loss(best, lesson.selection)
-    return Training(seed, best, step, tuple(losses), tuple(looks), selection)
+    selection = course.loss(best, data.selection)
+    return Training(seed, best, step, tuple(losses), tuple(evaluations), selection)
 
 
 def choose_training(trainings: Sequence[Training]) -> Training:
@@ -157,17 +165,17 @@ def choose_training(trainings: Sequence[Training]) -> Training:
     return min(trainings, key=lambda training: training.selection_loss)
 
 
-class _Course:
+class _Trainer:
     """One training's parameters and fixed surroundings: step and loss."""
 
     def __init__(
         self,
         start: VectorSet,
-        lesson: Lesson,
-        states: UnsteeredStates,
+        data: DataSplit,
+        states: PrefixCache,
         settings: ElicitSettings,
     ) -> None:
-        self.start, self.lesson, self.states, self.settings = start, lesson, states, settings
+        self.start, self.data, self.states, self.settings = start, data, states, settings
         self.parameters = {
             name: tensor.clone().requires_grad_()
             for name, tensor in start.tensors().items()
@@ -196,25 +204,25 @@ class _Course:
 
     def step(self, optimizer: torch.optim.Optimizer, order: Random) -> float:
         """One batch; returns its loss in nats."""
-        count = min(self.settings.batch_size, len(self.lesson.train))
-        loss = self._losses(self.live, order.sample(list(self.lesson.train), count)).mean()
+        count = min(self.settings.batch_size, len(self.data.train))
+        loss = self._losses(self.live, order.sample(list(self.data.train), count)).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         return float(loss.detach())
 
     @torch.no_grad()
-    def loss(self, vectors: VectorSet, examples: Sequence[Example]) -> float:
+    def loss(self, vectors: VectorSet, examples: Sequence[TrainingExample]) -> float:
         """Loss over all of `examples`: every category weighs the same, whatever the batches."""
         size = self.settings.batch_size
         batches = (examples[start : start + size] for start in range(0, len(examples), size))
         return float(reduce(add, (self._losses(vectors, rows) for rows in batches)).mean())
 
-    def _losses(self, vectors: VectorSet, examples: Sequence[Example]) -> CategoryLosses:
-        batch = make_batch(examples, self.lesson.size == 1)
+    def _losses(self, vectors: VectorSet, examples: Sequence[TrainingExample]) -> CategoryLosses:
+        batch = make_batch(examples, self.data.size == 1)
         logits = steered_logits(self.states, examples, batch, vectors)
         if self.settings.objective == "distribution":
             losses = distribution_losses(logits, examples)
         else:
             losses = token_losses(logits, batch)
-        return by_category(losses, batch, self.lesson.size)
+        return by_category(losses, batch, self.data.size)

@@ -1,19 +1,7 @@
-"""TODO."""
+"""Writing a file so that it appears whole or not at all."""
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-from howwhen.errors import MissingExtraError, SteeringError, StoreError
-from howwhen.vectors import MODULATIONS, VectorSet
-from howwhen.probes import Clusters, Sae, Taxonomy
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -1,19 +1,9 @@
-"""TODO."""
+"""Static vectors as GGUF control-vector files, which llama.cpp reads."""
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-from howwhen.errors import MissingExtraError, SteeringError, StoreError
-from howwhen.vectors import MODULATIONS, VectorSet
-from howwhen.probes import Clusters, Sae, Taxonomy
+
+from howwhen.errors import MissingExtraError, SteeringError
+from howwhen.vectors import VectorSet
 
 
 def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:

@@ -19,12 +19,20 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from howwhen.formats.gguf import export_gguf
-from howwhen.formats.safetensors import load_saved, save_taxonomy, save_vectors
 from howwhen.errors import InputError, SettingsError, SteeringError
+from howwhen.formats.gguf import export_gguf
+from howwhen.formats.saelens import (
+    CONFIG,
+    agree_on_layer,
+    assemble,
+    check_sae,
+    export_saelens,
+    read_mean,
+    read_saelens,
+)
+from howwhen.formats.safetensors import load_saved, save_taxonomy, save_vectors
 from howwhen.probes import Taxonomy
 from howwhen.vectors import VectorSet
-from howwhen.formats.saelens import CONFIG, agree_on_layer, assemble, check_sae, export_saelens, read_mean, read_saelens
 
 Format = Literal["safetensors", "gguf", "saelens"]
 
@@ -37,7 +45,7 @@ _SAE_REST = ("input_dim", "num_latents", "loss", "cluster_labels", "cluster_cent
 
 
 @dataclass(frozen=True)
-class Told:
+class FileInfo:
     """What the user says of files that do not say it themselves."""
 
     model: str | None = None
@@ -60,12 +68,12 @@ class Told:
             raise SettingsError(f"{why}; leave out {', '.join(said)}")
 
 
-def read_any(paths: Sequence[Path], told: Told = Told()) -> VectorSet | Taxonomy:
+def read_any(paths: Sequence[Path], info: FileInfo = FileInfo()) -> VectorSet | Taxonomy:
     """Vectors or a taxonomy, whichever the files hold.
 
     Args:
         paths: `.pt` files or folders of them, one file of howwhen, or one SAELens folder.
-        told: what the files do not say.
+        info: what the files do not say.
 
     Raises:
         InputError: files that cannot be read, or lack something that was not told either.
@@ -73,36 +81,36 @@ def read_any(paths: Sequence[Path], told: Told = Told()) -> VectorSet | Taxonomy
         SteeringError: vectors that do not fit together.
     """
     if any(path.suffix == ".safetensors" or (path / CONFIG).exists() for path in paths):
-        return _read_one(paths, told)
+        return _read_one(paths, info)
     files = [file for path in paths for file in _files(path)]
     if not files:
         raise InputError(
             f"found no .pt file in {', '.join(map(str, paths)) or 'no path at all'}; expected .pt "
             "files, a .safetensors file of howwhen, or a SAELens folder"
         )
-    titles, mean = told.read()
+    titles, mean = info.read()
     contents = read_pickled_tensors(files)
     if not any(key in content for content in contents for key in _SAE_PARTS):
-        told.refuse(("titles", "mean"), "these are steering vectors, which have no titles or mean")
-        if told.model is None:
+        info.refuse(("titles", "mean"), "these are steering vectors, which have no titles or mean")
+        if info.model is None:
             raise SettingsError("whose vectors are these? Type --model with the base model's name")
-        return _as_vectors(files, contents, told.model, told.layer)
+        return _as_vectors(files, contents, info.model, info.layer)
     if len(files) > 1:
         raise InputError(f"found an SAE among {len(files)} files; convert one SAE at a time")
-    if told.model is None:
+    if info.model is None:
         raise SettingsError(
             "whose residuals does this SAE read? Type --model with the thinking model's name"
         )
-    layer = agree_on_layer(told.layer, _layer_in(files[0]), files[0])
-    return as_taxonomy(files[0], contents[0], told.model, layer, titles, mean)
+    layer = agree_on_layer(info.layer, _layer_in(files[0]), files[0])
+    return as_taxonomy(files[0], contents[0], info.model, layer, titles, mean)
 
 
-def _read_one(paths: Sequence[Path], told: Told) -> VectorSet | Taxonomy:
+def _read_one(paths: Sequence[Path], info: FileInfo) -> VectorSet | Taxonomy:
     if len(paths) > 1:
         raise InputError(f"found {len(paths)} paths; expected {paths[0]} alone, or .pt files")
     if paths[0].is_dir():
-        return read_saelens(paths[0], told.model, told.layer, *told.read())
-    told.refuse(("model", "layer", "titles", "mean"), f"{paths[0]} says all of it itself")
+        return read_saelens(paths[0], info.model, info.layer, *info.read())
+    info.refuse(("model", "layer", "titles", "mean"), f"{paths[0]} says all of it itself")
     return load_saved(paths[0])
 
 
@@ -161,7 +169,7 @@ def read_pickled_tensors(paths: Sequence[Path]) -> list[dict[str, Tensor]]:
     for path in paths:
         if not path.is_file():
             raise InputError(f"there is no file {path}; expected a .pt file with a dict of tensors")
-    command = [sys.executable, str(_SCRIPT), *map(str, paths)]
+    command = [sys.executable, "-P", str(_SCRIPT), *map(str, paths)]
     try:
         child = subprocess.run(command, capture_output=True, timeout=DEADLINE_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

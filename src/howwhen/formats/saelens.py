@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from howwhen.formats.safetensors import Json
-from howwhen.formats.files import write_whole
 from howwhen.errors import InputError
+from howwhen.formats.files import write_whole
+from howwhen.formats.safetensors import Json
 from howwhen.probes import Sae, Taxonomy
 
 CONFIG = "cfg.json"

@@ -5,7 +5,6 @@ types, finite values.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from howwhen.errors import MissingExtraError, SteeringError, StoreError
-from howwhen.vectors import MODULATIONS, VectorSet
+from howwhen.errors import SteeringError, StoreError
+from howwhen.formats.files import write_whole
 from howwhen.probes import Clusters, Sae, Taxonomy
+from howwhen.vectors import MODULATIONS, VectorSet
 
 Json = dict[str, Any]
 
@@ -129,8 +129,6 @@ def load_saved(path: Path) -> VectorSet | Taxonomy:
     return load_taxonomy(path) if "kind" in notes else load_vectors(path)
 
 
-
-
 def _check_shapes(vectors: VectorSet) -> None:
     size, width = vectors.vectors.shape
     if not size:
@@ -222,5 +220,3 @@ def opened_tensors(path: Path, advice: str) -> Iterator[Any]:
     except (OSError, SafetensorError, KeyError, RecursionError, ValueError) as error:
         why = "howwhen did not write it" if isinstance(error, KeyError) else _brief(str(error))
         raise StoreError(f"cannot read {path}: {why}. {advice}") from error
-
-

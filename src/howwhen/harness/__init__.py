@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from howwhen.pipeline.live import ReadyRung, open_rung
-from howwhen.lm.generate import check_lengths
 from howwhen.errors import SettingsError
 from howwhen.hybrid.decoder import asked_models
-from howwhen.records import LadderRung
+from howwhen.lm.generate import check_lengths
+from howwhen.pipeline.live import LoadedRung, open_rung
+from howwhen.records import LadderRungName
 from howwhen.settings import Count, HybridSettings, Preset, make_settings
 
 
@@ -23,7 +23,7 @@ class RungArguments(BaseModel):
     """A pair of `howwhen zoo list`."""
     out: Path | None = None
     """Run folder, `runs/PAIR` where absent."""
-    rung: LadderRung = "hybrid"
+    rung: LadderRungName = "hybrid"
     """Which rung answers."""
     strength: float | None = None
     """Multiple of what the vectors add; their own coefficient where absent."""
@@ -50,7 +50,7 @@ class RungArguments(BaseModel):
             known = ", ".join(cls.model_fields)
             raise SettingsError(f"{'; '.join(clauses)}. The arguments are {known}") from error
 
-    def prepare(self) -> ReadyRung:
+    def prepare(self) -> LoadedRung:
         """Load both models and the rung; the first three steps are run where they are missing.
 
         Raises:
@@ -74,7 +74,7 @@ def changed(settings: HybridSettings, **changes: object) -> HybridSettings:
     return make_settings({"hybrid": {**settings.model_dump(), **given}}).hybrid
 
 
-def fit(ready: ReadyRung, question: str, asked: int | None = None) -> tuple[int, int]:
+def fit(ready: LoadedRung, question: str, asked: int | None = None) -> tuple[int, int]:
     """Tokens of the base's prompt, and of the longest answer to it.
 
     Args:
@@ -86,7 +86,7 @@ def fit(ready: ReadyRung, question: str, asked: int | None = None) -> tuple[int,
     Raises:
         InputError: an empty prompt, or one that leaves no room for an answer.
     """
-    models = asked_models(ready.models, ready.choice)
+    models = asked_models(ready.models, ready.rung)
     prompts = [model.prompt_ids(question) for model in models]
     longest = ready.settings.max_new_tokens if asked is None else asked
     for model, prompt in zip(models, prompts, strict=True):

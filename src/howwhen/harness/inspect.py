@@ -27,10 +27,10 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from howwhen.pipeline.live import ReadyRung
 from howwhen.errors import InputError, SettingsError
 from howwhen.harness import RungArguments, changed, cut, fit
 from howwhen.hybrid.decoder import decode
+from howwhen.pipeline.live import LoadedRung
 from howwhen.records import Finish, HybridTrace, Problem
 from howwhen.settings import HybridSettings
 from howwhen.zoo.pairs import find_pair
@@ -69,11 +69,11 @@ class Gatherer:
     """
 
     arguments: RungArguments
-    _ready: ReadyRung | None = None
+    _ready: LoadedRung | None = None
     _waiting: list[_Waiting] = field(default_factory=list)
     _turn: anyio.Lock = field(default_factory=anyio.Lock)
 
-    async def ready(self) -> ReadyRung:
+    async def ready(self) -> LoadedRung:
         """The rung, opened on first use; errors are those of `RungArguments.prepare`."""
         if self._ready is None:
             async with self._turn:
@@ -102,10 +102,10 @@ class Gatherer:
         return [mine, *(one for one in others if one.settings == mine.settings)]
 
 
-def _decode(ready: ReadyRung, batch: Sequence[_Waiting]) -> HybridTrace:
+def _decode(ready: LoadedRung, batch: Sequence[_Waiting]) -> HybridTrace:
     """Give everyone in a batch their trace; that of the first is returned."""
     problems = [one.problem for one in batch]
-    traces = decode(ready.models, problems, ready.choice, batch[0].settings)
+    traces = decode(ready.models, problems, ready.rung, batch[0].settings)
     for one, trace in zip(batch, traces, strict=True):
         one.trace = trace
     return traces[0]

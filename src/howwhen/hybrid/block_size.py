@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 CHECK_COST = 1.3
 """Cost of the thinking model's pass over a block, in single-token passes of the base."""
-WORTH_A_LOOK = 0.25
+MIN_RATE_TO_STOP = 0.25
 """Rate of decisions among unsure tokens from which on a block ends at one."""
-MEMORY = 0.98
+DECAY = 0.98
 """How much a token counts for after the next one."""
 
 
@@ -27,49 +27,49 @@ class Rate:
 
     def learn(self, decisions: list[bool], streams: int) -> None:
         """Take in some more tokens of so many streams."""
-        fade: float = MEMORY ** (len(decisions) / streams)
+        fade: float = DECAY ** (len(decisions) / streams)
         total = self.tokens * fade + len(decisions)
         self.rate = (self.rate * self.tokens * fade + sum(decisions)) / total
         self.tokens = total
 
 
 @dataclass
-class Pace:
+class BlockSizer:
     """Adapts the block length to the running rate of decisions."""
 
-    longest: int
+    max_length: int
     """Longest block; 1 is stepwise decoding."""
-    unsure_below: float = math.log(0.5)
+    confident_above: float = math.log(0.5)
     """Log-probability of its own token below which the base is unsure."""
-    every: Rate = field(default_factory=lambda: Rate(0.1))
+    overall: Rate = field(default_factory=lambda: Rate(0.1))
     """Among all tokens."""
-    sure: Rate = field(default_factory=lambda: Rate(0.05))
+    confident: Rate = field(default_factory=lambda: Rate(0.05))
     """Among tokens of which the base is sure."""
-    unsure: Rate = field(default_factory=lambda: Rate(0.5, 1.0))
+    low_confidence: Rate = field(default_factory=lambda: Rate(0.5, 1.0))
     """Among the others."""
 
     @property
     def is_adaptive(self) -> bool:
         """Whether there is anything to adapt."""
-        return self.longest > 1
+        return self.max_length > 1
 
     @property
-    def ends_at_unsure(self) -> bool:
+    def ends_at_low_confidence(self) -> bool:
         """Whether a block ends at a token of which the base is unsure."""
-        return self.is_adaptive and self.unsure.rate >= WORTH_A_LOOK
+        return self.is_adaptive and self.low_confidence.rate >= MIN_RATE_TO_STOP
 
     def length(self) -> int:
         """Block length with the most tokens kept per unit of cost."""
-        rate = self.sure.rate if self.ends_at_unsure else self.every.rate
-        return max(range(1, self.longest + 1), key=lambda length: _worth(length, rate))
+        rate = self.confident.rate if self.ends_at_low_confidence else self.overall.rate
+        return max(range(1, self.max_length + 1), key=lambda length: _tokens_per_cost(length, rate))
 
     def learn(
-        self, unsure: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
+        self, low_confidence: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
     ) -> None:
         """Count the decisions among tokens of either kind, and among all.
 
         Args:
-            unsure: whether the base was unsure, per stream and position of a block.
+            low_confidence: whether the base was unsure, per stream and position of a block.
             is_decision: the same, whether the rung intervened.
             kept: tokens of the block that each stream emitted.
         """
@@ -77,16 +77,19 @@ class Pace:
             return
         seen = [
             pair
-            for own, said, count in zip(unsure, is_decision, kept, strict=True)
+            for own, said, count in zip(low_confidence, is_decision, kept, strict=True)
             for pair in zip(own[:count], said[:count], strict=True)
         ]
         streams = max(1, sum(count > 0 for count in kept))
-        self.every.learn([decided for _, decided in seen], streams)
-        for rate, kind in ((self.sure, False), (self.unsure, True)):
-            rate.learn([decided for is_unsure, decided in seen if is_unsure is kind], streams)
+        self.overall.learn([decided for _, decided in seen], streams)
+        for rate, kind in ((self.confident, False), (self.low_confidence, True)):
+            rate.learn(
+                [decided for is_low_confidence, decided in seen if is_low_confidence is kind],
+                streams,
+            )
 
 
-def _worth(length: int, rate: float) -> float:
+def _tokens_per_cost(length: int, rate: float) -> float:
     """Expected tokens kept by a block, over its cost."""
     kept = length if rate == 0 else (1 - (1 - rate) ** length) / rate
     return kept / (length + CHECK_COST)

@@ -1,6 +1,6 @@
 """The ladder's rungs: who writes the next token, and with what steering.
 
-A `Choice` looks at both models at some positions and returns a `Move`: tokens to emit as they are,
+A `Rung` looks at both models at some positions and returns a `Action`: tokens to emit as they are,
 and positions at which the base is to be steered first. The controls differ from the full hybrid in
 one thing each; none is a flag. What happens at one position never depends on another, so the same
 rung serves stepwise and block decoding.
@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from howwhen.hybrid.strength import LEARNED, Strength
 from howwhen.probes import Gate, SelfGate
-from howwhen.records import Rung
+from howwhen.records import RungName
 from howwhen.vectors import VectorSet
 
 
 @dataclass(frozen=True)
-class View:
+class DecisionContext:
     """What a choice may look at: n positions, of any streams."""
 
     base_scores: Float[Tensor, "n vocabulary"]
@@ -36,7 +36,7 @@ class View:
     """Of the layers that the choice asked for."""
     thinking_residual: Float[Tensor, "n d_model"] | None
     """At the gate's layer."""
-    draws: Float[Tensor, "n 2"] | None
+    uniforms: Float[Tensor, "n 2"] | None
     """Uniform random numbers that depend on seed, problem and position only; None where the rung
     needs none."""
     ends: Int[Tensor, " end"]
@@ -76,7 +76,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Move:
+class Action:
     """What to do at every position of a view."""
 
     token: Int[Tensor, " n"]
@@ -87,15 +87,15 @@ class Move:
     """Category to steer the base with; -1 where it is not steered."""
 
 
-class Choice(ABC):
+class Rung(ABC):
     """One rung of the ladder."""
 
-    name: ClassVar[Rung]
+    name: ClassVar[RungName]
     needs_thinking: ClassVar[bool] = True
     """Whether the thinking model must run."""
-    needs_draws: ClassVar[bool] = False
+    needs_uniforms: ClassVar[bool] = False
     """Whether it looks at random numbers."""
-    is_free: ClassVar[bool] = False
+    allows_banned_tokens: ClassVar[bool] = False
     """Whether tokens that only one model knows may be written whatever the policy."""
     strength: Strength = LEARNED
     vectors: VectorSet | None = None
@@ -114,24 +114,24 @@ class Choice(ABC):
         return None if self.gate is None else self.gate.size
 
     @abstractmethod
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Decide at every position of a view."""
 
 
-def _emit(token: Tensor, is_decision: Tensor) -> Move:
-    return Move(token, is_decision, torch.full_like(token, -1))
+def _emit(token: Tensor, is_decision: Tensor) -> Action:
+    return Action(token, is_decision, torch.full_like(token, -1))
 
 
 @dataclass(frozen=True)
-class Base(Choice):
+class Base(Rung):
     """The base alone."""
 
-    name: ClassVar[Rung] = "base"
+    name: ClassVar[RungName] = "base"
     needs_thinking = False
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Emit the base's token."""
-        return _emit(view.base_token, torch.zeros_like(view.base_token, dtype=torch.bool))
+        return _emit(context.base_token, torch.zeros_like(context.base_token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -139,48 +139,49 @@ class BaseStepByStep(Base):
     """The base alone, asked to reason step by step."""
 
     base_prompt: str | None = None
-    name: ClassVar[Rung] = "base-step-by-step"
+    name: ClassVar[RungName] = "base-step-by-step"
 
 
 @dataclass(frozen=True)
-class Thinking(Choice):
+class Thinking(Rung):
     """The thinking model alone."""
 
-    name: ClassVar[Rung] = "thinking"
-    is_free = True
+    name: ClassVar[RungName] = "thinking"
+    allows_banned_tokens = True
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Emit the thinking model's token."""
-        return _emit(view.thinking_token, torch.zeros_like(view.is_decision))
+        return _emit(context.thinking_token, torch.zeros_like(context.is_decision))
 
 
 @dataclass(frozen=True)
-class Takeover(Choice):
+class Takeover(Rung):
     """The ceiling: at a decision the thinking model's token is emitted."""
 
-    name: ClassVar[Rung] = "takeover"
+    name: ClassVar[RungName] = "takeover"
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Emit the base's token, or at a decision the thinking model's."""
         return _emit(
-            torch.where(view.is_decision, view.thinking_token, view.base_token), view.is_decision
+            torch.where(context.is_decision, context.thinking_token, context.base_token),
+            context.is_decision,
         )
 
 
 @dataclass(frozen=True)
-class Guardrail(Choice):
+class Guardrail(Rung):
     """No vectors: at a decision the thinking model picks among the base's own top tokens."""
 
     top_k: int
-    name: ClassVar[Rung] = "guardrail-only"
+    name: ClassVar[RungName] = "guardrail-only"
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Rerank the base's `top_k` tokens by the thinking model at a decision."""
-        token = view.base_token.clone()
-        where = view.is_decision
-        if where.any() and view.thinking_scores is not None:
-            scores, own = view.base_scores[where].topk(self.top_k, dim=1)
-            theirs = view.thinking_scores[where].gather(1, own)
+        token = context.base_token.clone()
+        where = context.is_decision
+        if where.any() and context.thinking_scores is not None:
+            scores, own = context.base_scores[where].topk(self.top_k, dim=1)
+            theirs = context.thinking_scores[where].gather(1, own)
             is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
             best = theirs.masked_fill(is_outside, -torch.inf).argmax(1)
             token[where] = own.gather(1, best[:, None])[:, 0]
@@ -188,42 +189,46 @@ class Guardrail(Choice):
 
 
 @dataclass(frozen=True)
-class Steer(Choice):
+class Steer(Rung):
     """The full hybrid: at a decision, steer the base with the category that the gate reads."""
 
     gate: Gate | None
     vectors: VectorSet | None
     strength: Strength = LEARNED
-    name: ClassVar[Rung] = "hybrid"
+    name: ClassVar[RungName] = "hybrid"
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Steer where the two tokens differ."""
-        where = self.choose_where(view)
-        return Move(view.base_token, where, self.choose_category(view, where))
+        where = self.choose_where(context)
+        return Action(context.base_token, where, self.choose_category(context, where))
 
-    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def choose_category(
+        self, context: DecisionContext, where: Bool[Tensor, " n"]
+    ) -> Int[Tensor, " n"]:
         """What the gate reads in the thinking model."""
         if self.gate is None:
             raise RuntimeError(f"the rung {self.name} needs a gate")
-        return view.categories(self.gate, where)
+        return context.categories(self.gate, where)
 
-    def choose_where(self, view: View) -> Bool[Tensor, " n"]:
+    def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """The decisions."""
-        return view.is_decision
+        return context.is_decision
 
 
 @dataclass(frozen=True)
 class SharedVector(Steer):
     """One vector for all categories, trained on the same decisions."""
 
-    name: ClassVar[Rung] = "shared-vector"
+    name: ClassVar[RungName] = "shared-vector"
 
     @property
     def categories(self) -> int:
         """The single one."""
         return 1
 
-    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def choose_category(
+        self, context: DecisionContext, where: Bool[Tensor, " n"]
+    ) -> Int[Tensor, " n"]:
         """Always the single category."""
         return where.long() - 1
 
@@ -232,22 +237,24 @@ class SharedVector(Steer):
 class BiasOnly(SharedVector):
     """The bias vector of the first version alone; it has no categories."""
 
-    name: ClassVar[Rung] = "bias-only"
+    name: ClassVar[RungName] = "bias-only"
 
 
 @dataclass(frozen=True)
 class RandomCategory(Steer):
     """The right moments with a category drawn evenly among those that have a vector."""
 
-    name: ClassVar[Rung] = "random-category"
-    needs_draws: ClassVar[bool] = True
+    name: ClassVar[RungName] = "random-category"
+    needs_uniforms: ClassVar[bool] = True
 
-    def choose_category(self, view: View, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
+    def choose_category(
+        self, context: DecisionContext, where: Bool[Tensor, " n"]
+    ) -> Int[Tensor, " n"]:
         """A uniform draw."""
-        if self.vectors is None or view.draws is None:
+        if self.vectors is None or context.uniforms is None:
             raise RuntimeError(f"the rung {self.name} needs vectors and draws")
         trained = self.vectors.trained()
-        drawn = trained[(view.draws[:, 0] * len(trained)).long()]
+        drawn = trained[(context.uniforms[:, 0] * len(trained)).long()]
         return drawn.masked_fill(~where, -1)
 
 
@@ -257,21 +264,21 @@ class RandomPositions(Steer):
 
     rate: float = 0.0
     """Share of tokens to steer."""
-    name: ClassVar[Rung] = "random-positions"
-    needs_draws: ClassVar[bool] = True
+    name: ClassVar[RungName] = "random-positions"
+    needs_uniforms: ClassVar[bool] = True
 
-    def choose_where(self, view: View) -> Bool[Tensor, " n"]:
+    def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """Each position with probability `rate`."""
-        if view.draws is None:
+        if context.uniforms is None:
             raise RuntimeError(f"the rung {self.name} needs draws")
-        return view.draws[:, 1] < self.rate
+        return context.uniforms[:, 1] < self.rate
 
 
 @dataclass(frozen=True)
 class RandomVectors(Steer):
     """The right moments and categories with random directions of the right norms."""
 
-    name: ClassVar[Rung] = "random-vectors"
+    name: ClassVar[RungName] = "random-vectors"
 
 
 @dataclass(frozen=True)
@@ -279,11 +286,11 @@ class WithoutCategory(Steer):
     """The full hybrid but for one category: at its decisions the base goes on unsteered."""
 
     category: int = 0
-    name: ClassVar[Rung] = "without-category"
+    name: ClassVar[RungName] = "without-category"
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Steer at the decisions of every other category."""
-        return _only_where(super().move(view), lambda found: found != self.category)
+        return _only_where(super().act(context), lambda found: found != self.category)
 
 
 @dataclass(frozen=True)
@@ -291,26 +298,26 @@ class OneCategory(Steer):
     """The full hybrid with one category alone."""
 
     category: int = 0
-    name: ClassVar[Rung] = "one-category"
+    name: ClassVar[RungName] = "one-category"
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Steer at the decisions of this category."""
-        return _only_where(super().move(view), lambda found: found == self.category)
+        return _only_where(super().act(context), lambda found: found == self.category)
 
 
-def _only_where(move: Move, wanted: Callable[[Tensor], Tensor]) -> Move:
-    kept = move.is_decision & wanted(move.category)
-    return Move(move.token, kept, move.category.masked_fill(~kept, -1))
+def _only_where(act: Action, wanted: Callable[[Tensor], Tensor]) -> Action:
+    kept = act.is_decision & wanted(act.category)
+    return Action(act.token, kept, act.category.masked_fill(~kept, -1))
 
 
 @dataclass(frozen=True)
-class SelfGated(Choice):
+class SelfGated(Rung):
     """No thinking model at all: a probe on the base's own residual says when, and which."""
 
     probe: SelfGate
     vectors: VectorSet | None
     strength: Strength = LEARNED
-    name: ClassVar[Rung] = "self-gate"
+    name: ClassVar[RungName] = "self-gate"
     needs_thinking = False
 
     @property
@@ -323,13 +330,13 @@ class SelfGated(Choice):
         """The probe's: all its outputs but the one for the moment."""
         return len(self.probe.outputs) - 1
 
-    def move(self, view: View) -> Move:
+    def act(self, context: DecisionContext) -> Action:
         """Steer where the probe's log-odds of a decision reach its threshold."""
-        features = torch.cat([view.base_residual[layer] for layer in self.probe.layers], dim=1)
+        features = torch.cat([context.base_residual[layer] for layer in self.probe.layers], dim=1)
         read = self.probe.read(features.float())
         where = read[:, 0] >= self.probe.threshold
         category = read[:, 1:].argmax(1).masked_fill(~where, -1)
-        return Move(view.base_token, where, category)
+        return Action(context.base_token, where, category)
 
 
 def randomise(vectors: VectorSet, seed: int) -> VectorSet:
@@ -348,6 +355,6 @@ def _random_like(rows: Tensor, generator: torch.Generator) -> Tensor:
     return noise * norms
 
 
-def bias_alone(vectors: VectorSet) -> VectorSet:
+def bias_only(vectors: VectorSet) -> VectorSet:
     """The bias vector as a set of one category without anything else."""
     return replace(vectors, vectors=torch.zeros_like(vectors.vectors[:1]), modulation=None)

@@ -54,7 +54,7 @@ def gumbel_noise(
     return -torch.stack(rows).log()
 
 
-def uniform_draws(name: str, seed: int, problem: str, count: int) -> Float[Tensor, "count 2"]:
+def uniform_numbers(name: str, seed: int, problem: str, count: int) -> Float[Tensor, "count 2"]:
     """Two uniform numbers for every position of an answer, for the random rungs."""
     generator = torch.Generator().manual_seed(_number(f"{name}-{seed}-{problem}"))
     return torch.rand(count, 2, generator=generator)

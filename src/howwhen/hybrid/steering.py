@@ -9,19 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from howwhen.errors import SteeringError
-from howwhen.hybrid.choice import Choice
+from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.streams import Branch, Streams
 from howwhen.hybrid.strength import Strength, Window
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.residual import check_layer
 from howwhen.records import Candidate
 from howwhen.vectors import VectorSet
-from howwhen.lm.residual import check_layer
 
-Pick = Callable[[Tensor, int], Tensor]
+TokenPicker = Callable[[Tensor, int], Tensor]
 """Token of each candidate, from its logits (candidate, vocabulary) and its place among `rows`."""
 
 
-class How(NamedTuple):
+class SteeringInfo(NamedTuple):
     """How one token was steered."""
 
     category: int
@@ -30,30 +30,30 @@ class How(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
-UNSTEERED = How(-1, 0.0, 0, ())
+UNSTEERED = SteeringInfo(-1, 0.0, 0, ())
 
 
 @dataclass(frozen=True)
-class Steered:
+class SteeringResult:
     """What came of steering some streams."""
 
     token: Int[Tensor, " stream"]
     """Token of every stream, steered or not."""
-    hows: dict[int, How]
+    infos: dict[int, SteeringInfo]
 
-    def how(self, stream: int) -> How:
+    def info(self, stream: int) -> SteeringInfo:
         """How this stream was steered."""
-        return self.hows.get(stream, UNSTEERED)
+        return self.infos.get(stream, UNSTEERED)
 
 
-def check_vectors(base: LanguageModel, choice: Choice) -> None:
+def check_vectors(base: LanguageModel, rung: Rung) -> None:
     """Refuse vectors that would silently steer nothing, or the wrong thing.
 
     Raises:
         SteeringError: wrong width, model, number of categories, or values that are not finite.
         ModelError: a layer that the base does not have.
     """
-    vectors = choice.vectors
+    vectors = rung.vectors
     if vectors is None:
         return
     check_layer(base.model, vectors.layer)
@@ -71,15 +71,15 @@ def check_vectors(base: LanguageModel, choice: Choice) -> None:
         )
     if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
         raise SteeringError("a steering vector holds a value that is not finite; train it again")
-    if choice.strength.is_sweep and not choice.needs_thinking:
+    if rung.strength.is_sweep and not rung.needs_thinking:
         raise SteeringError(
-            f"the rung {choice.name} runs no thinking model, which would have to choose among the "
-            f"{len(choice.strength.candidates)} candidates of a sweep; give it one strength"
+            f"the rung {rung.name} runs no thinking model, which would have to choose among the "
+            f"{len(rung.strength.candidates)} candidates of a sweep; give it one strength"
         )
-    categories = choice.categories
+    categories = rung.categories
     if categories is not None and categories != vectors.size:
         raise SteeringError(
-            f"{vectors.size} vectors for the {categories} categories of the rung {choice.name}; "
+            f"{vectors.size} vectors for the {categories} categories of the rung {rung.name}; "
             "every category needs its vector (howwhen elicit makes one for each)"
         )
 
@@ -94,9 +94,9 @@ def steer_last(
     answered: Int[Tensor, " row"],
     unsteered: Int[Tensor, " stream"],
     thinking: Float[Tensor, "row vocabulary"] | None,
-    pick: Pick,
+    pick_tokens: TokenPicker,
     is_persistent: bool,
-) -> Steered:
+) -> SteeringResult:
     """Steer the last position of `rows` with every candidate and keep the best token of each.
 
     Args:
@@ -108,7 +108,7 @@ def steer_last(
         answered: tokens that each has already been answered with.
         unsteered: token of every stream without steering.
         thinking: log-probabilities under the thinking model, to choose among several candidates.
-        pick: makes tokens of logits.
+        pick_tokens: makes tokens of logits.
         is_persistent: whether the cache keeps the steered states.
     """
     branches: list[tuple[Window, list[float], Branch]] = []
@@ -118,30 +118,30 @@ def steer_last(
         scaled = delta[:, None] * torch.tensor(strengths)[:, None, None]
         branches.append((window, strengths, base.branch(rows, reach, scaled)))
     coefficient = vectors.coefficient(_last_residual(base, rows), category)
-    token, hows = unsteered.clone(), {}
+    token, infos = unsteered.clone(), {}
     for index, row in enumerate(rows.tolist()):
-        tried, place = _try(branches, index, thinking, pick)
+        tried, place = _score_candidates(branches, index, thinking, pick_tokens)
         best = max(range(len(tried)), key=lambda one: tried[one].thinking_log_prob)
         token[row] = tried[best].id
         used = round(tried[best].strength * float(coefficient[index]), 4)
         shown = tuple(tried) if len(tried) > 1 else ()
-        hows[row] = How(int(category[index]), used, tried[best].window, shown)
+        infos[row] = SteeringInfo(int(category[index]), used, tried[best].window, shown)
         if is_persistent:
-            base.persist(branches[place[best][0]][2], index, place[best][1])
-    return Steered(token, hows)
+            base.commit(branches[place[best][0]][2], index, place[best][1])
+    return SteeringResult(token, infos)
 
 
-def _try(
+def _score_candidates(
     branches: list[tuple[Window, list[float], Branch]],
     index: int,
     thinking: Tensor | None,
-    pick: Pick,
+    pick_tokens: TokenPicker,
 ) -> tuple[list[Candidate], list[tuple[int, int]]]:
     """Every candidate of one stream, and where it stands: (branch, candidate)."""
     tried, place = [], []
     for number, (_, strengths, branch) in enumerate(branches):
         size = int(branch.exists[index].sum())
-        tokens = pick(branch.logits[index], index).tolist()
+        tokens = pick_tokens(branch.logits[index], index).tolist()
         for rank, (strength, one) in enumerate(zip(strengths, tokens, strict=True)):
             known = thinking is not None and one < thinking.shape[1]
             score = float(thinking[index, one]) if known and thinking is not None else 0.0

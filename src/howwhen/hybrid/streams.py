@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from howwhen.errors import ModelError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import additive_mask, cache_of, pad
-from howwhen.lm.residual import check_layer, reading, resuming
+from howwhen.lm.residual import capture_residuals, check_layer, resume_from_layer
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Streams:
     """Blocks whose residual is kept for the positions read last."""
     steer_layer: int | None
     """Block whose residual is kept for every position, so that it can be steered."""
-    seen: Bool[Tensor, "stream column"]
+    valid: Bool[Tensor, "stream column"]
     """Which columns of the cache hold a token of the stream."""
     cache: DynamicCache = field(default_factory=DynamicCache)
     logits: Float[Tensor, "stream new vocabulary"] = field(init=False)
@@ -39,20 +39,20 @@ class Streams:
     """Per layer, of the positions read last."""
     history: Float[Tensor, "stream column d_model"] | None = None
     """At `steer_layer`, of every column."""
-    is_plain: bool = field(init=False)
+    is_unpadded: bool = field(init=False)
     """Whether every column holds a token, so that no mask is needed."""
     is_open: bool = False
-    """Whether `reading` is open, so that no hooks are needed for a single pass."""
+    """Whether `capturing` is open, so that no hooks are needed for a single pass."""
     read: dict[int, Tensor] = field(default_factory=dict)
     """Where the model leaves its residuals meanwhile."""
 
     def __post_init__(self) -> None:
-        self.is_plain = bool(self.seen.all())
+        self.is_unpadded = bool(self.valid.all())
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def capturing(self) -> Iterator[None]:
         """Read with one set of hooks all along, rather than one for every token."""
-        with reading(self.model.model, self._wanted()) as self.read:
+        with capture_residuals(self.model.model, self._wanted()) as self.read:
             self.is_open = True
             try:
                 yield
@@ -66,17 +66,17 @@ class Streams:
     @property
     def lengths(self) -> Int[Tensor, " stream"]:
         """Tokens read of every stream."""
-        return self.seen.sum(1)
+        return self.valid.sum(1)
 
-    def feed(self, tokens: Int[Tensor, "stream new"]) -> None:
+    def extend(self, tokens: Int[Tensor, "stream new"]) -> None:
         """Read `new` more tokens of every stream."""
         fresh = torch.ones_like(tokens, dtype=torch.bool)
-        self._forward(tokens, torch.cat([self.seen, fresh], dim=1), tokens.shape[1])
+        self._forward(tokens, torch.cat([self.valid, fresh], dim=1), tokens.shape[1])
 
-    def _forward(self, tokens: Tensor, seen: Tensor, logits_kept: int) -> None:
+    def _forward(self, tokens: Tensor, valid: Tensor, logits_kept: int) -> None:
         count = tokens.shape[1]
-        self.seen = seen
-        once = reading(self.model.model, self._wanted())
+        self.valid = valid
+        once = capture_residuals(self.model.model, self._wanted())
         with nullcontext(self.read) if self.is_open else once as read:
             output = self.model.model(
                 tokens,
@@ -93,35 +93,35 @@ class Streams:
 
     def _places(self, count: int) -> dict[str, Tensor]:
         """Mask and positions of the last `count` columns, where a model cannot tell them itself."""
-        if self.is_plain and (count == 1 or count == self.seen.shape[1]):
+        if self.is_unpadded and (count == 1 or count == self.valid.shape[1]):
             return {}
-        every = self.seen[:, None].expand(-1, count, -1)
-        allowed = every.tril(self.seen.shape[1] - count)
+        every = self.valid[:, None].expand(-1, count, -1)
+        allowed = every.tril(self.valid.shape[1] - count)
         # A stream that is full reads on beside the others, which is taken back: at its last place.
-        last = (self.model.context or self.seen.shape[1]) - 1
-        positions = (self.seen.cumsum(1) - 1).clamp(0, last)[:, -count:]
+        last = (self.model.context or self.valid.shape[1]) - 1
+        positions = (self.valid.cumsum(1) - 1).clamp(0, last)[:, -count:]
         return {
             "attention_mask": additive_mask(allowed, self.model.model.dtype),
             "position_ids": positions,
         }
 
-    def take_back(self, counts: Int[Tensor, " stream"]) -> None:
+    def rollback(self, counts: Int[Tensor, " stream"]) -> None:
         """Forget the last `counts` tokens of every stream, at most those fed last."""
-        width, common = self.seen.shape[1], int(counts.min())
+        width, common = self.valid.shape[1], int(counts.min())
         if common:
             self.cache.crop(-common)
-            self.seen = self.seen[:, : width - common]
+            self.valid = self.valid[:, : width - common]
             self.history = None if self.history is None else self.history[:, : width - common]
         if int(counts.max()) == common:
             return
-        own = self.seen.flip(1).cumsum(1).flip(1)  # 1 on the last token of a stream, 2 before it
-        self.seen = self.seen & (own > (counts - common)[:, None])
-        self.is_plain = False
+        own = self.valid.flip(1).cumsum(1).flip(1)  # 1 on the last token of a stream, 2 before it
+        self.valid = self.valid & (own > (counts - common)[:, None])
+        self.is_unpadded = False
 
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Go on with these streams only; one that is named several times goes on as so many."""
         self.cache.batch_select_indices(rows)
-        self.seen = self.seen[rows]
+        self.valid = self.valid[rows]
         self.history = None if self.history is None else self.history[rows]
 
     def last_columns(
@@ -129,12 +129,12 @@ class Streams:
     ) -> tuple[Int[Tensor, "row window"], Bool[Tensor, "row window"]]:
         """Columns of the last `reach` tokens of some streams, and which of them exist."""
         wanted = torch.arange(int(reach.max()), 0, -1)
-        if self.is_plain:
+        if self.is_unpadded:
             exists = wanted <= reach[:, None]
-            return (self.seen.shape[1] - wanted).clamp(min=0).expand(len(rows), -1), exists
-        seen = self.seen[rows]
-        rank = seen.flip(1).cumsum(1).flip(1)  # of each token, counted from the end
-        matches = (rank[:, None, :] == wanted[:, None]) & seen[:, None, :]
+            return (self.valid.shape[1] - wanted).clamp(min=0).expand(len(rows), -1), exists
+        valid = self.valid[rows]
+        rank = valid.flip(1).cumsum(1).flip(1)  # of each token, counted from the end
+        matches = (rank[:, None, :] == wanted[:, None]) & valid[:, None, :]
         return matches.long().argmax(2), matches.any(2) & (wanted <= reach[:, None])
 
     def branch(
@@ -152,7 +152,7 @@ class Streams:
                 a candidate sees its own steered positions and the unsteered ones before them.
 
         Returns:
-            The candidates' logits, and their keys and values for `persist`.
+            The candidates' logits, and their keys and values for `commit`.
         """
         if self.steer_layer is None:
             raise RuntimeError("these streams were opened without a layer to steer")
@@ -162,9 +162,9 @@ class Streams:
         steered = steered + delta.to(steered.dtype)
         upper = range(self.steer_layer + 1, self.model.layer_count)
         cache = cache_of({i: self._rows(i, rows) for i in upper})
-        position = (self.seen[rows].cumsum(1) - 1).clamp(min=0).gather(1, columns)
-        allowed = _branch_view(self.seen[rows], columns, exists, candidates)
-        with resuming(self.model.model, self.steer_layer, steered.flatten(1, 2)):
+        position = (self.valid[rows].cumsum(1) - 1).clamp(min=0).gather(1, columns)
+        allowed = _branch_view(self.valid[rows], columns, exists, candidates)
+        with resume_from_layer(self.model.model, self.steer_layer, steered.flatten(1, 2)):
             output = self.model.model(
                 input_ids=torch.zeros(len(rows), candidates * window, dtype=torch.long),
                 position_ids=position.repeat(1, candidates),
@@ -189,7 +189,7 @@ class Streams:
         columns, _ = self.last_columns(rows, reach)
         return self.history[rows[:, None], columns]
 
-    def persist(self, branch: "Branch", index: int, candidate: int) -> None:
+    def commit(self, branch: "Branch", index: int, candidate: int) -> None:
         """Let one stream's cache hold a candidate's steered states from here on.
 
         Args:
@@ -200,7 +200,7 @@ class Streams:
         window = branch.columns.shape[1]
         real, row = branch.exists[index], int(branch.rows[index])
         columns = branch.columns[index][real]
-        start = self.seen.shape[1] + candidate * window
+        start = self.valid.shape[1] + candidate * window
         for kept, steered in zip(self.cache.layers, branch.cache.layers, strict=True):
             if steered.is_initialized:
                 for old, new in ((kept.keys, steered.keys), (kept.values, steered.values)):
@@ -231,22 +231,22 @@ def open_streams(
     none = torch.zeros(len(prompts), 0, dtype=torch.bool)
     streams = Streams(model, layers, steer_layer, none)
     if batch.ids.shape[1]:
-        seen = batch.mask.bool()
-        streams.is_plain = bool(seen.all())
-        streams._forward(batch.ids, seen, 1)  # nobody asks what a prompt might have been
+        valid = batch.mask.bool()
+        streams.is_unpadded = bool(valid.all())
+        streams._forward(batch.ids, valid, 1)  # nobody asks what a prompt might have been
     return streams
 
 
 def _branch_view(
-    seen: Bool[Tensor, "row column"],
+    valid: Bool[Tensor, "row column"],
     columns: Int[Tensor, "row window"],
     exists: Bool[Tensor, "row window"],
     candidates: int,
 ) -> Bool[Tensor, "row query key"]:
     """What each steered position may look at: the unsteered columns before, its own candidate."""
     window = columns.shape[1]
-    steered = torch.zeros_like(seen).scatter(1, columns, exists)
-    past = (seen & ~steered)[:, None].expand(-1, candidates * window, -1)
+    steered = torch.zeros_like(valid).scatter(1, columns, exists)
+    past = (valid & ~steered)[:, None].expand(-1, candidates * window, -1)
     causal = torch.ones(window, window).tril()
     own = torch.kron(torch.eye(candidates), causal).bool()
     own = own & exists.repeat(1, candidates)[:, None]
@@ -273,9 +273,9 @@ def check_streams(model: LanguageModel, layer: int) -> None:
 def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     long, short = [3, 4, 5, 6, 7], [3, 4]
     streams = open_streams(model, [long, short], steer_layer=layer)
-    streams.feed(torch.tensor([[long[-1], 5, 6], [short[-1], 5, 6]]))
-    streams.take_back(torch.tensor([1, 2]))
-    streams.feed(torch.tensor([[4], [7]]))
+    streams.extend(torch.tensor([[long[-1], 5, 6], [short[-1], 5, 6]]))
+    streams.rollback(torch.tensor([1, 2]))
+    streams.extend(torch.tensor([[4], [7]]))
     texts = [[*long, 5, 4], [*short, 7]]
     nothing = torch.zeros(2, 2, 1, model.model.config.hidden_size)
     branched = streams.branch(torch.arange(2), torch.ones(2, dtype=torch.long), nothing).logits

@@ -65,13 +65,13 @@ class Usage(NamedTuple):
     """Cache files that could not be read and were asked for again."""
     cut: int
     """Replies that ended at the token limit."""
-    untold: int
+    unreported: int
     """Replies whose tokens the endpoint did not count; they are in no sum below."""
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
-    """At full price, in the currency of the prices; None without prices, or where `untold` is not
-    0."""
+    """At full price, in the currency of the prices; None without prices, or where `unreported` is
+    above 0."""
 
 
 @runtime_checkable
@@ -173,7 +173,7 @@ class JudgeClient:
         with self._lock:
             counts = self._counts.copy()
         cost = None
-        if self.prices is not None and not counts["untold"]:
+        if self.prices is not None and not counts["unreported"]:
             prompt, completion = counts["prompt_tokens"], counts["completion_tokens"]
             cost = (self.prices.prompt * prompt + self.prices.completion * completion) / 1e6
         return Usage(**{name: counts[name] for name in Usage._fields[:-1]}, cost=cost)
@@ -225,10 +225,10 @@ class JudgeClient:
         if kept is not None:
             self._count(hits=1)
             return kept.text
-        reply = self._insist(request, halt)
+        reply = self._request_with_retries(request, halt)
         self._count(
             cut=reply.finish_reason == "length",
-            untold=reply.prompt_tokens is None or reply.completion_tokens is None,
+            unreported=reply.prompt_tokens is None or reply.completion_tokens is None,
             prompt_tokens=reply.prompt_tokens or 0,
             completion_tokens=reply.completion_tokens or 0,
         )
@@ -254,7 +254,7 @@ class JudgeClient:
             return None
         return kept.reply
 
-    def _insist(self, request: Request, halt: threading.Event) -> _Reply:
+    def _request_with_retries(self, request: Request, halt: threading.Event) -> _Reply:
         """Ask the endpoint until it replies, fails for good, or has failed too often.
 
         The wait grows exponentially, and is never shorter than what the endpoint asks for.
@@ -285,7 +285,7 @@ class JudgeClient:
         first, longest = self.first_wait_seconds, self.longest_wait_seconds
         backoff = wait_exponential(multiplier=first, max=longest) + wait_random(0, first)
         retrying = Retrying(
-            retry=retry_if_exception(self._is_worth_a_retry),
+            retry=retry_if_exception(self._is_transient),
             stop=stop_after_attempt(self.attempts),
             wait=lambda state: max(failures[-1].asked_seconds, min(backoff(state), longest)),
             sleep=sleep_using_event(halt),
@@ -335,7 +335,7 @@ class JudgeClient:
             start = self._shorten(content.decode("utf-8", "replace"))
             raise _AttemptError(f"no chat completion, {start}", passes=True) from None
 
-    def _is_worth_a_retry(self, error: BaseException) -> bool:
+    def _is_transient(self, error: BaseException) -> bool:
         return (
             isinstance(error, _AttemptError)
             and error.passes
@@ -452,16 +452,16 @@ def open_endpoint(
 
 def describe_usage(judge: Judge) -> str:
     """What a judge has used so far, in one line."""
-    return tell_usage(judge.model, judge.usage)
+    return usage_line(judge.model, judge.usage)
 
 
-def tell_usage(model: str, used: Usage) -> str:
+def usage_line(model: str, used: Usage) -> str:
     """What a judge of that name has used, in one line."""
     tokens = f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens"
     parts = [
         f"{used.requests:,} requests" + (f" ({used.failed:,} failed)" if used.failed else ""),
         f"{used.hits:,} replies from the cache",
-        f"at least {tokens} ({used.untold:,} replies uncounted)" if used.untold else tokens,
+        f"at least {tokens} ({used.unreported:,} replies uncounted)" if used.unreported else tokens,
         *([f"{used.cut:,} replies cut at the token limit"] if used.cut else []),
         "cost unknown" if used.cost is None else f"cost {used.cost:.4f}",
     ]

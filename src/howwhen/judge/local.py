@@ -5,13 +5,15 @@ read is not asked for in vain.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from howwhen.lm.generate import Sampling, generate
 from howwhen.errors import InputError
-from howwhen.judge.endpoint import Request, Usage
-from howwhen.lm.models import LanguageModel
+from howwhen.judge.endpoint import Judge, Request, Usage, open_endpoint
+from howwhen.lm.generate import Sampling, generate
+from howwhen.lm.models import LanguageModel, load_model
+from howwhen.settings import DiscoverSettings
 
 
 @dataclass(eq=False)
@@ -97,7 +99,7 @@ class LocalJudge:
         return text
 
 
-def make_judge(
+def open_judge(
     settings: DiscoverSettings, cache: Path | None, say: Callable[[str], None]
 ) -> Judge | None:
     """A model on this machine, or one behind an endpoint; None where the settings name neither.

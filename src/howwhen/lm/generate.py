@@ -1,18 +1,14 @@
-"""TODO."""
+"""Plain batched generation with one model, and the check that prompts leave room for answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from random import Random
+
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from howwhen.collect.segmenters import find_cutter
-from howwhen.collect.sentences import Cutter, cut_sentences, sentence_spans, text_tokens, thinking_part, token_ends
-from howwhen.collect.traces import Trace
+
 from howwhen.errors import InputError, LengthError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
-from howwhen.records import Finish, Problem, Rollout
-from howwhen.settings import CollectSettings
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,20 @@ the weights whole, are the decoder blocks found, does steering work and come off
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.cache_utils import DynamicLayer
 
-from howwhen.errors import InputError, ModelError
-from howwhen.lm.prompts import CHAT, THINK, Markers
+from howwhen.errors import ModelError
+from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
 from howwhen.lm.residual import check_layer, check_steerable, find_blocks
 
 _INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
@@ -46,11 +40,11 @@ class LanguageModel:
     """`chat`, or a format string with `{question}`."""
     revision: str | None = None
     """Commit on the hub, where the model came from there."""
-    markers: Markers = THINK
+    think_tags: ThinkTags = THINK_TAGS
     """What opens and what closes the thinking part of its answers."""
 
     def __post_init__(self) -> None:
-        check_markers(self.markers)
+        check_think_tags(self.think_tags)
 
     @property
     def layer_count(self) -> int:
@@ -58,7 +52,7 @@ class LanguageModel:
         return len(find_blocks(self.model))
 
     @property
-    def multiplied(self) -> int:
+    def matmul_params(self) -> int:
         """Parameters that a token is multiplied with: all but a token embedding that is looked up.
 
         Reading a token takes about twice as many floating-point operations, attention apart.
@@ -109,19 +103,11 @@ class LanguageModel:
         check_steerable(self.model, layer)
 
 
-
-
-
-
-
-
-
-
 def load_model(
     source: str | Path,
     *,
     prompt: str = CHAT,
-    markers: Markers = THINK,
+    think_tags: ThinkTags = THINK_TAGS,
     name: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
@@ -131,7 +117,7 @@ def load_model(
         ModelError: nothing there, broken weights, or a model whose blocks cannot be found.
         InputError: an empty marker.
     """
-    check_markers(markers)
+    check_think_tags(think_tags)
     _check_folder(source)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
@@ -141,7 +127,9 @@ def load_model(
             f"cannot load a causal language model and its tokenizer from {str(source)!r}: "
             f"{error}. Give a folder written by save_pretrained, or a hub id reachable from here"
         ) from error
-    return wrap_model(model, tokenizer, prompt=prompt, markers=markers, name=name or str(source))
+    return wrap_model(
+        model, tokenizer, prompt=prompt, think_tags=think_tags, name=name or str(source)
+    )
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -163,7 +151,7 @@ def wrap_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     prompt: str = CHAT,
-    markers: Markers = THINK,
+    think_tags: ThinkTags = THINK_TAGS,
     name: str,
 ) -> LanguageModel:
     """A model at hand as a language model: frozen, in evaluation mode, its blocks found.
@@ -174,13 +162,13 @@ def wrap_model(
     """
     model.eval().requires_grad_(False)
     find_blocks(model)
-    _read_densely(model)
+    _make_head_input_contiguous(model)
     revision = getattr(model.config, "_commit_hash", None)
     mark = fingerprint(model, tokenizer)
-    return LanguageModel(name, mark, model, tokenizer, prompt, revision, markers)
+    return LanguageModel(name, mark, model, tokenizer, prompt, revision, think_tags)
 
 
-def _read_densely(model: PreTrainedModel) -> None:
+def _make_head_input_contiguous(model: PreTrainedModel) -> None:
     """Let the output embedding copy its input where that is a slice of a batch.
 
     A matrix product of such a slice would copy the whole vocabulary for every sequence instead.
@@ -234,7 +222,3 @@ def _check_weights(file: Path) -> None:
             f"{file} is not a whole safetensors file ({error}); expected weights as "
             "save_pretrained writes them. Copy or download the file again"
         ) from error
-
-
-
-

@@ -1,26 +1,15 @@
-"""TODO."""
+"""Batches of token sequences: padding, attention masks and caches made of parts."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import DynamicLayer
-from howwhen.errors import InputError, ModelError
-from howwhen.lm.prompts import CHAT, THINK, Markers
-from howwhen.lm.residual import check_layer, check_steerable, find_blocks
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """How models are asked, and how they mark what they think: one place for every pair."""
 
 from collections.abc import Sequence
+from typing import Any
+
+from howwhen.errors import InputError
 
 CHAT = "chat"
 """The prompt that uses the tokenizer's chat template; published thinking models bring their own."""
@@ -9,9 +12,9 @@ PLAIN = "Question: {question}\nAnswer:"
 STEP_BY_STEP = f"{PLAIN} Let's think step by step."
 """The same, asking for reasoning (Kojima et al. 2022)."""
 LETTERS = "ABCDEFGHIJ"
-Markers = tuple[str, str]
+ThinkTags = tuple[str, str]
 """What opens and what closes the thinking part of an answer."""
-THINK: Markers = ("<think>", "</think>")
+THINK_TAGS: ThinkTags = ("<think>", "</think>")
 """The markers of most published thinking models."""
 
 
@@ -21,7 +24,7 @@ def with_options(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines, "Answer with the letter of the right option."])
 
 
-def check_markers(value: Markers) -> None:
+def check_think_tags(value: ThinkTags) -> None:
     """Refuse markers that would be found everywhere.
 
     Raises:
@@ -30,7 +33,7 @@ def check_markers(value: Markers) -> None:
     if not all(marker.strip() for marker in value):
         raise InputError(
             f"thinking markers {value!r} hold an empty text, which is found everywhere; expected "
-            f"what opens and what closes the thinking, such as {' '.join(THINK)}"
+            f"what opens and what closes the thinking, such as {' '.join(THINK_TAGS)}"
         )
 
 

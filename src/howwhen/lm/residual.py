@@ -62,7 +62,7 @@ def check_layer(model: nn.Module, layer: int) -> int:
 
 
 @contextmanager
-def reading(
+def capture_residuals(
     model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[dict[int, Tensor]]:
     """While open, every forward pass leaves the residuals of `layers` in the yielded dict.
@@ -75,11 +75,11 @@ def reading(
         take: what is kept of a residual, at once; the residual itself is then free to go.
     """
     blocks = find_blocks(model)
-    seen: dict[int, Tensor] = {}
+    captured: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[layer] = take(_hidden(output))
+            captured[layer] = take(_hidden(output))
 
         return hook
 
@@ -87,14 +87,14 @@ def reading(
         blocks[check_layer(model, layer)].register_forward_hook(keep(layer)) for layer in layers
     ]
     try:
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def adding(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
+def add_to_residual(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
     """While open, every forward pass adds `edit(residual)` to the output of block `layer`."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -110,7 +110,7 @@ def adding(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
 
 
 @contextmanager
-def resuming(model: nn.Module, layer: int, residual: Residual) -> Iterator[None]:
+def resume_from_layer(model: nn.Module, layer: int, residual: Residual) -> Iterator[None]:
     """While open, a forward pass computes no block up to `layer`: `residual` is its output.
 
     The pass still takes token ids of the same shape, whose embeddings are dropped, and must be
@@ -145,16 +145,16 @@ _TUPLES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def _returns_tuples(model: nn.Module) -> bool:
     """Whether the model's blocks return tuples; seen on a dummy pass, once per model."""
     if model not in _TUPLES:
-        seen: list[bool] = []
+        captured: list[bool] = []
         handle = find_blocks(model)[0].register_forward_hook(
-            lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
+            lambda _module, _inputs, output: captured.append(isinstance(output, tuple))
         )
         try:
             with torch.no_grad():
                 model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_device(model)))
         finally:
             handle.remove()
-        _TUPLES[model] = seen[0]
+        _TUPLES[model] = captured[0]
     return _TUPLES[model]
 
 
@@ -162,7 +162,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-class _DeepEnoughError(Exception):
+class _StopForward(Exception):  # noqa: N818 - control flow, no error
     """Ends a forward pass at the deepest layer read."""
 
 
@@ -188,17 +188,17 @@ def residuals(
     deepest = find_blocks(model)[check_layer(model, max(layers))]
 
     def stop(*_: Any) -> None:
-        raise _DeepEnoughError
+        raise _StopForward
 
-    with reading(model, layers, take) as seen:
+    with capture_residuals(model, layers, take) as captured:
         handle = deepest.register_forward_hook(stop)
         try:
             model(**inputs)
-        except _DeepEnoughError:
+        except _StopForward:
             pass
         finally:
             handle.remove()
-    return seen
+    return captured
 
 
 def check_steerable(model: nn.Module, layer: int) -> None:
@@ -210,7 +210,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
     ids = torch.arange(1, 5, device=_device(model))[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        with adding(model, layer, _ramp):
+        with add_to_residual(model, layer, _ramp):
             during = model(input_ids=ids).logits
         after = model(input_ids=ids).logits
     if not torch.equal(before, after):

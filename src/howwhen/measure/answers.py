@@ -50,9 +50,9 @@ class Kind(StrEnum):
     EXPRESSION = "expression"
 
 
-LONGEST_ANSWER = 500
+MAX_ANSWER_LENGTH = 500
 """Characters of the longest text that can be an answer."""
-LONGEST_READ = 20_000
+MAX_READ_CHARACTERS = 20_000
 """Characters of a text without end that are searched for what it repeats."""
 TAIL = 2000
 """Characters at the end of a text among which its conclusion is sought."""
@@ -185,7 +185,7 @@ def final_part(text: str) -> str:
     return text.rpartition(_CLOSE)[2]
 
 
-def looks_cut(text: str) -> bool:
+def looks_truncated(text: str) -> bool:
     """Whether a text stops in the middle: for texts whose finish is not known.
 
     One that thinks aloud and never says that it has thought enough is unfinished however it ends.
@@ -232,7 +232,7 @@ def _repeated(text: str, kind: Kind) -> Answer | None:
     with `so` half; per cents are steps rather than answers there, and the winner needs a weight of
     4 and half as much again as the next.
     """
-    text = text[-LONGEST_READ:]
+    text = text[-MAX_READ_CHARACTERS:]
     thinks_aloud = _thinks_aloud(text)
     weights: dict[Fraction | str, float] = {}
     said: dict[Fraction | str, str] = {}
@@ -254,7 +254,7 @@ def _repeated(text: str, kind: Kind) -> Answer | None:
 
 
 def _thinks_aloud(text: str) -> bool:
-    return len(_DOUBT.findall(text[-LONGEST_READ:])) > 1
+    return len(_DOUBT.findall(text[-MAX_READ_CHARACTERS:])) > 1
 
 
 def _weight(sentence: str) -> float:
@@ -276,7 +276,7 @@ def _marked_answer(text: str, kind: Kind) -> Answer | None:
         if value := _value("\n" + found["answer"], kind):
             return Answer(value, Rule.MARKED)
     for found in _from_the_end(_STATED, text):
-        if value := _value(text[found.end() : found.end() + LONGEST_ANSWER], kind):
+        if value := _value(text[found.end() : found.end() + MAX_ANSWER_LENGTH], kind):
             return Answer(value, Rule.STATED)
     return None
 
@@ -291,7 +291,7 @@ def _last_boxed(text: str) -> str | None:
     boxes: list[str] = []
     right = None
     for found in _from_the_end(_BOX, text, 16):
-        end = closing_brace(text, found.end(), LONGEST_ANSWER)
+        end = closing_brace(text, found.end(), MAX_ANSWER_LENGTH)
         if right is not None and not _BETWEEN_BOXES.fullmatch(text, end or right, right):
             break
         if end is None:
@@ -369,7 +369,7 @@ def _inside(math: re.Match[str]) -> str:
 def _called_answer(text: str, kind: Kind) -> Answer | None:
     """What a text calls its answer in a sentence of its own, somewhere."""
     for found in _from_the_end(_STATED, text):
-        rest = text[found.end() : found.end() + LONGEST_ANSWER].lstrip(" *_:\n")
+        rest = text[found.end() : found.end() + MAX_ANSWER_LENGTH].lstrip(" *_:\n")
         sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
         if _LABEL.sub("", sentence) != sentence:
             continue
@@ -418,7 +418,7 @@ def _of_sentence(sentence: str, before: str, kind: Kind) -> str | None:
         options = _OPTION.findall(sentence)
         return options[-1] if options else None
     if kind is Kind.WORDS:
-        return sentence.strip(" .*_")[:LONGEST_ANSWER] or None
+        return sentence.strip(" .*_")[:MAX_ANSWER_LENGTH] or None
     if kind is Kind.NUMBER:
         return _number_of(sentence, before)
     return _expression_of(sentence)

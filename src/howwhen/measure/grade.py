@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from howwhen.measure.answers import Answer, Kind, flexible_answer, looks_cut, read_option, strict_answer, without_text
+from howwhen.measure.answers import (
+    Answer,
+    Kind,
+    flexible_answer,
+    looks_truncated,
+    read_option,
+    strict_answer,
+    without_text,
+)
 from howwhen.measure.numbers import as_number, without_scale
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
@@ -104,13 +112,13 @@ class Grader:
         sent = [(readable(answer), readable(gold)) for answer, gold in hard]
         for pair, verdict in zip(hard, self.workers.ask(sent), strict=True):
             found[pair] = _GRADE_OF[verdict]
-        if len(self._known) > MOST_KNOWN:
+        if len(self._known) > MAX_KNOWN:
             self._known.clear()
         self._known.update(found)
         return [found[pair] for pair in pairs]
 
 
-MOST_KNOWN = 100_000
+MAX_KNOWN = 100_000
 """Comparisons kept in memory, so that equal answers are compared once."""
 _GRADE_OF: dict[Verdict, Grade] = {
     "same": Grade.CORRECT,
@@ -129,7 +137,7 @@ def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Gra
 
 def find_answer(item: Item, mode: Mode) -> Answer | Grade:
     """The answer a text gives, or the grade of a text that gives none."""
-    is_cut = looks_cut(item.text) if item.finish is None else item.finish is Finish.LENGTH
+    is_cut = looks_truncated(item.text) if item.finish is None else item.finish is Finish.LENGTH
     kind = kind_of(item.gold, item.dataset)
     read = strict_answer if mode == "strict" else flexible_answer
     found = read(item.text, kind, not is_cut)
@@ -154,7 +162,7 @@ def kind_of(gold: str, dataset: str = "") -> Kind:
 
 def compare_exactly(answer: str, gold: str) -> Grade | None:
     """Compare by exact arithmetic or letter by letter; None where that does not decide."""
-    if _squeeze(answer) == _squeeze(gold):
+    if _canonical(answer) == _canonical(gold):
         return Grade.CORRECT
     kind = kind_of(gold)
     if kind is Kind.LETTER:
@@ -162,7 +170,7 @@ def compare_exactly(answer: str, gold: str) -> Grade | None:
         is_gold = option is not None and option == read_option(without_text(gold))
         return Grade.CORRECT if is_gold else Grade.WRONG
     if kind is Kind.WORDS:
-        return Grade.CORRECT if _says(answer, without_text(gold)) else Grade.WRONG
+        return Grade.CORRECT if _contains_words(answer, without_text(gold)) else Grade.WRONG
     ours, theirs = as_number(answer), as_number(gold)
     if ours is None or theirs is None:
         return None
@@ -185,7 +193,7 @@ def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bo
     return is_rounded or off <= abs(theirs) / 10**9
 
 
-def _says(answer: str, gold: str) -> bool:
+def _contains_words(answer: str, gold: str) -> bool:
     """Whether an answer in words has the gold words in it, and does not deny them."""
     ours, theirs = (re.findall(r"[a-z0-9]+", without_text(text).lower()) for text in (answer, gold))
     if {"not", "neither", "nor"} & set(ours):
@@ -193,7 +201,7 @@ def _says(answer: str, gold: str) -> bool:
     return any(ours[n : n + len(theirs)] == theirs for n in range(len(ours)))
 
 
-def _squeeze(answer: str) -> str:
+def _canonical(answer: str) -> str:
     """LaTeX without what does not change its meaning: blanks, sizes, dollars, final stops."""
     text = re.sub(r"\\(?:left|right|!|,|;|\s)|[\s$]", "", answer)
     return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")

@@ -14,10 +14,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge, Request
+from howwhen.judge.fencing import back_to_latex, code_of, cut_middle, read_object, sendable
 from howwhen.measure.answers import Kind
 from howwhen.measure.grade import Item, kind_of
 from howwhen.records import Finish, Grade
-from howwhen.judge.fencing import back_to_latex, code_of, cut_middle, read_object, sendable
 
 PROMPT = r"""Compare the final answer of a text with the correct answer. You are not shown the problem, and you need not solve it.
 

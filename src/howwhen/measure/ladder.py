@@ -10,7 +10,16 @@ from howwhen.errors import StoreError
 from howwhen.measure.answers import Rule
 from howwhen.measure.grade import Graded, Mode
 from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, pass_at_k
-from howwhen.records import Comparison, Finish, Grade, HybridTrace, KnockOut, Measurement, Rung, RungMeasurement
+from howwhen.records import (
+    Comparison,
+    Finish,
+    Grade,
+    HybridTrace,
+    KnockOut,
+    Measurement,
+    RungMeasurement,
+    RungName,
+)
 from howwhen.settings import MeasureSettings
 
 
@@ -71,9 +80,9 @@ def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> Graded
 
 
 def measure_ladder(
-    ladder: Mapping[Rung, Sequence[GradedTrace]],
+    ladder: Mapping[RungName, Sequence[GradedTrace]],
     settings: MeasureSettings,
-    knock_outs: Mapping[Rung, Sequence[GradedTrace]] | None = None,
+    knock_outs: Mapping[RungName, Sequence[GradedTrace]] | None = None,
     categories: Sequence[Category] = (),
 ) -> Measurement:
     """Put all rungs on one scale.
@@ -121,7 +130,7 @@ class _Scale:
     mode: Mode
 
     def rung(
-        self, name: Rung, traces: Sequence[GradedTrace], outcomes: Outcomes
+        self, name: RungName, traces: Sequence[GradedTrace], outcomes: Outcomes
     ) -> RungMeasurement:
         """One rung's numbers."""
         tokens = sum(trace.tokens for trace in traces)
@@ -152,7 +161,7 @@ class _Scale:
             gains=find_gains(outcomes, self.base, self.thinking),
         )
 
-    def _against_hybrid(self, name: Rung, outcomes: Outcomes) -> Comparison | None:
+    def _against_hybrid(self, name: RungName, outcomes: Outcomes) -> Comparison | None:
         if name == "hybrid" or self.hybrid is None:
             return None
         return self.bootstrap.compare(outcomes, self.hybrid)
@@ -160,7 +169,7 @@ class _Scale:
     def knock_out(
         self,
         category: Category,
-        traces: Mapping[Rung, Sequence[GradedTrace]],
+        traces: Mapping[RungName, Sequence[GradedTrace]],
         problems: Sequence[str],
     ) -> KnockOut:
         """What the hybrid recovers without one category, and with it alone."""

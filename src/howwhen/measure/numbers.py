@@ -3,7 +3,7 @@ r"""Exact numbers as people and models write them: `1,234`, `$7.50`, `\frac{3}{4
 import re
 from fractions import Fraction
 
-MOST_DIGITS = 400
+MAX_DIGITS = 400
 """Longer numbers are not read: no answer has so many digits."""
 
 _SCALES = {
@@ -40,7 +40,7 @@ def as_number(text: str) -> Fraction | None:
     A unit after it is ignored (`12 apples`, `5\text{ cm}`, `90^\circ`), a variable or a scale is
     not (`5 x`, `5 million`).
     """
-    if len(text) > MOST_DIGITS:
+    if len(text) > MAX_DIGITS:
         return None
     text, factor = _unscaled(text)
     plain = re.sub(r"\\[$]|[$€£]|(?:\\!|\\,|\{,\})\s?", "", text)

@@ -2,24 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
-from howwhen.formats.safetensors import Json
-from howwhen.collect.segmenters import find_cutter
 from howwhen.collect.problems import read_problems, split_problems
 from howwhen.collect.rollouts import collect_rollouts, trace_rollout
+from howwhen.collect.segmenters import find_segmenter
 from howwhen.collect.traces import Trace, Traces, read_traces
 from howwhen.errors import SettingsError
+from howwhen.formats.safetensors import Json
+from howwhen.pipeline.context import Run
+from howwhen.pipeline.store import StepFolder
 from howwhen.records import Finish, Problem, Rollout, Split
 from howwhen.settings import CollectSettings, RunSettings
-from howwhen.pipeline.store import StepFolder
 from howwhen.zoo.pairs import Pair
 
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
 
-
-def collect(run: "Pipeline", step: StepFolder) -> Json:
+def collect(run: Run, step: StepFolder) -> Json:
     """The thinking model answers everything but the test problems, unless that is done already."""
     settings = run.settings.collect
     traces = _read_traces(settings)
@@ -59,15 +56,13 @@ def _read_traces(settings: CollectSettings) -> Traces | None:
     return read_traces(settings.traces, settings.limit, settings.seed)
 
 
-def _answer(
-    run: "Pipeline", written: Mapping[str, Trace], batch: Sequence[Problem]
-) -> list[Rollout]:
+def _answer(run: Run, written: Mapping[str, Trace], batch: Sequence[Problem]) -> list[Rollout]:
     """The rollouts of one batch of problems: asked for, or read where answers are written."""
     settings = run.settings.collect
     if not written:
         return collect_rollouts(run.pair.thinking, batch, settings)
-    cutter = find_cutter(settings)
-    return [trace_rollout(run.pair.thinking, written[problem.id], cutter) for problem in batch]
+    segmenter = find_segmenter(settings)
+    return [trace_rollout(run.pair.thinking, written[problem.id], segmenter) for problem in batch]
 
 
 def _count(traces: Traces, rollouts: Sequence[Rollout]) -> Json:

@@ -4,30 +4,45 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from howwhen.formats.safetensors import Json
-from howwhen.pipeline.shards import Activations, read_activations
-from howwhen.discover.activations import Passage
+from howwhen.discover.activations import ReaderInput
+from howwhen.discover.categories import (
+    CategorySummary,
+    Transitions,
+    count_transitions,
+    summarize_categories,
+)
 from howwhen.discover.judge_scores import score_with_judge
-from howwhen.judge.local import make_judge
-from howwhen.discover.titles import Assigned, Naming, name_by_words, name_with_judge
 from howwhen.discover.page import PageInput, make_page
-from howwhen.discover.reader_inputs import read_as_written, read_by_another
-from howwhen.discover.categories import Portrait, Transitions, count_transitions, paint
-from howwhen.discover.taxonomy import Cell, CellScores, LayerSentences, annotate, choose, compare_with_truth, discover_layer, look_at, normalise, other_half, shortlist
+from howwhen.discover.reader_inputs import own_tokens, retokenized
+from howwhen.discover.taxonomy import (
+    Cell,
+    CellScores,
+    LayerSentences,
+    annotate,
+    choose,
+    compare_with_truth,
+    discover_layer,
+    heldout_layers,
+    normalise,
+    scoring_sample,
+    shortlist,
+)
+from howwhen.discover.titles import Assigned, Naming, name_by_words, name_with_judge
 from howwhen.discover.validate import confusion
-from howwhen.judge.endpoint import Judge, describe_usage
-from howwhen.lm.models import LanguageModel
-from howwhen.records import Rollout
-from howwhen.probes import Sae, Taxonomy
 from howwhen.formats.saelens import export_saelens
+from howwhen.formats.safetensors import Json
+from howwhen.judge.endpoint import Judge, describe_usage
+from howwhen.judge.local import open_judge
+from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.context import Run
+from howwhen.pipeline.shards import Activations, read_activations
 from howwhen.pipeline.store import StepFolder
-
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
+from howwhen.probes import Sae, Taxonomy
+from howwhen.records import Rollout
 
 SAELENS = "saelens"
 """Folder of the chosen autoencoder as SAELens reads it."""
@@ -37,7 +52,7 @@ TRACES_SHOWN = 3
 """Whole answers that a judge sees beside the sentences."""
 
 
-def discover(run: "Pipeline", step: StepFolder) -> Json:
+def discover(run: Run, step: StepFolder) -> Json:
     """Read the sentences, train the grid of taxonomies, choose one and name its categories."""
     study = _Study(run, step)
     cells = [cell for layer in study.layers for cell in study.discover_layer(layer)]
@@ -62,9 +77,7 @@ def discover(run: "Pipeline", step: StepFolder) -> Json:
     return counts
 
 
-def taxonomy_page(
-    run: "Pipeline", step: StepFolder, counts: Json, cells: Sequence[Json]
-) -> PageInput:
+def taxonomy_page(run: Run, step: StepFolder, counts: Json, cells: Sequence[Json]) -> PageInput:
     """What there is to show of the taxonomy whose files are in the step's folder."""
     truth = step.path / "truth.json"
     traces = run.folder.step("collect").read_json("settings.json")["traces"]
@@ -75,7 +88,7 @@ def taxonomy_page(
         reader=step.read_taxonomy().model,
         counts=counts,
         cells=cells,
-        portraits=step.read_records("categories.jsonl", Portrait),
+        summaries=step.read_records("categories.jsonl", CategorySummary),
         transitions=step.read_records("transitions.jsonl", Transitions)[0],
         truth=step.read_json("truth.json") if truth.exists() else None,
     )
@@ -84,10 +97,10 @@ def taxonomy_page(
 class _Study:
     """The sentences of a run, and everything that is done with them."""
 
-    def __init__(self, run: "Pipeline", step: StepFolder) -> None:
+    def __init__(self, run: Run, step: StepFolder) -> None:
         self.run, self.step, self.settings = run, step, run.settings.discover
         # What can be known of the judge without asking it is known before anything is read.
-        self.judge: Judge | None = make_judge(
+        self.judge: Judge | None = open_judge(
             self.settings, run.folder.judge_cache, run.reporter.say
         )
         self.namings: dict[int, Naming] = {}
@@ -106,10 +119,10 @@ class _Study:
         return "none asked" if self.judge is None else describe_usage(self.judge)
 
     def _read(self, questions: Sequence[str], is_long: Sequence[bool]) -> Activations:
-        passages = _passages(self.reader, self.rollouts, questions, is_long, self.run)
-        with self.run.reporter.task("rollouts read", len(passages)) as advance:
+        reader_inputs = _reader_inputs(self.reader, self.rollouts, questions, is_long, self.run)
+        with self.run.reporter.task("rollouts read", len(reader_inputs)) as advance:
             return read_activations(
-                self.step, self.reader, passages, self.layers, self.settings, advance
+                self.step, self.reader, reader_inputs, self.layers, self.settings, advance
             )
 
     def discover_layer(self, layer: int) -> list[Cell]:
@@ -130,11 +143,11 @@ class _Study:
 
     def _sentences(self, layer: int) -> LayerSentences:
         """The training sentences as a layer sees them."""
-        looked_at = look_at(len(self.trained), self.settings.seeds[0])
-        rows = [self.trained[number] for number in looked_at]
+        sample_rows = scoring_sample(len(self.trained), self.settings.seeds[0])
+        rows = [self.trained[number] for number in sample_rows]
         others = [
             normalise(self.activations.rows(one, rows), self.activations.mean(one)).numpy()
-            for one in other_half(self.layers, layer)
+            for one in heldout_layers(self.layers, layer)
         ]
         mean = self.activations.mean(layer)
         return LayerSentences(
@@ -143,7 +156,7 @@ class _Study:
             inputs=normalise(self.activations.rows(layer, self.trained), mean),
             texts=self._of_trained(self.texts),
             labels={level: self._of_trained(column) for level, column in self.labels.items()},
-            looked_at=looked_at,
+            sample_rows=sample_rows,
             others=np.hstack(others) if others else None,
         )
 
@@ -198,9 +211,9 @@ class _Study:
             export_saelens(self.step.path / SAELENS, taxonomy)
         self.step.write_records("annotations.jsonl", annotations)
         self.step.write_tensors("sentence_scores.safetensors", {"scores": scores}, {})
-        portraits = paint(self.rollouts, annotations, naming.names)
+        summaries = summarize_categories(self.rollouts, annotations, naming.names)
         transitions = count_transitions(self.rollouts, annotations, taxonomy.size)
-        self.step.write_records("categories.jsonl", portraits)
+        self.step.write_records("categories.jsonl", summaries)
         self.step.write_records("transitions.jsonl", [transitions])
         trained = self._of_trained(categories)
         labels = {level: self._of_trained(column) for level, column in self.labels.items()}
@@ -221,26 +234,26 @@ def _tally(categories: Sequence[int], size: int) -> list[int]:
     return [counts[number] for number in range(size)]
 
 
-def _passages(
+def _reader_inputs(
     reader: LanguageModel,
     rollouts: Sequence[Rollout],
     questions: Sequence[str],
     is_long: Sequence[bool],
-    run: "Pipeline",
-) -> list[Passage]:
+    run: Run,
+) -> list[ReaderInput]:
     """What the reader reads: the answers' own tokens, or its own tokens of their text."""
     is_own = reader is run.pair.thinking
-    passages, first = [], 0
+    reader_inputs, first = [], 0
     for rollout, question in zip(rollouts, questions, strict=True):
         prompt = reader.prompt_ids(question)
         trained = is_long[first : first + len(rollout.spans)]
         first += len(rollout.spans)
-        read = read_as_written if is_own else read_by_another
-        passages.append(read(reader, rollout, prompt, trained))
-    return passages
+        read = own_tokens if is_own else retokenized
+        reader_inputs.append(read(reader, rollout, prompt, trained))
+    return reader_inputs
 
 
-def _labels(run: "Pipeline", rollouts: Sequence[Rollout]) -> dict[str, list[str | None]]:
+def _labels(run: Run, rollouts: Sequence[Rollout]) -> dict[str, list[str | None]]:
     if run.pair.truth is None:
         return {}
     columns: dict[str, list[str | None]] = {}
@@ -255,7 +268,7 @@ def _row(scores: CellScores) -> dict[str, Any]:
     row: dict[str, Any] = {
         name: getattr(scores, name) for name in ("layer", "method", "size", "k", "unused")
     }
-    row |= vars(scores.health) if scores.health is not None else {}
+    row |= vars(scores.metrics) if scores.metrics is not None else {}
     for level, truth in (scores.truth or {}).items():
         row |= {f"{key}_{level}": value for key, value in vars(truth).items()}
     row |= vars(scores.offline)

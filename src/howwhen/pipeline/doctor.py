@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from howwhen.errors import HowwhenError, StoreError
-from howwhen.pipeline.store import STEPS, RunFolder, Step
+from howwhen.pipeline.store import STEPS, RunFolder, StepName
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
 
@@ -151,7 +151,7 @@ def examine_run(root: Path) -> list[Finding]:
 
 
 def _examine_step(
-    folder: RunFolder, name: Step, earlier: Mapping[str, str | None]
+    folder: RunFolder, name: StepName, earlier: Mapping[str, str | None]
 ) -> tuple[Finding, str | None]:
     """One step, and its digest; None instead where later ones have to wait for it.
 

@@ -3,46 +3,56 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 
-from howwhen.lm.alignment import ModelPair
-from howwhen.formats.safetensors import Json
-from howwhen.elicit.examples import Decisions, Example, find_decisions
-from howwhen.elicit.gates import coming_categories, find_site, gate_sentence_agreement, make_gate
-from howwhen.elicit.objective import UnsteeredStates
-from howwhen.elicit.self_gate import observe, train_self_gate
+from howwhen.elicit.examples import Decisions, TrainingExample, find_decisions
+from howwhen.elicit.gates import (
+    find_site,
+    gate_sentence_agreement,
+    make_gate,
+    next_sentence_categories,
+)
+from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.self_gate import label_positions, train_self_gate
 from howwhen.elicit.spans import bias_examples, span_examples
-from howwhen.elicit.training import Lesson, Training, choose_training, new_vectors, split_lesson, train_vectors
+from howwhen.elicit.training import (
+    DataSplit,
+    Training,
+    choose_training,
+    new_vectors,
+    split_examples,
+    train_vectors,
+)
 from howwhen.errors import SteeringError
+from howwhen.formats.safetensors import Json
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
+from howwhen.lm.alignment import ModelPair
+from howwhen.pipeline.context import Run
+from howwhen.pipeline.rungs import chosen_strength
+from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate, GateKind, Taxonomy
 from howwhen.records import HybridTrace, Rollout, Split
 from howwhen.settings import ElicitSettings, Form
-from howwhen.pipeline.rungs import chosen_strength
-from howwhen.pipeline.store import StepFolder
-
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
 
 Item = TypeVar("Item")
 GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
 
 
-def elicit(run: "Pipeline", step: StepFolder) -> Json:
+def elicit(run: Run, step: StepFolder) -> Json:
     """Find decisions, name them with a gate, train vectors and the self-gate."""
     lab = _Lab.prepare(run, step)
     gate = lab.choose_gate()
     train, selection = lab.part(False), lab.part(True)
     if lab.settings.method == "span":
-        trainings, lesson = lab.train_spans(gate)
+        trainings, data = lab.train_spans(gate)
     else:
-        trainings, lesson = lab.train_decisions(gate, train, selection)
-    practised = lab.practised
+        trainings, data = lab.train_decisions(gate, train, selection)
+    on_policy = lab.on_policy
     chosen = selection if any(one.positions for one in selection) else train
-    if lesson.selection is lesson.validation:
+    if data.selection is data.validation:
         run.reporter.say(
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
             "the seeds"
@@ -56,8 +66,8 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
         run.pair.base,
         tuple(sorted({run.steer_layer, run.pair.base.layer_count - 1})),
         gate.size,
-        observe([*train, *practised], gate),
-        observe(chosen, gate),
+        label_positions([*train, *on_policy], gate),
+        label_positions(chosen, gate),
         lab.settings,
     )
     step.write_gate("self_gate.safetensors", probe)
@@ -69,7 +79,7 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
             "self_gate": vars(scores),
         },
     )
-    per_category = _positions_per_category(lesson.train, gate.size)
+    per_category = _positions_per_category(data.train, gate.size)
     silent = [category for category, count in enumerate(per_category) if not count]
     if silent:
         run.reporter.say(
@@ -79,7 +89,7 @@ def elicit(run: "Pipeline", step: StepFolder) -> Json:
         "rollouts": len(lab.found),
         "rollouts_without_decision": sum(not one.positions for one in lab.found),
         "decisions": sum(len(one.positions) for one in lab.found),
-        "decisions_unwritable": sum(one.unwritable for one in lab.found),
+        "decisions_unwritable": sum(one.banned_targets for one in lab.found),
         "decisions_per_category": _positions_per_category(
             [one.example(gate) for one in lab.found], gate.size
         ),
@@ -93,7 +103,7 @@ class _Lab:
 
     def __init__(
         self,
-        run: "Pipeline",
+        run: Run,
         step: StepFolder,
         models: ModelPair,
         taxonomy: Taxonomy,
@@ -103,14 +113,14 @@ class _Lab:
         self.run, self.step, self.models = run, step, models
         self.taxonomy, self.rollouts, self.found = taxonomy, rollouts, found
         self.settings: ElicitSettings = run.settings.elicit
-        self.states = UnsteeredStates(run.pair.base, run.steer_layer)
+        self.states = PrefixCache(run.pair.base, run.steer_layer)
         chosen = {problem.id for problem in run.problems(Split.SELECTION)}
         self.is_selection = [rollout.problem_id in chosen for rollout in rollouts]
-        self.practised: list[Decisions] = []
+        self.on_policy: list[Decisions] = []
         self.agreement: Json = {}
 
     @classmethod
-    def prepare(cls, run: "Pipeline", step: StepFolder) -> "_Lab":
+    def prepare(cls, run: Run, step: StepFolder) -> "_Lab":
         """Teacher-force every rollout."""
         rollouts, questions = run.rollouts_with_questions()
         models, taxonomy = run.models(), run.taxonomy()
@@ -132,8 +142,8 @@ class _Lab:
     def choose_gate(self) -> Gate:
         """Fit every kind of gate on the training answers, compare them on the others, keep one."""
         assignments = [one.category for one in self.run.annotations()]
-        coming = coming_categories(self.rollouts, self.found, assignments)
-        train, selection = self._only(coming, False), self._only(coming, True)
+        next_categories = next_sentence_categories(self.rollouts, self.found, assignments)
+        train, selection = self._only(next_categories, False), self._only(next_categories, True)
         site = find_site(
             self.taxonomy, self.run.pair.thinking.name, self.run.gate_layer, self.part(False)
         )
@@ -157,35 +167,35 @@ class _Lab:
 
     def train_decisions(
         self, gate: Gate, train: list[Decisions], selection: list[Decisions]
-    ) -> tuple[Json, Lesson]:
+    ) -> tuple[Json, DataSplit]:
         """Second version: vectors where the base would go elsewhere, and one shared vector."""
         learned, chosen = ([one.example(gate) for one in part] for part in (train, selection))
-        for number in range(self.settings.practice_rounds):
-            lesson = split_lesson(learned, chosen, gate.size, self.settings)
-            self.train(f"before-practice-{number}", lesson)
-            fresh = self.practise(number, gate)
-            self.practised += fresh
+        for number in range(self.settings.on_policy_rounds):
+            data = split_examples(learned, chosen, gate.size, self.settings)
+            self.train(f"before-on-policy-{number}", data)
+            fresh = self.on_policy_round(number, gate)
+            self.on_policy += fresh
             learned = [*learned, *(one.example(gate) for one in fresh)]
-        lesson = split_lesson(learned, chosen, gate.size, self.settings)
-        shared = split_lesson(learned, chosen, 1, self.settings)
+        data = split_examples(learned, chosen, gate.size, self.settings)
+        shared = split_examples(learned, chosen, 1, self.settings)
         return {
-            "vectors": self.train("vectors", lesson),
+            "vectors": self.train("vectors", data),
             "shared": self.train("shared", shared),
-        }, lesson
+        }, data
 
-    def practise(self, number: int, gate: Gate) -> list[Decisions]:
+    def on_policy_round(self, number: int, gate: Gate) -> list[Decisions]:
         """Let the hybrid answer the training problems, and find the decisions of its answers."""
         problems = self.run.problems(Split.TRAIN)
-        vectors = self.step.read_vectors(f"before-practice-{number}.safetensors")
+        vectors = self.step.read_vectors(f"before-on-policy-{number}.safetensors")
         settings = self.run.settings.hybrid
-        choice = Steer(gate, vectors, chosen_strength(self.run.settings))
-        with self.run.reporter.task(f"practice {number + 1}", len(problems)) as advance:
+        rung = Steer(gate, vectors, chosen_strength(self.run.settings))
+        with self.run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
             traces = self.step.grow_records(
-                f"practice-{number}.jsonl",
+                f"on-policy-{number}.jsonl",
                 HybridTrace,
                 problems,
                 settings.batch_size,
-                lambda batch: decode(self.models, batch, choice, settings),
+                lambda batch: decode(self.models, batch, rung, settings),
                 advance,
             )
         answers = [
@@ -196,10 +206,10 @@ class _Lab:
         layer, size = gate.layer, self.settings.batch_size
         return find_decisions(self.models, layer, answers, questions, size, is_own=False)
 
-    def train_spans(self, gate: Gate) -> tuple[Json, Lesson]:
+    def train_spans(self, gate: Gate) -> tuple[Json, DataSplit]:
         """First version: a bias vector on whole answers, then vectors on whole sentences."""
         everything = bias_examples(self.part(False)), bias_examples(self.part(True))
-        bias = self.train("bias", split_lesson(*everything, 1, self.settings), form="linear")
+        bias = self.train("bias", split_examples(*everything, 1, self.settings), form="linear")
         direction = self.step.read_vectors("bias.safetensors").vectors[0]
         tensors, _ = self.run.folder.step("discover").read_tensors("sentence_scores.safetensors")
         settings = self.settings
@@ -211,18 +221,18 @@ class _Lab:
             settings.min_words,
         )
         parts = self._only(examples, False), self._only(examples, True)
-        lesson = split_lesson(*parts, gate.size, settings)
-        shared = split_lesson(*parts, 1, settings)
+        data = split_examples(*parts, gate.size, settings)
+        shared = split_examples(*parts, 1, settings)
         return {
             "bias": bias,
-            "vectors": self.train("vectors", lesson, direction),
+            "vectors": self.train("vectors", data, direction),
             "shared": self.train("shared", shared, direction),
-        }, lesson
+        }, data
 
     def train(
         self,
         name: str,
-        lesson: Lesson,
+        data: DataSplit,
         bias: torch.Tensor | None = None,
         form: Form | None = None,
     ) -> Json:
@@ -231,7 +241,7 @@ class _Lab:
         for seed in self.settings.seeds:
             part = f"parts/{name}-{seed}"
             if not (self.step.path / f"{part}.json").exists():
-                self._train_seed(part, lesson, seed, bias, form or self.settings.chosen_form)
+                self._train_seed(part, data, seed, bias, form or self.settings.chosen_form)
             notes = self.step.read_json(f"{part}.json")
             vectors = self.step.read_vectors(f"{part}.safetensors")
             for key in ("losses", "validation_losses"):
@@ -248,28 +258,26 @@ class _Lab:
         }
 
     def _train_seed(
-        self, part: str, lesson: Lesson, seed: int, bias: torch.Tensor | None, form: Form
+        self, part: str, data: DataSplit, seed: int, bias: torch.Tensor | None, form: Form
     ) -> None:
         """Train one seed and write its part; the JSON file is written last and marks it done."""
         base, label = self.run.pair.base, part.removeprefix("parts/")
         width = base.model.config.hidden_size
         settings = self.settings
-        start = new_vectors(
-            base.name, self.run.steer_layer, width, lesson.size, form, settings, seed
-        )
+        start = new_vectors(base.name, self.run.steer_layer, width, data.size, form, settings, seed)
         start = replace(start, bias=bias)
         with self.run.reporter.task(label, settings.steps) as advance:
-            training = train_vectors(start, lesson, self.states, settings, seed, advance)
-        looks = training.validation_losses
+            training = train_vectors(start, data, self.states, settings, seed, advance)
+        evaluations = training.validation_losses
         self.run.reporter.say(
-            f"  {label}: {training.steps} steps, validation loss {looks[0]:.3f} -> "
-            f"{min(looks):.3f} nats, selection loss {training.selection_loss:.3f}"
+            f"  {label}: {training.steps} steps, validation loss {evaluations[0]:.3f} -> "
+            f"{min(evaluations):.3f} nats, selection loss {training.selection_loss:.3f}"
         )
         self.step.write_vectors(f"{part}.safetensors", training.vectors)
         notes = {key: value for key, value in vars(training).items() if key != "vectors"}
         self.step.write_json(f"{part}.json", notes)
 
 
-def _positions_per_category(examples: Sequence[Example], size: int) -> list[int]:
+def _positions_per_category(examples: Sequence[TrainingExample], size: int) -> list[int]:
     every = Counter(category for example in examples for category in example.categories)
     return [every[category] for category in range(size)]

@@ -3,22 +3,19 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.formats.safetensors import Json
 from howwhen.hybrid.decoder import decode
-from howwhen.records import HybridTrace, Problem, Rung, Split, Work
-from howwhen.vectors import VectorSet
+from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.collect import check_test_problems
-from howwhen.pipeline.rungs import Run, Rungs
+from howwhen.pipeline.context import Run
+from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
+from howwhen.records import HybridTrace, Problem, RungName, Split, Work
+from howwhen.vectors import VectorSet
 
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
 
-
-def hybrid(run: "Pipeline", step: StepFolder) -> Json:
+def hybrid(run: Run, step: StepFolder) -> Json:
     """Decode the test problems on every rung of the ladder."""
     problems = run.problems(Split.TEST)
     check_test_problems(problems)
@@ -31,9 +28,9 @@ def hybrid(run: "Pipeline", step: StepFolder) -> Json:
     others = rungs.controls(_steered_fraction(samples[0]))  # the same whatever the extent
     if run.settings.hybrid.knock_outs:
         others += rungs.knock_outs(n for n, count in enumerate(found) if count)
-    answers: Counter[Rung] = Counter({"hybrid": len(traces)})
+    answers: Counter[RungName] = Counter({"hybrid": len(traces)})
     for one in others:
-        answers[one.choice.name] += len(_decode(run, step, models, problems, one))
+        answers[one.rung.name] += len(_decode(run, step, models, problems, one))
     step.write_json("passes.json", [one.file for one in (*rungs.hybrids(), *others)])
     rate = _steered_fraction(traces)
     _warn(run, rate, idle := _idle_decisions(traces, rungs.vectors))
@@ -49,10 +46,12 @@ def hybrid(run: "Pipeline", step: StepFolder) -> Json:
 
 def _work(models: ModelPair, layer: int) -> Work:
     blocks = models.base.layer_count
-    return Work(models.base.multiplied, models.thinking.multiplied, (blocks - 1 - layer) / blocks)
+    return Work(
+        models.base.matmul_params, models.thinking.matmul_params, (blocks - 1 - layer) / blocks
+    )
 
 
-def _warn(run: "Pipeline", rate: float, idle: int) -> None:
+def _warn(run: Run, rate: float, idle: int) -> None:
     if rate == 0:
         run.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
     if idle:
@@ -62,13 +61,13 @@ def _warn(run: "Pipeline", rate: float, idle: int) -> None:
 
 
 def _decode(
-    run: "Pipeline", step: StepFolder, models: ModelPair, problems: Sequence[Problem], one: Run
+    run: Run, step: StepFolder, models: ModelPair, problems: Sequence[Problem], one: RungPass
 ) -> list[HybridTrace]:
     settings = run.settings.hybrid
     drawn = settings.model_copy(update={"seed": settings.seed + one.sample})
 
     def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
-        traces = decode(models, batch, one.choice, drawn, one.seed)
+        traces = decode(models, batch, one.rung, drawn, one.seed)
         return [replace(trace, sample=one.sample, category=one.category) for trace in traces]
 
     with run.reporter.task(one.label, len(problems)) as advance:
@@ -90,9 +89,9 @@ def _idle_decisions(traces: Sequence[HybridTrace], vectors: VectorSet) -> int:
     """Decisions at which steering could do nothing: no vector, and no bias vector either."""
     if vectors.bias is not None:
         return 0
-    moving = set(vectors.moving().tolist())
+    nonzero_categories = set(vectors.nonzero_categories().tolist())
     return sum(
-        token.is_decision and token.category not in moving
+        token.is_decision and token.category not in nonzero_categories
         for trace in traces
         for token in trace.tokens
     )

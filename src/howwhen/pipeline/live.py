@@ -4,40 +4,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from howwhen.lm.alignment import ModelPair
 from howwhen.errors import SettingsError
-from howwhen.hybrid.choice import Choice, SelfGated, Steer
+from howwhen.hybrid.choice import Rung, SelfGated, Steer
 from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
+from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.pipeline import Pipeline
-from howwhen.progress import Reporter
-from howwhen.records import LADDER, HybridToken, HybridTrace, LadderRung, Problem, titles_of
-from howwhen.probes import Gate
-from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.pipeline.rungs import Rungs
 from howwhen.pipeline.store import RunFolder, open_run
+from howwhen.probes import Gate
+from howwhen.progress import Reporter
+from howwhen.records import LADDER, HybridToken, HybridTrace, LadderRungName, Problem, titles_of
+from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.zoo.pairs import Pair, find_pair
 
 USUAL_RATE = 0.05
 """Share of tokens steered by the rung `random-positions` where no hybrid has been run."""
-LONGEST_ANSWER = 512
+MAX_ANSWER_LENGTH = 512
 """Tokens of an answer where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
-class ReadyRung:
+class LoadedRung:
     """Both models and a rung of a finished run. Made by `open_rung`."""
 
     pair: Pair
     models: ModelPair
-    choice: Choice
+    rung: Rung
     gate: Gate
     settings: HybridSettings
 
     @property
     def titles(self) -> tuple[str, ...]:
         """What the categories are called that it steers with."""
-        return titles_of(self.choice.name, self.gate.titles)
+        return titles_of(self.rung.name, self.gate.titles)
 
     def answer(
         self, questions: Sequence[str], settings: HybridSettings | None = None
@@ -54,7 +54,7 @@ class ReadyRung:
             trace
             for start in starts
             for trace in decode(
-                self.models, problems[start : start + how.batch_size], self.choice, how
+                self.models, problems[start : start + how.batch_size], self.rung, how
             )
         ]
 
@@ -63,55 +63,55 @@ class ReadyRung:
     ) -> Iterator[HybridToken]:
         """Answer one question token by token."""
         problem = Problem("0", question, "unknown")
-        return stream(self.models, problem, self.choice, settings or self.settings)
+        return stream(self.models, problem, self.rung, settings or self.settings)
 
-    def at_strength(self, strength: float) -> "ReadyRung":
+    def at_strength(self, strength: float) -> "LoadedRung":
         """The same rung at another strength.
 
         Raises:
             SettingsError: a rung that does not steer.
         """
-        if not isinstance(self.choice, Steer | SelfGated):
-            name = self.choice.name
+        if not isinstance(self.rung, Steer | SelfGated):
+            name = self.rung.name
             raise SettingsError(f"the rung {name} does not steer, so it has no strength")
-        return replace(self, choice=replace(self.choice, strength=fixed(strength)))
+        return replace(self, rung=replace(self.rung, strength=fixed(strength)))
 
 
 @dataclass(frozen=True)
-class ReadyRungs:
+class LoadedRungs:
     """Both models and every rung of a finished run. Made by `open_rungs`."""
 
     pair: Pair
     models: ModelPair
-    choices: Mapping[str, Choice]
+    rungs: Mapping[str, Rung]
     """By name, in the order of the ladder."""
     gate: Gate
     settings: HybridSettings
     place: Path
     """Of the run."""
 
-    def rung(self, name: str, strength: float | None = None) -> ReadyRung:
+    def rung(self, name: str, strength: float | None = None) -> LoadedRung:
         """One of them, at another strength if one is given.
 
         Raises:
             SettingsError: this run has no such rung, or it has no strength.
         """
-        if name not in self.choices:
+        if name not in self.rungs:
             raise SettingsError(
                 f"the run {self.place} has no rung {name!r}; expected one of "
-                f"{', '.join(self.choices)}"
+                f"{', '.join(self.rungs)}"
             )
-        ready = ReadyRung(self.pair, self.models, self.choices[name], self.gate, self.settings)
+        ready = LoadedRung(self.pair, self.models, self.rungs[name], self.gate, self.settings)
         return ready if strength is None else ready.at_strength(strength)
 
 
 def open_rung(
     pair_name: str,
     out: Path | None = None,
-    rung: LadderRung = "hybrid",
+    rung: LadderRungName = "hybrid",
     preset: Preset = "small",
     reporter: Reporter | None = None,
-) -> ReadyRung:
+) -> LoadedRung:
     """One rung of a run folder; see `open_rungs`."""
     return open_rungs(pair_name, out, preset, reporter).rung(rung)
 
@@ -121,7 +121,7 @@ def open_rungs(
     out: Path | None = None,
     preset: Preset = "small",
     reporter: Reporter | None = None,
-) -> ReadyRungs:
+) -> LoadedRungs:
     """The rungs of a run folder; its first three steps are run where it has no vectors.
 
     They are those of the run: strength, windows, cache policy and seeds are as its hybrid step was
@@ -142,14 +142,14 @@ def open_rungs(
     with open_run(out or Path("runs") / pair.name) as folder:
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
         place = folder.root
-    every = [rungs.full, *(run.choice for run in rungs.controls(USUAL_RATE))]
-    named: dict[str, Choice] = {}
-    for choice in every:  # of the random ones the first seed
-        named.setdefault(choice.name, choice)
-    choices: dict[str, Choice] = {name: named[name] for name in LADDER if name in named}
+    every = [rungs.full, *(control.rung for control in rungs.controls(USUAL_RATE))]
+    named: dict[str, Rung] = {}
+    for rung in every:  # of the random ones the first seed
+        named.setdefault(rung.name, rung)
+    ladder: dict[str, Rung] = {name: named[name] for name in LADDER if name in named}
     settings = rungs.settings.model_copy(update={"max_new_tokens": _room(pair), "temperature": 0.0})
     models = pair.models(settings.one_sided_tokens)
-    return ReadyRungs(pair, models, choices, rungs.gate, settings, place)
+    return LoadedRungs(pair, models, ladder, rungs.gate, settings, place)
 
 
 def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:
@@ -172,5 +172,5 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
 
 def _room(pair: Pair) -> int:
     """Longest answer: what most contexts hold beside the question."""
-    contexts = [model.context or LONGEST_ANSWER for model in (pair.base, pair.thinking)]
-    return min(LONGEST_ANSWER, *(context * 5 // 8 for context in contexts))
+    contexts = [model.context or MAX_ANSWER_LENGTH for model in (pair.base, pair.thinking)]
+    return min(MAX_ANSWER_LENGTH, *(context * 5 // 8 for context in contexts))

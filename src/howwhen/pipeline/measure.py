@@ -1,7 +1,7 @@
 """Step 5: every answer graded, every rung on one scale."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from pydantic import TypeAdapter
 
@@ -10,20 +10,18 @@ from howwhen.judge.endpoint import Judge, open_endpoint
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
-from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, Rung, Split
+from howwhen.pipeline.context import Run
 from howwhen.pipeline.store import StepFolder
-
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
+from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, RungName, Split
 
 
-def measure(run: "Pipeline", step: StepFolder) -> Json:
+def measure(run: Run, step: StepFolder) -> Json:
     """Grade every trace and put all rungs on one scale."""
     judge = open_endpoint(run.settings.measure, run.folder.judge_cache, run.reporter.say)
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
     decoded = run.folder.step("hybrid")
-    graded: dict[Rung, list[GradedTrace]] = {}
-    items: dict[Rung, list[Item]] = {}
+    graded: dict[RungName, list[GradedTrace]] = {}
+    items: dict[RungName, list[Item]] = {}
     with open_grader(run.settings.measure.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
@@ -54,11 +52,11 @@ def _item(trace: HybridTrace, problem: Problem) -> Item:
 
 
 def _judge(
-    run: "Pipeline",
+    run: Run,
     step: StepFolder,
     judge: Judge,
-    items: Mapping[Rung, Sequence[Item]],
-    graded: Mapping[Rung, Sequence[GradedTrace]],
+    items: Mapping[RungName, Sequence[Item]],
+    graded: Mapping[RungName, Sequence[GradedTrace]],
 ) -> None:
     """Ask a judge about every answer, and note how far it agrees with either mode.
 
@@ -95,7 +93,7 @@ def _grade(
     return [reduce_trace(trace, flexible, strict) for trace, flexible, strict in both]
 
 
-def _categories(run: "Pipeline") -> list[Category]:
+def _categories(run: Run) -> list[Category]:
     titles = run.folder.step("elicit").read_gate("gate.safetensors").titles
     provenance = run.folder.step("hybrid").read_json("provenance.json")
     found = provenance["counts"]["decisions_per_category"]

@@ -2,27 +2,25 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from howwhen.discover.categories import CategorySummary
 from howwhen.formats.safetensors import Json
-from howwhen.discover.categories import Portrait
 from howwhen.measure.ladder import GradedTrace
-from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
-from howwhen.present.html import Charts, HtmlInput, make_html
-from howwhen.present.report import ReportInput, make_report
-from howwhen.present.viewer import Answer, PackedViewer, Viewer, pack_viewer
-from howwhen.records import HybridTrace, Measurement, Rung, Split, Work
+from howwhen.pipeline.context import Run
 from howwhen.pipeline.discover import taxonomy_page
 from howwhen.pipeline.measure import grades_file
 from howwhen.pipeline.store import StepFolder
-
-if TYPE_CHECKING:
-    from howwhen.pipeline.pipeline import Pipeline
+from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
+from howwhen.present.html import Charts, HtmlInput, make_html
+from howwhen.present.report import ReportInput, make_report
+from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer
+from howwhen.records import HybridTrace, Measurement, RungName, Split, Work
 
 REPORT = "report.html"
 
 
-def present(run: "Pipeline", step: StepFolder) -> Json:
+def present(run: Run, step: StepFolder) -> Json:
     """Write the report: one page to open, and the same in Markdown."""
     charts = _draw(run)
     knock_outs = None
@@ -59,7 +57,7 @@ def present(run: "Pipeline", step: StepFolder) -> Json:
     }
 
 
-def _report(run: "Pipeline", chart: str | None) -> ReportInput:
+def _report(run: Run, chart: str | None) -> ReportInput:
     question = {problem.id: problem.question for problem in run.problems(Split.TEST)}
     discovered, elicited = run.folder.step("discover"), run.folder.step("elicit")
     traces = run.folder.step("hybrid").read_records("traces/hybrid-0.jsonl", HybridTrace)
@@ -72,7 +70,7 @@ def _report(run: "Pipeline", chart: str | None) -> ReportInput:
         work=Work(**run.folder.step("hybrid").read_json("provenance.json")["counts"]["work"]),
         confidence=run.settings.measure.confidence,
         cells=discovered.read_json("scores.json"),
-        categories=discovered.read_records("categories.jsonl", Portrait),
+        categories=discovered.read_records("categories.jsonl", CategorySummary),
         training=elicited.read_json("training.json"),
         decisions_per_category=elicited.read_json("provenance.json")["counts"][
             "decisions_per_category"
@@ -88,17 +86,17 @@ def _report(run: "Pipeline", chart: str | None) -> ReportInput:
     )
 
 
-def _read_judge(run: "Pipeline") -> Json | None:
+def _read_judge(run: Run) -> Json | None:
     if run.settings.measure.judge_url is None:
         return None
     found: Json = run.folder.step("measure").read_json("judge.json")
     return found
 
 
-def _viewer(run: "Pipeline", titles: tuple[str, ...]) -> PackedViewer:
+def _viewer(run: Run, titles: tuple[str, ...]) -> PackedViewer:
     """Every rung's first answer to every test problem."""
     decoded, measured = run.folder.step("hybrid"), run.folder.step("measure")
-    answers: dict[Rung, dict[str, Answer]] = {}
+    answers: dict[RungName, dict[str, GradedAnswer]] = {}
     for rung in run.measurement().rungs:
         graded = {
             (one.problem_id, one.seed, one.sample): one
@@ -110,13 +108,13 @@ def _viewer(run: "Pipeline", titles: tuple[str, ...]) -> PackedViewer:
             for trace in decoded.read_records(name, HybridTrace):
                 if trace.rung == rung and trace.problem_id not in answers.get(rung, {}):
                     found = graded[trace.problem_id, trace.seed, trace.sample]
-                    answers.setdefault(rung, {})[trace.problem_id] = Answer(trace, found)
+                    answers.setdefault(rung, {})[trace.problem_id] = GradedAnswer(trace, found)
     problems = [one for one in run.problems(Split.TEST) if one.id in answers["hybrid"]]
     viewer = Viewer(problems, answers, titles, run.measurement().mode)
     return pack_viewer(viewer, run.pair.tokenizer)
 
 
-def _draw(run: "Pipeline") -> Charts:
+def _draw(run: Run) -> Charts:
     """The charts that there is something to draw for and with."""
     measurement = run.measurement()
     if not can_draw():

@@ -4,21 +4,39 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from howwhen.errors import SettingsError
-from howwhen.hybrid.choice import Base, BaseStepByStep, BiasOnly, Choice, Guardrail, OneCategory, RandomCategory, RandomPositions, RandomVectors, SelfGated, SharedVector, Steer, Takeover, Thinking, WithoutCategory, bias_alone, randomise
+from howwhen.hybrid.choice import (
+    Base,
+    BaseStepByStep,
+    BiasOnly,
+    Guardrail,
+    OneCategory,
+    RandomCategory,
+    RandomPositions,
+    RandomVectors,
+    Rung,
+    SelfGated,
+    SharedVector,
+    Steer,
+    Takeover,
+    Thinking,
+    WithoutCategory,
+    bias_only,
+    randomise,
+)
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
-from howwhen.records import LADDER
-from howwhen.probes import Gate, SelfGate
-from howwhen.vectors import VectorSet
-from howwhen.settings import HybridSettings, RunSettings
 from howwhen.pipeline.store import StepFolder
+from howwhen.probes import Gate, SelfGate
+from howwhen.records import LADDER
+from howwhen.settings import HybridSettings, RunSettings
+from howwhen.vectors import VectorSet
 from howwhen.zoo.pairs import Pair
 
 
 @dataclass(frozen=True)
-class Run:
+class RungPass:
     """One pass of a rung over the test problems."""
 
-    choice: Choice
+    rung: Rung
     seed: int = 0
     """Of a random rung."""
     sample: int = 0
@@ -30,14 +48,14 @@ class Run:
         """Where its traces are kept."""
         sample = f"-sample{self.sample}" if self.sample else ""
         category = f"-category{self.category}" if self.category >= 0 else ""
-        return f"traces/{self.choice.name}-{self.seed}{sample}{category}.jsonl"
+        return f"traces/{self.rung.name}-{self.seed}{sample}{category}.jsonl"
 
     @property
     def label(self) -> str:
         """What progress is reported under."""
-        is_random = isinstance(self.choice, RandomCategory | RandomPositions | RandomVectors)
+        is_random = isinstance(self.rung, RandomCategory | RandomPositions | RandomVectors)
         parts = [
-            self.choice.name,
+            self.rung.name,
             f"seed {self.seed}" if is_random else "",
             f"sample {self.sample}" if self.sample else "",
             f"category {self.category}" if self.category >= 0 else "",
@@ -75,11 +93,11 @@ class Rungs:
         """The full hybrid."""
         return Steer(self.gate, self.vectors, self.strength)
 
-    def hybrids(self) -> list[Run]:
+    def hybrids(self) -> list[RungPass]:
         """The full hybrid, once per sample."""
-        return [Run(self.full, sample=sample) for sample in range(self.settings.samples)]
+        return [RungPass(self.full, sample=sample) for sample in range(self.settings.samples)]
 
-    def controls(self, rate: float) -> list[Run]:
+    def controls(self, rate: float) -> list[RungPass]:
         """Every other rung asked for, once per sample, random ones also once per seed.
 
         Args:
@@ -91,40 +109,40 @@ class Rungs:
         every = list(self._every_control(rate))
         asked = LADDER if self.settings.rungs is None else self.settings.rungs
         wanted = {"base", "thinking", "hybrid", *asked}
-        missing = wanted - {"hybrid", *(choice.name for choice, _ in every)}
+        missing = wanted - {"hybrid", *(rung.name for rung, _ in every)}
         if self.settings.rungs is not None and missing:
             raise SettingsError(
                 f"this run has no rung {', '.join(sorted(missing))}; expected some of "
-                f"{', '.join(dict.fromkeys(choice.name for choice, _ in every))}"
+                f"{', '.join(dict.fromkeys(rung.name for rung, _ in every))}"
             )
         return [
-            Run(choice, seed, sample)
-            for choice, seed in every
-            if choice.name in wanted
+            RungPass(rung, seed, sample)
+            for rung, seed in every
+            if rung.name in wanted
             for sample in range(self.settings.samples)
         ]
 
-    def knock_outs(self, categories: Iterable[int]) -> list[Run]:
+    def knock_outs(self, categories: Iterable[int]) -> list[RungPass]:
         """The hybrid without each of these categories, and with each alone."""
         gate, vectors, strength = self.gate, self.vectors, self.strength
         return [
-            Run(choice, sample=sample, category=category)
+            RungPass(rung, sample=sample, category=category)
             for category in categories
-            for choice in (
+            for rung in (
                 WithoutCategory(gate, vectors, strength, category),
                 OneCategory(gate, vectors, strength, category),
             )
             for sample in range(self.settings.samples)
         ]
 
-    def _every_control(self, rate: float) -> Iterator[tuple[Choice, int]]:
+    def _every_control(self, rate: float) -> Iterator[tuple[Rung, int]]:
         gate, vectors, strength = self.gate, self.vectors, self.strength
         yield Base(), 0
         if self.pair.step_by_step_prompt is not None:
             yield BaseStepByStep(self.pair.step_by_step_prompt), 0
         yield Guardrail(self.settings.guardrail_top_k), 0
         if vectors.bias is not None:
-            yield BiasOnly(gate, bias_alone(vectors), strength), 0
+            yield BiasOnly(gate, bias_only(vectors), strength), 0
         yield SharedVector(gate, self.shared, strength), 0
         for seed in self.settings.random_seeds:
             yield RandomCategory(gate, vectors, strength), seed

@@ -1,21 +1,27 @@
-"""TODO."""
+"""Sentence activations on disk: shards in the step's folder, each row with its rollout and span.
+
+Each shard is written whole, so a killed run resumes after its last one.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from howwhen.formats.safetensors import Json
-from howwhen.errors import InputError, StoreError
-from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import pad
-from howwhen.lm.residual import residuals
-from howwhen.settings import DiscoverSettings
-from howwhen.pipeline.store import StepFolder
 
+from howwhen.discover.activations import (
+    ReaderInput,
+    check_reader_inputs,
+    count_sentences,
+    sentence_means,
+)
+from howwhen.errors import StoreError
+from howwhen.formats.safetensors import Json
+from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.store import StepFolder
+from howwhen.settings import DiscoverSettings
 
 FOLDER = "activations"
 """Of the shards, in the folder of the step."""
@@ -63,7 +69,7 @@ class Activations:
 def read_activations(
     step: StepFolder,
     reader: LanguageModel,
-    passages: Sequence[Passage],
+    reader_inputs: Sequence[ReaderInput],
     layers: Sequence[int],
     how: DiscoverSettings,
     report: Callable[[int], None],
@@ -76,7 +82,7 @@ def read_activations(
             `trained` (number of sentences in that sum). `activations/described.json` says what was
             read, by whom; shards of another reading are removed.
         reader: the model whose residuals are read.
-        passages: what it reads, one per rollout.
+        reader_inputs: what it reads, one per rollout.
         layers: 0-based blocks.
         how: see `sentence_means`.
         report: told the number of passages after each shard.
@@ -85,11 +91,11 @@ def read_activations(
         InputError: a passage longer than the reader's context, or nothing to read.
         StoreError: a shard that is damaged, or of another reading.
     """
-    _check_passages(reader, passages)
-    step.claim(FOLDER, _reading(reader, passages, layers, how))
+    check_reader_inputs(reader, reader_inputs)
+    step.claim(FOLDER, _reading(reader, reader_inputs, layers, how))
     counts = []
-    for number, start in enumerate(range(0, len(passages), SHARD_TEXTS)):
-        own = passages[start : start + SHARD_TEXTS]
+    for number, start in enumerate(range(0, len(reader_inputs), SHARD_TEXTS)):
+        own = reader_inputs[start : start + SHARD_TEXTS]
         if not (step.path / _name(number)).exists():
             means = sentence_means(reader, own, layers, how)
             step.write_tensors(_name(number), _shard(start, own, means), {})
@@ -103,12 +109,15 @@ def _name(shard: int) -> str:
 
 
 def _reading(
-    reader: LanguageModel, passages: Sequence[Passage], layers: Sequence[int], how: DiscoverSettings
+    reader: LanguageModel,
+    reader_inputs: Sequence[ReaderInput],
+    layers: Sequence[int],
+    how: DiscoverSettings,
 ) -> Json:
     """Everything that the shards depend on."""
     texts = hashlib.sha256()
-    for passage in passages:
-        texts.update(repr(tuple(map(tuple, passage))).encode())
+    for reader_input in reader_inputs:
+        texts.update(repr(tuple(map(tuple, reader_input))).encode())
     return {
         "reader": reader.name,
         "fingerprint": reader.fingerprint,
@@ -121,14 +130,16 @@ def _reading(
 
 
 def _shard(
-    first: int, passages: Sequence[Passage], means: dict[int, Float[Tensor, "sentence d_model"]]
+    first: int,
+    reader_inputs: Sequence[ReaderInput],
+    means: dict[int, Float[Tensor, "sentence d_model"]],
 ) -> dict[str, Tensor]:
-    trained = [one for passage in passages for one in passage.is_trained]
+    trained = [one for reader_input in reader_inputs for one in reader_input.is_trained]
     is_trained = torch.tensor(trained, dtype=torch.bool)
     places = [
         (first + number, span)
-        for number, passage in enumerate(passages)
-        for span in range(len(passage.spans))
+        for number, reader_input in enumerate(reader_inputs)
+        for span in range(len(reader_input.spans))
     ]
     rollout, span = torch.tensor(places, dtype=torch.int32).view(-1, 2).T
     sums = {f"sum.{layer}": rows[is_trained].double().sum(0) for layer, rows in means.items()}
@@ -142,10 +153,10 @@ def _shard(
 
 
 def _check_shard(
-    step: StepFolder, number: int, passages: Sequence[Passage], layers: Sequence[int]
+    step: StepFolder, number: int, reader_inputs: Sequence[ReaderInput], layers: Sequence[int]
 ) -> int:
     """Number of sentences in a shard, which must be those of its passages."""
-    expected = _sentences(passages)
+    expected = count_sentences(reader_inputs)
     found = step.tensor_shapes(_name(number))
     for layer in layers:
         shape = found.get(f"layer.{layer}", ())

@@ -23,14 +23,24 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from howwhen.formats.safetensors import Json, load_taxonomy, load_vectors, opened_tensors, read_tensors, save_taxonomy, save_vectors, tensors_and_notes, write_tensors
-from howwhen.formats.files import write_whole
 from howwhen.errors import StoreError
+from howwhen.formats.files import write_whole
+from howwhen.formats.safetensors import (
+    Json,
+    load_taxonomy,
+    load_vectors,
+    opened_tensors,
+    read_tensors,
+    save_taxonomy,
+    save_vectors,
+    tensors_and_notes,
+    write_tensors,
+)
 from howwhen.probes import Gate, SelfGate, Taxonomy
 from howwhen.vectors import VectorSet
 
-Step = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
-STEPS: tuple[Step, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
+StepName = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
+STEPS: tuple[StepName, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
 TAXONOMY = "taxonomy.safetensors"
 Record = TypeVar("Record")
 Item = TypeVar("Item")
@@ -42,7 +52,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def step(self, name: Step) -> "StepFolder":
+    def step(self, name: StepName) -> "StepFolder":
         """The folder of one step, which need not exist yet."""
         return StepFolder(self.root / f"{STEPS.index(name) + 1}-{name}", name)
 
@@ -89,7 +99,7 @@ class Key:
     """Fingerprints and prompts of the models the step uses."""
     upstream: Json
     """Digests of the keys of the steps before it."""
-    extent: Json = field(default_factory=dict)
+    additive: Json = field(default_factory=dict)
     """Settings that say how much there is of the output: a change adds to it, and spoils none."""
 
     @property
@@ -108,7 +118,7 @@ class StepFolder:
     """One step's files."""
 
     path: Path
-    name: Step
+    name: StepName
 
     @property
     def digest(self) -> str | None:
@@ -146,7 +156,7 @@ class StepFolder:
         self.path.mkdir(exist_ok=True)
         (self.path / "provenance.json").unlink(missing_ok=True)
         self.write_json("started.json", {"key": key.content_digest})
-        self.write_json("settings.json", {**key.settings, **key.extent})
+        self.write_json("settings.json", {**key.settings, **key.additive})
         return is_stale
 
     def claim(self, folder: str, described: Json) -> None:

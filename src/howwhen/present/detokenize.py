@@ -6,7 +6,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Turns the tokens of one answer into text as they come.
 
     The text of a character that takes several tokens comes with the last of them.

@@ -13,9 +13,35 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from howwhen.discover.page import STRONGEST_SHADE, PageInput, Shaded, page_context, template_environment
-from howwhen.present.report import COST_TEXT, KNOCK_OUT_TEXT, LADDER_TEXT, ReportInput, grading_text, judge_text, prompt_table, sample_text, training_lines, verdict
-from howwhen.present.tables import Table, cost_table, grade_table, judge_table, knock_out_table, ladder_table, mode_table, sample_table
+from howwhen.discover.page import (
+    STRONGEST_SHADE,
+    PageInput,
+    Shaded,
+    page_context,
+    template_environment,
+)
+from howwhen.present.report import (
+    COST_TEXT,
+    KNOCK_OUT_TEXT,
+    LADDER_TEXT,
+    ReportInput,
+    grading_text,
+    judge_text,
+    prompt_table,
+    sample_text,
+    training_lines,
+    verdict,
+)
+from howwhen.present.tables import (
+    Table,
+    cost_table,
+    grade_table,
+    judge_table,
+    knock_out_table,
+    ladder_table,
+    mode_table,
+    sample_table,
+)
 from howwhen.present.viewer import PackedViewer
 from howwhen.records import Measurement
 from howwhen.vectors import VectorSet

@@ -4,9 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from howwhen.discover.categories import Portrait
-from howwhen.judge.endpoint import Usage, tell_usage
-from howwhen.present.tables import Table, cost_table, grade_table, interval_text, judge_table, knock_out_table, ladder_table, mode_table, sample_table
+from howwhen.discover.categories import CategorySummary
+from howwhen.judge.endpoint import Usage, usage_line
+from howwhen.present.tables import (
+    Table,
+    cost_table,
+    grade_table,
+    interval_text,
+    judge_table,
+    knock_out_table,
+    ladder_table,
+    mode_table,
+    sample_table,
+)
 from howwhen.records import Gains, HybridTrace, Measurement, Work
 
 LADDER_TEXT = (
@@ -37,7 +47,7 @@ class ReportInput:
     work: Work
     confidence: float
     cells: Sequence[Mapping[str, Any]]
-    categories: Sequence[Portrait]
+    categories: Sequence[CategorySummary]
     training: Mapping[str, Any]
     decisions_per_category: Sequence[int]
     examples: Sequence[tuple[str, HybridTrace]]
@@ -133,7 +143,7 @@ def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
 
 def judge_text(judge: Mapping[str, Any]) -> str:
     """Who judged, and how well that could be read."""
-    used = tell_usage(judge["model"], Usage(**judge["usage"]))
+    used = usage_line(judge["model"], Usage(**judge["usage"]))
     return (
         f"Majority of {judge['repeats']} verdicts of the {used}; {judge['unparsable']} "
         "replies could not be read. Rules and judge on which answers are correct:"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.present.detokenize import TextStream
+from howwhen.present.detokenize import IncrementalDetokenizer
 from howwhen.records import HybridToken
 
 COLOURS = (
@@ -37,7 +37,7 @@ class Painter:
 
     def pieces(self, tokens: Iterable[HybridToken]) -> Iterator[tuple[HybridToken, Text]]:
         """Every token with the text it adds."""
-        stream = TextStream(self.tokenizer, self.ends)
+        stream = IncrementalDetokenizer(self.tokenizer, self.ends)
         for token in tokens:
             yield token, Text(stream.add(token.id), style=style(token))
 

@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from howwhen.measure.grade import Mode
 from howwhen.measure.ladder import GradedTrace
-from howwhen.present.detokenize import TextStream
-from howwhen.records import Grade, HybridToken, HybridTrace, Problem, Rung, titles_of
+from howwhen.present.detokenize import IncrementalDetokenizer
+from howwhen.records import Grade, HybridToken, HybridTrace, Problem, RungName, titles_of
 
-MOST_CHARACTERS = 4_000_000
+MAX_CHARACTERS = 4_000_000
 """Longest packed viewer; with the rest of a page it stays below 5 MB."""
-_DETAILED: Rung = "hybrid"
+_DETAILED: RungName = "hybrid"
 """The rung whose tokens all have their log-probabilities."""
 
 
-class Answer(NamedTuple):
+class GradedAnswer(NamedTuple):
     """One answer with what came of it."""
 
     trace: HybridTrace
@@ -37,7 +37,7 @@ class Viewer:
     """What the viewer shows."""
 
     problems: Sequence[Problem]
-    answers: Mapping[Rung, Mapping[str, Answer]]
+    answers: Mapping[RungName, Mapping[str, GradedAnswer]]
     """By rung and problem id."""
     titles: tuple[str, ...]
     """Of the categories."""
@@ -57,7 +57,7 @@ class PackedViewer(NamedTuple):
 def pack_viewer(
     viewer: Viewer,
     tokenizer: PreTrainedTokenizerBase,
-    most: int = MOST_CHARACTERS,
+    most: int = MAX_CHARACTERS,
 ) -> PackedViewer:
     """Pack as many problems as fit into `most` characters.
 
@@ -110,10 +110,10 @@ class _Packer:
         self.pieces: dict[str, int] = {}
         self.word = lru_cache(maxsize=None)(self._word)
 
-    def answer(self, answer: Answer, problem: Problem) -> dict[str, Any]:
+    def answer(self, answer: GradedAnswer, problem: Problem) -> dict[str, Any]:
         """One answer: grades, the reason for them, tokens, decisions."""
         trace, graded = answer
-        stream = TextStream(self.tokenizer, self.silent)
+        stream = IncrementalDetokenizer(self.tokenizer, self.silent)
         packed: dict[str, Any] = {
             "flexible": graded.flexible,
             "strict": graded.strict,

@@ -15,7 +15,7 @@ from howwhen.serve.schemas import error_body
 
 
 @dataclass(frozen=True)
-class Guard:
+class AccessMiddleware:
     """Lets no request through without the key, nor one whose body is too long.
 
     Without a key only this machine is served, and a name that is not this machine's is refused:
@@ -23,7 +23,7 @@ class Guard:
     """
 
     app: ASGIApp
-    most_bytes: int
+    max_bytes: int
     key: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class Guard:
             return
         body = await self._read(headers.get(b"content-length", b"0"), receive)
         if body is None:
-            text = f"a body of more than {self.most_bytes} bytes"
+            text = f"a body of more than {self.max_bytes} bytes"
             await _refusal(413, text, "body_too_large")(scope, receive, send)
             return
         await self.app(scope, _again(body, receive), send)
@@ -63,7 +63,7 @@ class Guard:
 
     async def _read(self, length: bytes, receive: Receive) -> bytes | None:
         """The body, or None where it is too long."""
-        if not length.isdigit() or int(length) > self.most_bytes:
+        if not length.isdigit() or int(length) > self.max_bytes:
             return None
         body = b""
         while True:
@@ -71,7 +71,7 @@ class Guard:
             if message["type"] != "http.request":
                 return body
             body += bytes(message.get("body", b""))
-            if len(body) > self.most_bytes:
+            if len(body) > self.max_bytes:
                 return None
             if not message.get("more_body"):
                 return body

@@ -26,12 +26,12 @@ from starlette.types import ASGIApp
 
 from howwhen.errors import BusyError, HowwhenError, InputError
 from howwhen.present.html import page_environment
-from howwhen.serve.schemas import Body, ChatRequest, RefusedError, TextRequest, error_body
-from howwhen.serve.requests import Desk, Limits, Service
-from howwhen.serve.engine import Ask, Engine
-from howwhen.serve.access import Guard
-from howwhen.serve.responses import Reply
 from howwhen.records import Finish
+from howwhen.serve.access import AccessMiddleware
+from howwhen.serve.engine import Engine, GenerationRequest
+from howwhen.serve.requests import Limits, RequestHandler, Service
+from howwhen.serve.responses import Reply
+from howwhen.serve.schemas import Body, ChatRequest, RefusedError, TextRequest, error_body
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ def make_app(service: Service, limits: Limits | None = None, key: str | None = N
     registry, first_token = _metrics(service)
     _add_errors(app)
     _add_pages(app, service, registry)
-    _add_answers(app, Desk(service, limits), first_token)
-    return Guard(app, limits.body_bytes, key)
+    _add_answers(app, RequestHandler(service, limits), first_token)
+    return AccessMiddleware(app, limits.body_bytes, key)
 
 
-def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
+def _add_answers(app: FastAPI, desk: RequestHandler, first_token: Histogram) -> None:
     async def respond(body: Body, request: Request) -> Response:
         started = time.monotonic()
         ask = desk.ask(body)
@@ -88,7 +88,12 @@ def _add_answers(app: FastAPI, desk: Desk, first_token: Histogram) -> None:
 
 
 async def _chunks(
-    desk: Desk, ask: Ask, reply: Reply, client: str, first_token: Histogram, started: float
+    desk: RequestHandler,
+    ask: GenerationRequest,
+    reply: Reply,
+    client: str,
+    first_token: Histogram,
+    started: float,
 ) -> AsyncIterator[str]:
     """A streamed answer as the data of server-sent events."""
     async with desk.answer(ask, client) as events:
@@ -117,7 +122,9 @@ async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
         yield chunk
 
 
-async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Request) -> JSONResponse:
+async def _whole(
+    desk: RequestHandler, ask: GenerationRequest, reply: Reply, client: str, request: Request
+) -> JSONResponse:
     """An answer that is not streamed; it ends when the client leaves."""
     written = asyncio.create_task(_write(desk, ask, reply, client))
     leaves = asyncio.create_task(_has_left(request))
@@ -131,7 +138,9 @@ async def _whole(desk: Desk, ask: Ask, reply: Reply, client: str, request: Reque
     raise RefusedError(499, "the client has left", "client_closed_request")
 
 
-async def _write(desk: Desk, ask: Ask, reply: Reply, client: str) -> dict[str, Any]:
+async def _write(
+    desk: RequestHandler, ask: GenerationRequest, reply: Reply, client: str
+) -> dict[str, Any]:
     text, finish = "", Finish.LENGTH
     details: list[dict[str, Any]] = []
     async with desk.answer(ask, client) as events:

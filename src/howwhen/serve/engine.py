@@ -2,7 +2,7 @@
 
 Requests for the same rung with the same settings are written side by side. A request that comes
 while others are being written starts in a batch of its own at the next round, as long as there are
-fewer than `most_batches`; batches take turns, a block of tokens each.
+fewer than `max_batches`; batches take turns, a block of tokens each.
 """
 
 import logging
@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from howwhen.errors import BusyError, HowwhenError
+from howwhen.hybrid.choice import Rung
+from howwhen.hybrid.decoder import LiveBatch, asked_models
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.generate import check_lengths
-from howwhen.errors import BusyError, HowwhenError
-from howwhen.hybrid.choice import Choice
-from howwhen.hybrid.decoder import LiveBatch, asked_models
 from howwhen.records import Finish, HybridToken, Problem
 from howwhen.settings import HybridSettings
 
 _LOG = logging.getLogger(__name__)
-Chooser = Callable[[str, float | None], Choice]
+RungFinder = Callable[[str, float | None], Rung]
 """The rung of that name at that strength; raises SettingsError where there is none."""
 
 
-class Ask(NamedTuple):
+class GenerationRequest(NamedTuple):
     """One request."""
 
     question: str
@@ -36,17 +36,17 @@ class Ask(NamedTuple):
     """Names, beside the seed, the random numbers of a sampled answer."""
 
 
-Told = Sequence[HybridToken] | Finish
+Update = Sequence[HybridToken] | Finish
 """New tokens; why the answer ended."""
-Event = Told | Exception
+Event = Update | Exception
 """The same, or what went wrong."""
 
 
 @dataclass(eq=False)
-class Ticket:
+class PendingRequest:
     """A request on its way through the engine."""
 
-    ask: Ask
+    ask: GenerationRequest
     deliver: Callable[[Event], None]
     """Called from the engine's thread."""
     is_cancelled: bool = False
@@ -79,7 +79,7 @@ class _Group:
     """A batch being written, and whom its rows belong to."""
 
     batch: LiveBatch
-    tickets: list[Ticket | None]
+    tickets: list[PendingRequest | None]
     """None where a row has been delivered whole."""
 
 
@@ -88,14 +88,14 @@ class Engine:
     """Both models at work for many requests; `start` it first, `close` it last."""
 
     models: ModelPair
-    choose: Chooser
+    find_rung: RungFinder
     batch_size: int = 32
     """Most answers in one batch."""
-    most_batches: int = 4
+    max_batches: int = 4
     """Batches taking turns; more make every one of them slower."""
-    most_waiting: int = 256
+    max_waiting: int = 256
     stats: Stats = field(default_factory=Stats)
-    _waiting: deque[Ticket] = field(default_factory=deque)
+    _waiting: deque[PendingRequest] = field(default_factory=deque)
     _groups: list[_Group] = field(default_factory=list)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_closing: bool = False
@@ -114,7 +114,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
-    def check(self, ask: Ask) -> int:
+    def check(self, ask: GenerationRequest) -> int:
         """Refuse now what could not be answered, and count the tokens of the longer prompt.
 
         Raises:
@@ -122,21 +122,21 @@ class Engine:
             InputError: an empty prompt, or one too long for a model's context.
         """
         longest = 0
-        for model in asked_models(self.models, self.choose(ask.rung, ask.strength)):
+        for model in asked_models(self.models, self.find_rung(ask.rung, ask.strength)):
             prompt = model.prompt_ids(ask.question)
             check_lengths(model, [prompt], ask.settings.max_new_tokens)
             longest = max(longest, len(prompt))
         return longest
 
-    def submit(self, ask: Ask, deliver: Callable[[Event], None]) -> Ticket:
+    def submit(self, ask: GenerationRequest, deliver: Callable[[Event], None]) -> PendingRequest:
         """Queue a request that `check` has let pass.
 
         Raises:
             BusyError: too many are waiting, or the engine is closing.
         """
-        ticket = Ticket(ask, deliver)
+        ticket = PendingRequest(ask, deliver)
         with self._changed:
-            if self._is_closing or len(self._waiting) >= self.most_waiting:
+            if self._is_closing or len(self._waiting) >= self.max_waiting:
                 raise BusyError(f"{len(self._waiting)} requests are waiting; try again later")
             self.stats.asked += 1
             self._waiting.append(ticket)
@@ -144,7 +144,7 @@ class Engine:
             self._changed.notify()
         return ticket
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: PendingRequest) -> None:
         """Write no more of a request; nothing is delivered afterwards."""
         with self._changed:
             ticket.is_cancelled = True
@@ -170,21 +170,21 @@ class Engine:
                 self._count()
         self._abandon()
 
-    def _next_group(self) -> list[Ticket]:
+    def _next_group(self) -> list[PendingRequest]:
         """Take the request that has waited longest, and those that can be written beside it."""
-        if len(self._groups) >= self.most_batches or not self._waiting:
+        if len(self._groups) >= self.max_batches or not self._waiting:
             return []
         group = self._waiting[0].group
         taken = [one for one in self._waiting if one.group == group][: self.batch_size]
         self._waiting = deque(one for one in self._waiting if one not in taken)
         return taken
 
-    def _open(self, tickets: list[Ticket]) -> None:
+    def _open(self, tickets: list[PendingRequest]) -> None:
         first = tickets[0].ask
         problems = [Problem(ticket.ask.draw, ticket.ask.question, "unknown") for ticket in tickets]
         try:
-            choice = self.choose(first.rung, first.strength)
-            batch = LiveBatch(self.models, problems, choice, first.settings)
+            rung = self.find_rung(first.rung, first.strength)
+            batch = LiveBatch(self.models, problems, rung, first.settings)
         except Exception as error:  # noqa: BLE001 - each asker is told; the engine goes on
             self._fail(tickets, error)
         else:
@@ -209,7 +209,7 @@ class Engine:
                 self._deliver(group, row, ticket, tokens)
 
     def _deliver(
-        self, group: _Group, row: int, ticket: Ticket, tokens: Sequence[HybridToken]
+        self, group: _Group, row: int, ticket: PendingRequest, tokens: Sequence[HybridToken]
     ) -> None:
         ticket.told += len(tokens)
         self.stats.tokens += len(tokens)
@@ -225,7 +225,7 @@ class Engine:
         group.tickets[row] = None
         group.batch.cancel(row)
 
-    def _fail(self, tickets: Sequence[Ticket], error: Exception) -> None:
+    def _fail(self, tickets: Sequence[PendingRequest], error: Exception) -> None:
         if not isinstance(error, HowwhenError):
             _LOG.error("an answer failed", exc_info=error)
         for ticket in tickets:

@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from howwhen.pipeline.live import ReadyRungs
 from howwhen.errors import MissingExtraError, SettingsError
+from howwhen.pipeline.live import LoadedRungs
 
 if TYPE_CHECKING:
     from howwhen.serve.requests import Service
@@ -41,17 +41,17 @@ def check_packages() -> None:
         ) from error
 
 
-def make_service(ready: ReadyRungs) -> "Service":
+def make_service(ready: LoadedRungs) -> "Service":
     """What is served of a run."""
-    from howwhen.serve.requests import Service
     from howwhen.serve.engine import Engine
+    from howwhen.serve.requests import Service
 
     pair = ready.pair
     return Service(
         name=pair.name,
-        engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).choice),
+        engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).rung),
         tokenizer=pair.base.tokenizer,
-        rungs=tuple(ready.choices),
+        rungs=tuple(ready.rungs),
         titles=ready.gate.titles,
         settings=ready.settings,
         example=pair.example,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from howwhen.errors import BusyError, InputError, LengthError
-from howwhen.serve.schemas import Body, RefusedError
-from howwhen.serve.engine import Ask, Engine, Event, Told
 from howwhen.records import Finish
+from howwhen.serve.engine import Engine, Event, GenerationRequest, Update
+from howwhen.serve.schemas import Body, RefusedError
 from howwhen.settings import HybridSettings
 
 USUAL_TOKENS = 256
@@ -46,7 +46,7 @@ class Service:
 
 
 @dataclass
-class Desk:
+class RequestHandler:
     """Takes requests in, one client's no more than its share, and hands answers out."""
 
     service: Service
@@ -54,14 +54,14 @@ class Desk:
     running: dict[str, int] = field(default_factory=dict)
     """Requests under way, by client."""
 
-    def ask(self, body: Body) -> Ask:
+    def ask(self, body: Body) -> GenerationRequest:
         """The request as the engine takes it.
 
         Raises:
             RefusedError: an unknown model, or more than the limits allow.
         """
         rung = self._rung(body)
-        chosen = body.most_tokens
+        chosen = body.max_tokens_asked
         most = self.service.settings.max_new_tokens
         if chosen is not None and chosen > most:
             raise RefusedError(413, f"{chosen} new tokens; expected at most {most}", "max_tokens")
@@ -74,7 +74,7 @@ class Desk:
             }
         )
         draw = "0" if body.seed is not None or not body.temperature else uuid.uuid4().hex
-        return Ask(body.question(), rung, settings, body.howwhen.strength, draw)
+        return GenerationRequest(body.question(), rung, settings, body.howwhen.strength, draw)
 
     def _rung(self, body: Body) -> str:
         name, _, rung = body.model.partition("/")
@@ -87,7 +87,7 @@ class Desk:
             )
         return body.howwhen.rung or rung or "hybrid"
 
-    async def check(self, ask: Ask) -> int:
+    async def check(self, ask: GenerationRequest) -> int:
         """Tokens of the prompt.
 
         Raises:
@@ -108,7 +108,9 @@ class Desk:
         return tokens
 
     @asynccontextmanager
-    async def answer(self, ask: Ask, client: str) -> AsyncIterator[AsyncIterator[Told]]:
+    async def answer(
+        self, ask: GenerationRequest, client: str
+    ) -> AsyncIterator[AsyncIterator[Update]]:
         """The events of an answer; whoever leaves early is written for no longer.
 
         Raises:
@@ -137,7 +139,7 @@ class Desk:
                 del self.running[client]
 
 
-async def _until_end(events: "asyncio.Queue[Event]") -> AsyncIterator[Told]:
+async def _until_end(events: "asyncio.Queue[Event]") -> AsyncIterator[Update]:
     """Tokens, and at last why there are no more; what went wrong is raised."""
     while True:
         event = await events.get()

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from howwhen.present.detokenize import TextStream
-from howwhen.serve.schemas import Body, ChatRequest
-from howwhen.serve.requests import Service
+from howwhen.present.detokenize import IncrementalDetokenizer
 from howwhen.records import Finish, HybridToken, titles_of
+from howwhen.serve.requests import Service
+from howwhen.serve.schemas import Body, ChatRequest
 
 
 @dataclass
@@ -25,7 +25,9 @@ class Reply:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._text = TextStream(self.service.tokenizer, self.service.engine.models.end_ids)
+        self._text = IncrementalDetokenizer(
+            self.service.tokenizer, self.service.engine.models.end_ids
+        )
 
     @property
     def is_chat(self) -> bool:

@@ -107,7 +107,7 @@ class ChatRequest(_Common):
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens_asked(self) -> int | None:
         """Longest answer asked for, by its new name or its old one."""
         return self.max_completion_tokens or self.max_tokens
 
@@ -133,7 +133,7 @@ class TextRequest(_Common):
         return self.prompt
 
     @property
-    def most_tokens(self) -> int | None:
+    def max_tokens_asked(self) -> int | None:
         """Longest answer asked for."""
         return self.max_tokens
 

@@ -8,12 +8,11 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.lm.alignment import ModelPair, OneSided
 from howwhen.errors import PairError
 from howwhen.hybrid.streams import check_streams
+from howwhen.lm.alignment import ModelPair, OneSided
 from howwhen.lm.models import LanguageModel, load_model, load_tokenizer
-from howwhen.lm.prompts import check_prompt
-from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK, Markers
+from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK_TAGS, ThinkTags, check_prompt
 from howwhen.records import Problem
 from howwhen.settings import Overrides
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
@@ -39,7 +38,7 @@ class Pair:
     thinking_source: str
     base_prompt: str = PLAIN
     thinking_prompt: str = CHAT
-    thinking_markers: Markers = THINK
+    think_tags: ThinkTags = THINK_TAGS
     """What opens and what closes the thinking part of the thinking model's answers."""
     step_by_step_prompt: str | None = None
     """Asks the base to reason step by step; None for a base that cannot be asked so."""
@@ -73,8 +72,8 @@ class Pair:
     def thinking(self) -> LanguageModel:
         """The thinking model, loaded on first use."""
         source = _resolve(self.thinking_source)
-        prompt, markers = check_prompt(self.thinking_prompt), self.thinking_markers
-        return load_model(source, prompt=prompt, markers=markers, name=self.thinking_source)
+        prompt, think_tags = check_prompt(self.thinking_prompt), self.think_tags
+        return load_model(source, prompt=prompt, think_tags=think_tags, name=self.thinking_source)
 
     @property
     def chosen_steer_layer(self) -> int:
@@ -162,7 +161,7 @@ def own_pair(
     thinking: str,
     base_prompt: str,
     thinking_prompt: str,
-    thinking_markers: Markers = THINK,
+    think_tags: ThinkTags = THINK_TAGS,
 ) -> Pair:
     """Any two causal language models, by hub id or folder."""
     return Pair(
@@ -172,7 +171,7 @@ def own_pair(
         thinking_source=thinking,
         base_prompt=base_prompt,
         thinking_prompt=thinking_prompt,
-        thinking_markers=thinking_markers,
+        think_tags=think_tags,
         step_by_step_prompt=STEP_BY_STEP if base_prompt == PLAIN else None,
     )
 

@@ -11,7 +11,16 @@ from random import Random
 from typing import NamedTuple
 
 from howwhen.zoo.smol.patterns import Pattern
-from howwhen.zoo.smol.word_problems import LARGEST_FACTOR, LARGEST_NUMBER, Operator, Step, WordProblem, compute, is_small, vary
+from howwhen.zoo.smol.word_problems import (
+    MAX_FACTOR,
+    MAX_NUMBER,
+    Calculation,
+    Operator,
+    WordProblem,
+    compute,
+    is_small,
+    vary,
+)
 
 CONCLUSION = "The answer is {}."
 _SHARE_IN_PARTS = 0.8
@@ -164,17 +173,17 @@ def worksheet(rng: Random) -> list[Passage]:
     return passages
 
 
-def draw_step(rng: Random) -> Step:
+def draw_step(rng: Random) -> Calculation:
     """A computation for a worksheet; sums and differences are drawn twice as often."""
     operators: tuple[Operator, ...] = ("+", "+", "-", "-", "*", "/")
     operator = rng.choice(operators)
     if operator in "+-":
-        result = rng.randint(4, LARGEST_NUMBER)
+        result = rng.randint(4, MAX_NUMBER)
         part = rng.randint(2, result - 2)
         left, right = (part, result - part) if operator == "+" else (result, part)
     else:
-        factor = rng.randint(2, LARGEST_FACTOR)
-        other = rng.randint(2, LARGEST_NUMBER // factor)
+        factor = rng.randint(2, MAX_FACTOR)
+        other = rng.randint(2, MAX_NUMBER // factor)
         pair = (factor, other) if rng.random() < 1 / 2 else (other, factor)
         left, right = (factor * other, factor) if operator == "/" else pair
     step = compute(left, operator, right)
@@ -222,7 +231,7 @@ def _long(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
     return passages
 
 
-def _work(step: Step, rng: Random, habits: Habits) -> list[Passage]:
+def _work(step: Calculation, rng: Random, habits: Habits) -> list[Passage]:
     """One computation at length: how, and whether it is right."""
     passages: list[Passage] = []
     parts, said = in_parts(step), f"{step.said()}."
@@ -238,11 +247,11 @@ def _work(step: Step, rng: Random, habits: Habits) -> list[Passage]:
     return [*passages, Passage(said), Passage(f"Check: {_checked(step)}, as it should be.")]
 
 
-def _split(parts: Sequence[Step]) -> str:
+def _split(parts: Sequence[Calculation]) -> str:
     return f"In parts: {', '.join(part.said() for part in parts)}."
 
 
-def _checked(step: Step) -> str:
+def _checked(step: Calculation) -> str:
     """The inverse computation of what a step claims."""
     inverse = compute(step.result, _INVERSE[step.operator], step.right)
     if inverse is None:  # a wrong product need not divide, nor a wrong sum be large enough
@@ -250,7 +259,7 @@ def _checked(step: Step) -> str:
     return inverse.said()
 
 
-def in_parts(step: Step) -> tuple[Step, ...]:
+def in_parts(step: Calculation) -> tuple[Calculation, ...]:
     """The same computation by the digits of one operand; empty where there is nothing to split."""
     digits = [digit for digit in _places(step.right) if digit]
     if step.operator in "+-" and len(digits) > 1:
@@ -263,8 +272,8 @@ def in_parts(step: Step) -> tuple[Step, ...]:
     return ()
 
 
-def _chain(start: int, operator: Operator, amounts: list[int]) -> tuple[Step, ...]:
-    steps: list[Step] = []
+def _chain(start: int, operator: Operator, amounts: list[int]) -> tuple[Calculation, ...]:
+    steps: list[Calculation] = []
     for amount in amounts:
         step = compute(steps[-1].result if steps else start, operator, amount)
         if step is None:
@@ -279,7 +288,7 @@ def _places(number: int) -> list[int]:
     return [int(digit) * 10 ** (len(text) - place - 1) for place, digit in enumerate(text)]
 
 
-def slip(step: Step, rng: Random) -> Step:
+def slip(step: Calculation, rng: Random) -> Calculation:
     """The same computation with a result that is wrong as hasty people are wrong."""
     off = [-10, -2, -1, 1, 2, 10]
     wrong = [step.result + error for error in off if step.result + error > 0]

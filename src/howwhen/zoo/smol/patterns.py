@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from howwhen.zoo.smol.word_problems import Step, WordProblem, read_steps
+from howwhen.zoo.smol.word_problems import Calculation, WordProblem, read_steps
 
 _FILE = Path(__file__).parent / "data" / "patterns.tsv"
 _NAMES = (
@@ -39,7 +39,7 @@ class Pattern:
 
     id: str
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[Calculation, ...]
 
     def fill(self, rng: Random) -> WordProblem:
         """The problem with names and things drawn; its numbers are the pattern's."""

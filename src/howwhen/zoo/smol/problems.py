@@ -20,7 +20,14 @@ from random import Random
 from typing import Any
 
 from howwhen.records import Problem
-from howwhen.zoo.smol.word_problems import WordProblem, is_small, read_prose, read_steps, stories, vary
+from howwhen.zoo.smol.word_problems import (
+    WordProblem,
+    is_small,
+    read_prose,
+    read_steps,
+    stories,
+    vary,
+)
 
 DATA = Path(__file__).parent / "data"
 TEST_PROBLEMS = 320

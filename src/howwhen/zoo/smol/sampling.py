@@ -8,7 +8,7 @@ import torch
 from howwhen.hybrid.streams import open_streams
 from howwhen.lm.models import LanguageModel
 
-MOST_ANSWER_TOKENS = 140
+MAX_ANSWER_TOKENS = 140
 SAMPLES_AT_A_TIME = 192
 _CONCLUSION = re.compile(r"The answer is (\d+)\.$")
 
@@ -52,8 +52,7 @@ def _sample_batch(
         kept = [
             row
             for row, answer in enumerate(going)
-            if answers[answer][-1] not in model.end_ids
-            and len(answers[answer]) < MOST_ANSWER_TOKENS
+            if answers[answer][-1] not in model.end_ids and len(answers[answer]) < MAX_ANSWER_TOKENS
         ]
         if kept and len(kept) < len(going):
             streams.keep(torch.tensor(kept))

@@ -33,17 +33,37 @@ from transformers import (
 )
 
 from howwhen.errors import MissingExtraError, ModelError
-from howwhen.lm.padding import pad
 from howwhen.lm.models import wrap_model
+from howwhen.lm.padding import pad
 from howwhen.lm.prompts import PLAIN
-from howwhen.zoo.smol.corpus import CAREFUL, HASTY, LIFE, SCHOOL, Habits, Mixture, Passage, Problems, base_solution, draw_problem, teacher_solution, worksheet
+from howwhen.zoo.smol.corpus import (
+    CAREFUL,
+    HASTY,
+    LIFE,
+    SCHOOL,
+    Habits,
+    Mixture,
+    Passage,
+    Problems,
+    base_solution,
+    draw_problem,
+    teacher_solution,
+    worksheet,
+)
 from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.sampling import is_right, sample
-from howwhen.zoo.smol.weights import LAYERS, SmolName, add_adapter, save_adapter, smollm2_folder, without_old_names
-from howwhen.zoo.training import Course, Example, Report, claim, fit, write_tensors
+from howwhen.zoo.smol.weights import (
+    LAYERS,
+    SmolName,
+    add_adapter,
+    save_adapter,
+    smollm2_folder,
+    without_old_names,
+)
+from howwhen.zoo.training import Course, Report, TrainingDocument, claim, fit, write_tensors
 
-MOST_TOKENS = 260
+MAX_TOKENS = 260
 """Longer documents are left out of the training."""
 _LENGTH_MULTIPLE = 32
 _SCORED_MULTIPLE = 256
@@ -92,7 +112,7 @@ class BuildSettings:
     sft: Fit = Fit(steps=200, learning_rate=5e-4)
 
 
-Batch = Callable[[int], list[Example]]
+Batch = Callable[[int], list[TrainingDocument]]
 
 
 def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
@@ -177,7 +197,7 @@ class _Stage:
         """Batches of documents by writers of these habits."""
         problems, tokenizer = smol_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> Example:
+        def draw(rng: Random) -> TrainingDocument:
             problem = draw_problem(problems, rng, mixture)
             if problem is None:
                 return encode(tokenizer, None, worksheet(rng))
@@ -189,7 +209,7 @@ class _Stage:
         """Fine-tune the base on people's solutions."""
         gsm8k, tokenizer = gsm8k_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> Example:
+        def draw(rng: Random) -> TrainingDocument:
             problem = rng.choice(gsm8k)
             return encode(tokenizer, problem.question, teacher_solution(problem))
 
@@ -208,7 +228,7 @@ class _Stage:
                 write_tensors({name: one.detach() for name, one in trained.items()}, done)
             model.load_state_dict(load_file(done), strict=False)
 
-    def _right_samples(self, model: Any, number: int) -> list[Example]:
+    def _right_samples(self, model: Any, number: int) -> list[TrainingDocument]:
         """Right samples of one round; drawn once and kept beside the checkpoints."""
         path = self.work / f"round-{number}.json"
         if not path.exists():
@@ -220,28 +240,28 @@ class _Stage:
             unfinished.write_text(json.dumps(rows))
             unfinished.replace(path)
         rows = json.loads(path.read_text())
-        return [Example(tuple(row["ids"]), row["scored_from"]) for row in rows]
+        return [TrainingDocument(tuple(row["ids"]), row["scored_from"]) for row in rows]
 
-    def _documents(self, stage: str, draw: Callable[[Random], Example]) -> Batch:
+    def _documents(self, stage: str, draw: Callable[[Random], TrainingDocument]) -> Batch:
         """Batches of documents, cut from several batches' worth sorted by length."""
 
-        def several(number: int) -> list[list[Example]]:
+        def several(number: int) -> list[list[TrainingDocument]]:
             rng = Random(f"{self.settings.seed}-{stage}-{number}")
-            examples: list[Example] = []
+            examples: list[TrainingDocument] = []
             while len(examples) < _SORTED_DOCUMENTS:
                 example = draw(rng)
-                if len(example.ids) <= MOST_TOKENS:
+                if len(example.ids) <= MAX_TOKENS:
                     examples.append(example)
             return _sorted_batches(examples, self.settings.batch_tokens, rng)
 
         return _one_by_one(several)
 
     def _passes_over(
-        self, kept: Sequence[Example], number: int
-    ) -> Callable[[int], list[list[Example]]]:
+        self, kept: Sequence[TrainingDocument], number: int
+    ) -> Callable[[int], list[list[TrainingDocument]]]:
         """The batches of each pass over the samples of a round."""
 
-        def one_pass(passed: int) -> list[list[Example]]:
+        def one_pass(passed: int) -> list[list[TrainingDocument]]:
             rng = Random(f"{self.settings.seed}-round-{number}-{passed}")
             return _sorted_batches(kept, self.settings.batch_tokens, rng)
 
@@ -253,12 +273,12 @@ class _Stage:
         fit(model, lambda step: answer_loss(model, batch(step)), course)
 
 
-def _one_by_one(several: Callable[[int], list[list[Example]]]) -> Batch:
+def _one_by_one(several: Callable[[int], list[list[TrainingDocument]]]) -> Batch:
     """Batches by number, from lists of batches by number."""
-    batches: list[list[Example]] = []
+    batches: list[list[TrainingDocument]] = []
     lists = count()
 
-    def batch(step: int) -> list[Example]:
+    def batch(step: int) -> list[TrainingDocument]:
         while len(batches) <= step:
             batches.extend(several(next(lists)))
         return batches[step]
@@ -266,12 +286,14 @@ def _one_by_one(several: Callable[[int], list[list[Example]]]) -> Batch:
     return batch
 
 
-def _sorted_batches(examples: Sequence[Example], most: int, rng: Random) -> list[list[Example]]:
+def _sorted_batches(
+    examples: Sequence[TrainingDocument], most: int, rng: Random
+) -> list[list[TrainingDocument]]:
     """Batches of examples of like length, each of at most `most` tokens, in random order."""
     drawn = list(examples)
     rng.shuffle(drawn)
     drawn.sort(key=lambda example: len(example.ids), reverse=True)
-    batches: list[list[Example]] = []
+    batches: list[list[TrainingDocument]] = []
     while drawn:
         longest = len(drawn[0].ids)
         size = max(1, most // (longest + -longest % _LENGTH_MULTIPLE))
@@ -281,7 +303,9 @@ def _sorted_batches(examples: Sequence[Example], most: int, rng: Random) -> list
     return batches
 
 
-def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list[Example], float]:
+def sample_right(
+    model: Any, settings: BuildSettings, number: int
+) -> tuple[list[TrainingDocument], float]:
     """Right samples of one round as examples, and the share of all samples that were right.
 
     Raises:
@@ -299,7 +323,7 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
         language_model.prompt_ids(problem.question) for problem in problems for _ in range(times)
     ]
     answers = sample(language_model, prompts, 1.0, seed)
-    kept: list[Example] = []
+    kept: list[TrainingDocument] = []
     right = 0
     for index, problem in enumerate(problems):
         mine = answers[index * times : (index + 1) * times]
@@ -308,7 +332,7 @@ def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list
         prompt = tuple(prompts[index * times])
         different = sorted(set(good))
         chosen = rng.sample(different, min(settings.rl.keep, len(different)))
-        kept += [Example(prompt + ids, len(prompt)) for ids in chosen]
+        kept += [TrainingDocument(prompt + ids, len(prompt)) for ids in chosen]
     if not kept:
         raise ModelError(
             f"no sample of round {number} was right, so there is nothing to reinforce; "
@@ -331,7 +355,7 @@ def smol_tokenizer() -> PreTrainedTokenizerBase:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, question: str | None, passages: Sequence[Passage]
-) -> Example:
+) -> TrainingDocument:
     """A document as an example: the prompt, then the answer with its end token.
 
     Without a question nothing is asked, and nothing ends.
@@ -346,10 +370,10 @@ def encode(
         unscored += [] if passage.is_learnt else range(len(ids), len(ids) + len(told))
         ids += told
     end = [] if question is None else [tokenizer.eos_token_id]
-    return Example((*ids, *end), start, frozenset(unscored))
+    return TrainingDocument((*ids, *end), start, frozenset(unscored))
 
 
-def answer_loss(model: Any, examples: Sequence[Example]) -> Tensor:
+def answer_loss(model: Any, examples: Sequence[TrainingDocument]) -> Tensor:
     """Mean cross-entropy in nats over the scored tokens; matrix products in `product_type`.
 
     The vocabulary is multiplied at scored positions only.

@@ -27,15 +27,15 @@ _MARK = re.compile(r"<<.*?>>")
 SAME_STORY = 0.8
 """Two questions with this share of the shorter one's words in common tell the same story."""
 _TRIES = 200
-LARGEST_NUMBER = 99
+MAX_NUMBER = 99
 """What SmolLM2-135M can be taught to reckon with in an hour."""
-LARGEST_FACTOR = 12
+MAX_FACTOR = 12
 """At least one factor, and every divisor, is at most this in problems with drawn numbers."""
 _SHARE_LIKE = 0.7
 """Of the numbers below 10 that stay about as small when drawn again."""
 
 
-class Step(NamedTuple):
+class Calculation(NamedTuple):
     """One computation: `left operator right` is `result`, all whole numbers."""
 
     left: int
@@ -55,7 +55,7 @@ class WordProblem:
     id: str
     question: str
     answer: int
-    steps: tuple[Step, ...]
+    steps: tuple[Calculation, ...]
     """In the order in which they are computed; the last one's result is the answer."""
     prose: str | None = None
     """A worked solution by a person, where there is one."""
@@ -82,12 +82,12 @@ class WordProblem:
         ]
 
 
-def read_steps(equation: str) -> tuple[Step, ...] | None:
+def read_steps(equation: str) -> tuple[Calculation, ...] | None:
     """The computations of an equation such as `( ( 8.0 + 5.0 ) / 2.0 )`, innermost first.
 
     None where one of them leaves the whole numbers from 0 on, or is no computation.
     """
-    steps: list[Step] = []
+    steps: list[Calculation] = []
 
     def walk(node: ast.expr) -> int | None:
         if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
@@ -106,7 +106,7 @@ def read_steps(equation: str) -> tuple[Step, ...] | None:
     return tuple(steps) if value is not None and steps else None
 
 
-def compute(left: int, operator: Operator, right: int) -> Step | None:
+def compute(left: int, operator: Operator, right: int) -> Calculation | None:
     """A computation, or None where its result is negative or broken."""
     if operator == "/" and right == 0:
         return None
@@ -118,15 +118,15 @@ def compute(left: int, operator: Operator, right: int) -> Step | None:
     }[operator]()
     if exact < 0 or exact.denominator != 1:
         return None
-    return Step(left, operator, right, int(exact))
+    return Calculation(left, operator, right, int(exact))
 
 
-def read_prose(solution: str) -> tuple[tuple[Step, ...], str] | None:
+def read_prose(solution: str) -> tuple[tuple[Calculation, ...], str] | None:
     """The computations in the marks of a GSM8K solution, and its text without marks and answer.
 
     None where a mark is more than one operation on whole numbers.
     """
-    steps: list[Step] = []
+    steps: list[Calculation] = []
     for mark in _MARK.findall(solution):
         expression = mark[2:-2].partition("=")[0]
         try:
@@ -143,10 +143,10 @@ def read_prose(solution: str) -> tuple[tuple[Step, ...], str] | None:
 
 
 def is_small(problem: WordProblem) -> bool:
-    """Whether no number, told or computed, is over `LARGEST_NUMBER`."""
+    """Whether no number, told or computed, is over `MAX_NUMBER`."""
     told = [float(text) for text in _NUMBER.findall(problem.question)]
     reckoned = [number for step in problem.steps for number in (step.left, step.right, step.result)]
-    return max(*told, *reckoned) <= LARGEST_NUMBER
+    return max(*told, *reckoned) <= MAX_NUMBER
 
 
 def vary(problem: WordProblem, rng: Random) -> WordProblem | None:
@@ -190,9 +190,11 @@ def _replace_numbers(text: str, drawn: dict[int, int]) -> str:
     return _NUMBER.sub(lambda found: str(drawn[int(found[0])]), text)
 
 
-def _recompute(steps: Iterable[Step], drawn: dict[int, int]) -> tuple[Step, ...] | None:
+def _recompute(
+    steps: Iterable[Calculation], drawn: dict[int, int]
+) -> tuple[Calculation, ...] | None:
     renamed = dict(drawn)
-    again: list[Step] = []
+    again: list[Calculation] = []
     for old in steps:
         left, right = renamed.get(old.left, old.left), renamed.get(old.right, old.right)
         new = compute(left, old.operator, right)
@@ -203,16 +205,16 @@ def _recompute(steps: Iterable[Step], drawn: dict[int, int]) -> tuple[Step, ...]
     return tuple(again)
 
 
-def _is_fit(step: Step) -> bool:
+def _is_fit(step: Calculation) -> bool:
     small = min(step.left, step.right) if step.operator == "*" else step.right
-    is_easy = step.operator in "+-" or small <= LARGEST_FACTOR
-    return is_easy and step.result > 0 and max(step[0], step[2], step[3]) <= LARGEST_NUMBER
+    is_easy = step.operator in "+-" or small <= MAX_FACTOR
+    return is_easy and step.result > 0 and max(step[0], step[2], step[3]) <= MAX_NUMBER
 
 
 def _draw_like(number: int, rng: Random) -> int:
-    """A number up to `LARGEST_NUMBER`; small ones mostly stay small."""
+    """A number up to `MAX_NUMBER`; small ones mostly stay small."""
     is_like = number < 10 and rng.random() < _SHARE_LIKE
-    return rng.randint(2, LARGEST_FACTOR if is_like else LARGEST_NUMBER)
+    return rng.randint(2, MAX_FACTOR if is_like else MAX_NUMBER)
 
 
 def _as_clause(sentence: str) -> str:

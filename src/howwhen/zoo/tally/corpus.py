@@ -11,7 +11,17 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from howwhen.zoo.tally.truth import DOCUMENT_MIX, ITEMS, LARGEST_NUMBER, NAMES, PACK_SIZE, Operation, Step, TallyProblem, draw_problem
+from howwhen.zoo.tally.truth import (
+    DOCUMENT_MIX,
+    ITEMS,
+    MAX_NUMBER,
+    NAMES,
+    PACK_SIZE,
+    Operation,
+    Step,
+    TallyProblem,
+    draw_problem,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def draw_base_document(rng: Random) -> tuple[str, str]:
         problem = draw_problem(rng, DOCUMENT_MIX)
         solution = base_solution(problem, rng)
         numbers = (int(number) for number in re.findall(r"-?\d+", solution))
-        if all(0 <= number <= LARGEST_NUMBER for number in numbers):
+        if all(0 <= number <= MAX_NUMBER for number in numbers):
             return problem.question, solution
 
 
@@ -92,7 +102,7 @@ def vocabulary() -> list[str]:
         "Remember a pack holds plus minus is Twice Check half of right wrong Wait let me redo "
         "that So the answer Okay Count Altogether"
     )
-    numbers = [str(number) for number in range(LARGEST_NUMBER + 1)]
+    numbers = [str(number) for number in range(MAX_NUMBER + 1)]
     return [*numbers, *NAMES, *ITEMS, *words.split(), ".", ",", ":", "?"]
 
 

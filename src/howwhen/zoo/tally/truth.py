@@ -12,7 +12,7 @@ from enum import StrEnum
 from random import Random
 
 PACK_SIZE = 5
-LARGEST_NUMBER = 99
+MAX_NUMBER = 99
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana")
 ITEMS = ("apples", "books", "coins", "eggs", "marbles", "pens", "shells", "stamps")
 
@@ -121,7 +121,7 @@ DOCUMENT_MIX: Mapping[Operation, int] = {
 """Weights of the operations in the base's documents."""
 TASK_MIX: Mapping[Operation, int] = {**DOCUMENT_MIX, Operation.GAIN: 4, Operation.LOSE: 4}
 """Weights of the operations in the problems that are posed; somewhat easier than the documents."""
-SMALLEST_TOTAL, LARGEST_TOTAL = 2, 60
+SMALLEST_TOTAL, MAX_TOTAL = 2, 60
 
 
 def draw_problem(rng: Random, mix: Mapping[Operation, int] = TASK_MIX) -> TallyProblem:
@@ -153,7 +153,7 @@ def _draw_step(rng: Random, total: int, mix: Mapping[Operation, int]) -> Step:
         largest = {Operation.GAIN: 9, Operation.LOSE: 9, Operation.DOUBLE: 0, Operation.PACKS: 4}
         amount = 0 if operation is Operation.DOUBLE else rng.randint(2, largest[operation])
         step = Step(operation, amount)
-        if SMALLEST_TOTAL <= step.apply(total) <= LARGEST_TOTAL:
+        if SMALLEST_TOTAL <= step.apply(total) <= MAX_TOTAL:
             return step
 
 

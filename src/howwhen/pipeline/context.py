@@ -1,0 +1,84 @@
+"""One run as every step sees it: the pair, the settings, the folder, and readers of its records."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from pydantic import TypeAdapter
+
+from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.store import RunFolder
+from howwhen.probes import Taxonomy
+from howwhen.progress import Reporter
+from howwhen.records import Annotation, Measurement, Problem, Rollout, Split
+from howwhen.settings import RunSettings
+from howwhen.zoo.pairs import Pair
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pair's run in one folder."""
+
+    pair: Pair
+    settings: RunSettings
+    folder: RunFolder
+    reporter: Reporter
+
+    def problems(self, *splits: Split) -> list[Problem]:
+        """The run's problems of these splits, in order."""
+        everything = self.folder.step("collect").read_records("problems.jsonl", Problem)
+        return [problem for problem in everything if problem.split in splits]
+
+    def rollouts(self) -> list[Rollout]:
+        """The collected rollouts."""
+        return self.folder.step("collect").read_records("rollouts.jsonl", Rollout)
+
+    def taxonomy(self) -> Taxonomy:
+        """The chosen taxonomy."""
+        return self.folder.step("discover").read_taxonomy()
+
+    def annotations(self) -> list[Annotation]:
+        """Category of every sentence of every rollout, in order."""
+        return self.folder.step("discover").read_records("annotations.jsonl", Annotation)
+
+    def rollouts_with_questions(self) -> tuple[list[Rollout], list[str]]:
+        """The collected rollouts, and the question that each answers."""
+        question = {problem.id: problem.question for problem in self.problems(*Split)}
+        rollouts = self.rollouts()
+        return rollouts, [question[rollout.problem_id] for rollout in rollouts]
+
+    def models(self) -> ModelPair:
+        """Both models, under the run's policy for tokens that only one of them knows."""
+        return self.pair.models(self.settings.hybrid.one_sided_tokens)
+
+    @cached_property
+    def reader(self) -> LanguageModel:
+        """The model whose activations the taxonomy is found in."""
+        return self.pair.reader(self.settings.discover.reader)
+
+    @property
+    def taxonomy_layers(self) -> tuple[int, ...]:
+        """The blocks of the reader that are read."""
+        return self.pair.reading_layers(self.reader, self.settings.discover.layers)
+
+    @property
+    def gate_layer(self) -> int:
+        """The block of the thinking model that gates read.
+
+        The taxonomy's own; where another model read the sentences, the middle one of those that
+        would be read in the thinking model.
+        """
+        taxonomy, layers = self.taxonomy(), self.pair.chosen_taxonomy_layers
+        is_own = taxonomy.model == self.pair.thinking.name
+        return taxonomy.layer if is_own else layers[len(layers) // 2]
+
+    @property
+    def steer_layer(self) -> int:
+        """The block whose output is steered."""
+        chosen = self.settings.elicit.layer
+        return self.pair.chosen_steer_layer if chosen is None else chosen
+
+    def measurement(self) -> Measurement:
+        """The finished measurement."""
+        step = self.folder.step("measure")
+        return TypeAdapter(Measurement).validate_python(step.read_json("measurement.json"))
