@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.elicit.examples import find_decisions
 from howwhen.elicit.objective import PrefixCache
-from howwhen.elicit.training import split_examples, new_vectors, train_vectors
+from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.settings import PRESETS, read_config
 
 SETTINGS = Path(__file__).with_name("settings.yaml")

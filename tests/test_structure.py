@@ -34,7 +34,7 @@ def module_of(file: Path) -> str:
 
 
 def floor_of(module: str) -> int:
-    part = (module.split(".") + ["__init__"])[1]
+    part = [*module.split("."), "__init__"][1]
     return next(number for number, floor in enumerate(FLOORS) if part in floor)
 
 

@@ -28,7 +28,7 @@ from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
 from howwhen.zoo.smol.weights import ADAPTERS, LAYERS, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.smol.word_problems import Calculation, WordProblem
-from howwhen.zoo.training import Course, TrainingDocument
+from howwhen.zoo.training import Course, Document
 from tests.conftest import MakeModel
 
 TINY = BuildSettings(
@@ -58,9 +58,9 @@ def _tiny_smollm2(
     monkeypatch.setattr(train, "gsm8k_train", lambda: [PROBLEM])
 
 
-def _always_right(*arguments: object) -> tuple[list[TrainingDocument], float]:
+def _always_right(*arguments: object) -> tuple[list[Document], float]:
     ids = tuple(range(3, 15))
-    return [TrainingDocument((*ids, number), 6) for number in range(20, 26)], 1.0
+    return [Document((*ids, number), 6) for number in range(20, 26)], 1.0
 
 
 def quiet(_: str) -> None: ...
@@ -288,8 +288,8 @@ def test_products_are_in_bfloat16_where_the_processor_has_them(
 def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
     model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
     examples = [
-        TrainingDocument((5, 6, 7, 8, 9), 2, frozenset({3})),
-        TrainingDocument((9, 8, 7), 1),
+        Document((5, 6, 7, 8, 9), 2, frozenset({3})),
+        Document((9, 8, 7), 1),
     ]
     found = float(train.answer_loss(model, examples).detach())
     inner = model.get_base_model()
@@ -317,9 +317,7 @@ def test_a_document_is_its_prompt_and_its_passages_and_what_is_not_learnt_is_mar
 
 
 def test_batches_hold_every_document_once_within_their_size() -> None:
-    examples = [
-        TrainingDocument(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)
-    ]
+    examples = [Document(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)]
     batches = train._sorted_batches(examples, 192, Random(0))
     assert sorted(map(id, (one for batch in batches for one in batch))) == sorted(map(id, examples))
     for batch in batches:

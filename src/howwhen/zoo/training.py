@@ -26,7 +26,7 @@ REPORT_EVERY = 20
 
 
 @dataclass(frozen=True)
-class TrainingDocument:
+class Document:
     """Token ids of one document; the loss counts from token `scored_from` on."""
 
     ids: tuple[int, ...]

@@ -61,7 +61,7 @@ from howwhen.zoo.smol.weights import (
     smollm2_folder,
     without_old_names,
 )
-from howwhen.zoo.training import Course, Report, TrainingDocument, claim, fit, write_tensors
+from howwhen.zoo.training import Course, Document, Report, claim, fit, write_tensors
 
 MAX_TOKENS = 260
 """Longer documents are left out of the training."""
@@ -112,7 +112,7 @@ class BuildSettings:
     sft: Fit = Fit(steps=200, learning_rate=5e-4)
 
 
-Batch = Callable[[int], list[TrainingDocument]]
+Batch = Callable[[int], list[Document]]
 
 
 def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
@@ -197,7 +197,7 @@ class _Stage:
         """Batches of documents by writers of these habits."""
         problems, tokenizer = smol_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> TrainingDocument:
+        def draw(rng: Random) -> Document:
             problem = draw_problem(problems, rng, mixture)
             if problem is None:
                 return encode(tokenizer, None, worksheet(rng))
@@ -209,7 +209,7 @@ class _Stage:
         """Fine-tune the base on people's solutions."""
         gsm8k, tokenizer = gsm8k_train(), smol_tokenizer()
 
-        def draw(rng: Random) -> TrainingDocument:
+        def draw(rng: Random) -> Document:
             problem = rng.choice(gsm8k)
             return encode(tokenizer, problem.question, teacher_solution(problem))
 
@@ -228,7 +228,7 @@ class _Stage:
                 write_tensors({name: one.detach() for name, one in trained.items()}, done)
             model.load_state_dict(load_file(done), strict=False)
 
-    def _right_samples(self, model: Any, number: int) -> list[TrainingDocument]:
+    def _right_samples(self, model: Any, number: int) -> list[Document]:
         """Right samples of one round; drawn once and kept beside the checkpoints."""
         path = self.work / f"round-{number}.json"
         if not path.exists():
@@ -240,14 +240,14 @@ class _Stage:
             unfinished.write_text(json.dumps(rows))
             unfinished.replace(path)
         rows = json.loads(path.read_text())
-        return [TrainingDocument(tuple(row["ids"]), row["scored_from"]) for row in rows]
+        return [Document(tuple(row["ids"]), row["scored_from"]) for row in rows]
 
-    def _documents(self, stage: str, draw: Callable[[Random], TrainingDocument]) -> Batch:
+    def _documents(self, stage: str, draw: Callable[[Random], Document]) -> Batch:
         """Batches of documents, cut from several batches' worth sorted by length."""
 
-        def several(number: int) -> list[list[TrainingDocument]]:
+        def several(number: int) -> list[list[Document]]:
             rng = Random(f"{self.settings.seed}-{stage}-{number}")
-            examples: list[TrainingDocument] = []
+            examples: list[Document] = []
             while len(examples) < _SORTED_DOCUMENTS:
                 example = draw(rng)
                 if len(example.ids) <= MAX_TOKENS:
@@ -257,11 +257,11 @@ class _Stage:
         return _one_by_one(several)
 
     def _passes_over(
-        self, kept: Sequence[TrainingDocument], number: int
-    ) -> Callable[[int], list[list[TrainingDocument]]]:
+        self, kept: Sequence[Document], number: int
+    ) -> Callable[[int], list[list[Document]]]:
         """The batches of each pass over the samples of a round."""
 
-        def one_pass(passed: int) -> list[list[TrainingDocument]]:
+        def one_pass(passed: int) -> list[list[Document]]:
             rng = Random(f"{self.settings.seed}-round-{number}-{passed}")
             return _sorted_batches(kept, self.settings.batch_tokens, rng)
 
@@ -273,12 +273,12 @@ class _Stage:
         fit(model, lambda step: answer_loss(model, batch(step)), course)
 
 
-def _one_by_one(several: Callable[[int], list[list[TrainingDocument]]]) -> Batch:
+def _one_by_one(several: Callable[[int], list[list[Document]]]) -> Batch:
     """Batches by number, from lists of batches by number."""
-    batches: list[list[TrainingDocument]] = []
+    batches: list[list[Document]] = []
     lists = count()
 
-    def batch(step: int) -> list[TrainingDocument]:
+    def batch(step: int) -> list[Document]:
         while len(batches) <= step:
             batches.extend(several(next(lists)))
         return batches[step]
@@ -286,14 +286,12 @@ def _one_by_one(several: Callable[[int], list[list[TrainingDocument]]]) -> Batch
     return batch
 
 
-def _sorted_batches(
-    examples: Sequence[TrainingDocument], most: int, rng: Random
-) -> list[list[TrainingDocument]]:
+def _sorted_batches(examples: Sequence[Document], most: int, rng: Random) -> list[list[Document]]:
     """Batches of examples of like length, each of at most `most` tokens, in random order."""
     drawn = list(examples)
     rng.shuffle(drawn)
     drawn.sort(key=lambda example: len(example.ids), reverse=True)
-    batches: list[list[TrainingDocument]] = []
+    batches: list[list[Document]] = []
     while drawn:
         longest = len(drawn[0].ids)
         size = max(1, most // (longest + -longest % _LENGTH_MULTIPLE))
@@ -303,9 +301,7 @@ def _sorted_batches(
     return batches
 
 
-def sample_right(
-    model: Any, settings: BuildSettings, number: int
-) -> tuple[list[TrainingDocument], float]:
+def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list[Document], float]:
     """Right samples of one round as examples, and the share of all samples that were right.
 
     Raises:
@@ -323,7 +319,7 @@ def sample_right(
         language_model.prompt_ids(problem.question) for problem in problems for _ in range(times)
     ]
     answers = sample(language_model, prompts, 1.0, seed)
-    kept: list[TrainingDocument] = []
+    kept: list[Document] = []
     right = 0
     for index, problem in enumerate(problems):
         mine = answers[index * times : (index + 1) * times]
@@ -332,7 +328,7 @@ def sample_right(
         prompt = tuple(prompts[index * times])
         different = sorted(set(good))
         chosen = rng.sample(different, min(settings.rl.keep, len(different)))
-        kept += [TrainingDocument(prompt + ids, len(prompt)) for ids in chosen]
+        kept += [Document(prompt + ids, len(prompt)) for ids in chosen]
     if not kept:
         raise ModelError(
             f"no sample of round {number} was right, so there is nothing to reinforce; "
@@ -355,7 +351,7 @@ def smol_tokenizer() -> PreTrainedTokenizerBase:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, question: str | None, passages: Sequence[Passage]
-) -> TrainingDocument:
+) -> Document:
     """A document as an example: the prompt, then the answer with its end token.
 
     Without a question nothing is asked, and nothing ends.
@@ -370,10 +366,10 @@ def encode(
         unscored += [] if passage.is_learnt else range(len(ids), len(ids) + len(told))
         ids += told
     end = [] if question is None else [tokenizer.eos_token_id]
-    return TrainingDocument((*ids, *end), start, frozenset(unscored))
+    return Document((*ids, *end), start, frozenset(unscored))
 
 
-def answer_loss(model: Any, examples: Sequence[TrainingDocument]) -> Tensor:
+def answer_loss(model: Any, examples: Sequence[Document]) -> Tensor:
     """Mean cross-entropy in nats over the scored tokens; matrix products in `product_type`.
 
     The vocabulary is multiplied at scored positions only.

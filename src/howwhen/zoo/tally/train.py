@@ -20,7 +20,7 @@ from howwhen.lm.generate import Sampling, generate
 from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.truth import TallyProblem, draw_problem
-from howwhen.zoo.training import Course, Report, TrainingDocument, claim, fit, write_tensors
+from howwhen.zoo.training import Course, Document, Report, claim, fit, write_tensors
 
 MAX_ANSWER_TOKENS = 150
 
@@ -124,18 +124,16 @@ class _Stages:
 
     def _documents(
         self, stage: str, draw: Callable[[Random], tuple[str, str]], is_whole: bool
-    ) -> Callable[[int], list[TrainingDocument]]:
-        def batch(step: int) -> list[TrainingDocument]:
+    ) -> Callable[[int], list[Document]]:
+        def batch(step: int) -> list[Document]:
             rng = Random(f"{self.settings.seed}-{stage}-{step}")
             documents = (draw(rng) for _ in range(self.settings.batch_documents))
             return [encode(self.tokenizer, one, text, is_whole) for one, text in documents]
 
         return batch
 
-    def _draws_of(
-        self, kept: Sequence[TrainingDocument], number: int
-    ) -> Callable[[int], list[TrainingDocument]]:
-        def batch(step: int) -> list[TrainingDocument]:
+    def _draws_of(self, kept: Sequence[Document], number: int) -> Callable[[int], list[Document]]:
+        def batch(step: int) -> list[Document]:
             rng = Random(f"{self.settings.seed}-round-{number}-{step}")
             return rng.choices(kept, k=self.settings.batch_documents)
 
@@ -144,7 +142,7 @@ class _Stages:
     def _fit(
         self,
         model: LlamaForCausalLM,
-        batch: Callable[[int], list[TrainingDocument]],
+        batch: Callable[[int], list[Document]],
         steps: int,
         rate: float,
         name: str,
@@ -158,7 +156,7 @@ def sample_right(
     tokenizer: PreTrainedTokenizerFast,
     settings: BuildSettings,
     number: int,
-) -> tuple[list[TrainingDocument], float]:
+) -> tuple[list[Document], float]:
     """Right samples of one round as examples, and the share of all samples that were right."""
     rng = Random(f"{settings.seed}-sample-{number}")
     problems = [draw_problem(rng) for _ in range(settings.round_problems)]
@@ -168,7 +166,7 @@ def sample_right(
         for _ in range(settings.round_samples)
     ]
     answers = sample(model, tokenizer, prompts, 1.0, settings.seed * 1000 + number)
-    kept: list[TrainingDocument] = []
+    kept: list[Document] = []
     right = 0
     for index, problem in enumerate(problems):
         mine = slice(index * settings.round_samples, (index + 1) * settings.round_samples)
@@ -176,8 +174,7 @@ def sample_right(
         right += sum(ids in good for ids in answers[mine])
         prompt = tuple(prompts[mine.start])
         kept += [
-            TrainingDocument(prompt + ids, len(prompt))
-            for ids in sorted(good)[: settings.keep_per_problem]
+            Document(prompt + ids, len(prompt)) for ids in sorted(good)[: settings.keep_per_problem]
         ]
     if not kept:
         raise ModelError(
@@ -224,14 +221,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
 
 def encode(
     tokenizer: PreTrainedTokenizerFast, question: str, solution: str, whole: bool = False
-) -> TrainingDocument:
+) -> Document:
     """A document as an example; `whole` scores the question too."""
     prompt = prompt_ids(tokenizer, question)
     answer = tokenizer(solution, add_special_tokens=False)["input_ids"]
-    return TrainingDocument((*prompt, *answer, tokenizer.eos_token_id), 1 if whole else len(prompt))
+    return Document((*prompt, *answer, tokenizer.eos_token_id), 1 if whole else len(prompt))
 
 
-def answer_loss(model: LlamaForCausalLM, examples: Sequence[TrainingDocument]) -> torch.Tensor:
+def answer_loss(model: LlamaForCausalLM, examples: Sequence[Document]) -> torch.Tensor:
     """Mean cross-entropy in nats over the scored tokens of a right-padded batch."""
     longest = max(len(example.ids) for example in examples)
     ids = torch.zeros(len(examples), longest, dtype=torch.long)
