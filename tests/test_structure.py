@@ -9,10 +9,10 @@ import howwhen
 from howwhen.pipeline.store import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
-FLOORS = (
+FLOORS: tuple[set[str], ...] = (
     {"errors", "progress", "settings", "records", "probes", "vectors"},
     {"lm", "judge", "formats"},
-    *({step} for step in STEPS),
+    *({str(step)} for step in STEPS),
     {"zoo"},
     {"pipeline"},
     {"serve", "harness"},

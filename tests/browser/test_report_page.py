@@ -7,7 +7,7 @@ import pytest
 
 from howwhen.measure.grade import Mode
 from howwhen.present.html import make_html
-from howwhen.present.viewer import Answer, Viewer, pack_viewer
+from howwhen.present.viewer import GradedAnswer, Viewer, pack_viewer
 from howwhen.records import Grade, RungName
 from tests.browser.conftest import Open, Tab
 from tests.present.test_html import given
@@ -105,7 +105,7 @@ def test_marks_and_filters_go_by_the_runs_own_mode(open_tab: Open, tmp_path: Pat
     shown: dict[Mode, tuple[str, int, int]] = {"flexible": ("✓✗", 0, 30), "strict": ("?✓", 30, 0)}
     for mode, (marks, gained, lost) in shown.items():
         answers = {
-            rung: {one.id: Answer(trace(one), graded(one, **how)) for one in PROBLEMS}
+            rung: {one.id: GradedAnswer(trace(one), graded(one, **how)) for one in PROBLEMS}
             for rung, how in changes.items()
         }
         viewer = Viewer(PROBLEMS, answers, ("recall", "check"), mode)

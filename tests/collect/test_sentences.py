@@ -163,7 +163,7 @@ WRONG: list[Segmenter] = [
 ]
 
 
-@pytest.mark.parametrize("cutter", WRONG)
+@pytest.mark.parametrize("segmenter", WRONG)
 def test_a_cutter_that_loses_something_is_refused(segmenter: Segmenter) -> None:
     with pytest.raises(InputError, match=r"a cutter gave .* expected sentences that follow"):
         sentence_spans("<think>One. Two.</think>", [10, 24], segmenter=segmenter)

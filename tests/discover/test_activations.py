@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from howwhen.collect.rollouts import collect_rollouts
-from howwhen.discover import activations
 from howwhen.discover.activations import ReaderInput, sentence_means
 from howwhen.discover.reader_inputs import _token_ranges, own_tokens, retokenized
 from howwhen.errors import InputError, StoreError
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.residual import reading
+from howwhen.lm.residual import capture_residuals
+from howwhen.pipeline import shards
 from howwhen.pipeline.shards import read_activations
 from howwhen.pipeline.store import StepFolder, open_run
 from howwhen.records import Finish, Rollout, SentenceSpan
@@ -46,7 +46,7 @@ def test_means_of_padded_batches_equal_means_of_single_sentences(
     )
     number = 0
     for rollout, reader_input in zip(rollouts, reader_inputs, strict=True):
-        with reading(model.model, [0, 2]) as seen:
+        with capture_residuals(model.model, [0, 2]) as seen:
             model.model(input_ids=torch.tensor([[*reader_input.prompt, *rollout.ids]]))
         for span in rollout.spans:
             shift = len(reader_input.prompt)
@@ -75,7 +75,7 @@ def read(
 def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
     make_model: MakeModel, step: StepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "SHARD_TEXTS", 2)
+    monkeypatch.setattr(shards, "SHARD_TEXTS", 2)
     model = make_model()
     rollouts, reader_inputs = answers(model)
     reader_inputs[1] = reader_inputs[1]._replace(is_trained=[False] * len(rollouts[1].spans))
@@ -98,7 +98,7 @@ def test_shards_hold_everything_with_its_place_and_are_not_read_twice(
     (step.path / "activations/00001.safetensors").unlink()
     again = read(step, model, reader_inputs)
     assert torch.equal(again.rows(2), found.rows(2))
-    monkeypatch.setattr(activations, "sentence_means", refuse)
+    monkeypatch.setattr(shards, "sentence_means", refuse)
     assert torch.equal(read(step, model, reader_inputs).rows(0), found.rows(0))
 
 
@@ -158,7 +158,7 @@ def test_a_sentence_that_no_token_ends_in_shares_the_token_across_it(
 def test_a_shard_without_a_sentence_is_a_shard(
     make_model: MakeModel, step: StepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "SHARD_TEXTS", 1)
+    monkeypatch.setattr(shards, "SHARD_TEXTS", 1)
     model = make_model()
     reader_inputs = [ReaderInput([4], [5, 6], [(0, 2)], [True]), ReaderInput([4], [], [], [])]
     found = read(step, model, reader_inputs)

@@ -132,9 +132,9 @@ def test_sampling_follows_the_distribution(make_model: MakeModel) -> None:
     assert drawn.count(likeliest) / 3000 == pytest.approx(expected, abs=0.03)
 
 
-@pytest.mark.parametrize("choice", ["guardrail", "takeover", "positions", "category", "steer"])
+@pytest.mark.parametrize("kind", ["guardrail", "takeover", "positions", "category", "steer"])
 @pytest.mark.parametrize("length", [2, 3, 8])
-def test_block_equals_stepwise_on_every_rung(make_model: MakeModel, rung: str, length: int) -> None:
+def test_block_equals_stepwise_on_every_rung(make_model: MakeModel, kind: str, length: int) -> None:
     models, vectors, gate = make_models(make_model), make_vectors(), make_gate()
     rung: Rung = {
         "guardrail": Guardrail(3),
@@ -142,7 +142,7 @@ def test_block_equals_stepwise_on_every_rung(make_model: MakeModel, rung: str, l
         "positions": RandomPositions(gate, vectors, rate=0.2),
         "category": RandomCategory(gate, vectors),
         "steer": Steer(gate, vectors),
-    }[rung]
+    }[kind]
     problems = tally_problems(9, seed=8)
     step, block = (
         decode(models, problems, rung, HybridSettings(max_new_tokens=40, block_tokens=n), seed=2)
@@ -169,7 +169,7 @@ def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None
 def test_whoever_reads_along_waits_for_a_single_token_first(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BlockSizer, "ends_at_unsure", property(lambda _: False))
+    monkeypatch.setattr(BlockSizer, "ends_at_low_confidence", property(lambda _: False))
     models = make_models(make_model)
     agreed = replace(models, thinking=models.base)
     batch = LiveBatch(agreed, PROBLEMS, Takeover(), BLOCK)

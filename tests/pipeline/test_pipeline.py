@@ -438,9 +438,9 @@ def test_a_run_is_served_with_its_rungs_and_titles(finished: Path) -> None:
     assert {"base", "hybrid", "self-gate", "thinking"} <= set(service.rungs)
     assert service.titles == ready.gate.titles
     assert "?" in service.example
-    assert service.engine.choose("hybrid", 2.0).name == "hybrid"
+    assert service.engine.find_rung("hybrid", 2.0).name == "hybrid"
     with pytest.raises(SettingsError, match="has no rung 'best'"):
-        service.engine.choose("best", None)
+        service.engine.find_rung("best", None)
 
 
 def test_what_is_served_steers_as_the_run_did(finished: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Running:
     service: Service
 
     def choose(self, rung: str) -> Rung:
-        return self.service.engine.choose(rung, None)
+        return self.service.engine.find_rung(rung, None)
 
 
 Serve = Callable[..., Running]

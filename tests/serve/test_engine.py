@@ -55,7 +55,7 @@ def test_many_requests_at_once_are_each_answered_as_if_alone(
         decode(
             engine.models,
             [Problem("0", one.question, "unknown")],
-            engine.choose(one.rung, None),
+            engine.find_rung(one.rung, None),
             SETTINGS,
         )[0]
         for one in asks
@@ -101,7 +101,7 @@ def test_a_prompt_is_measured_as_the_rung_asks_it(make_model: MakeModel) -> None
     prompt = "Question: {question} Answer: 1 2 3 4"
     longer = BaseStepByStep(prompt)
     plain = engine.check(ask(rung="base"))
-    engine.choose = lambda rung, strength: longer
+    engine.find_rung = lambda rung, strength: longer
     base = replace(engine.models.base, prompt=prompt)
     assert engine.check(ask(rung="base")) == len(base.prompt_ids(QUESTIONS[0])) > plain
     engine.close()
@@ -128,14 +128,14 @@ def test_one_failure_is_told_to_its_asker_and_the_others_are_answered(
     make_model: MakeModel,
 ) -> None:
     engine = make_service(make_model).engine
-    choose = engine.choose
+    choose = engine.find_rung
 
     def choose_badly(rung: str, strength: float | None) -> Rung:
         if rung == "base":
             raise SteeringError("no such vectors")
         return choose(rung, strength)
 
-    engine.choose = choose_badly
+    engine.find_rung = choose_badly
     broken, whole = Inbox(), Inbox()
     engine.submit(ask(rung="base"), broken)
     engine.submit(ask(), whole)

@@ -156,7 +156,7 @@ class _Round:
         count, tokens = len(self.ids[stream_]), []
         for offset in range(count):
             is_steered = self.steered is not None and offset == count - 1
-            how = self.steered.how(stream_) if self.steered and is_steered else UNSTEERED
+            how = self.steered.info(stream_) if self.steered and is_steered else UNSTEERED
             one, base_id, wanted, ours, theirs = next(rest)
             tokens.append(
                 HybridToken(
@@ -220,7 +220,7 @@ class _State:
         draft = self._draft(min(length or self.block_sizer.length(), self._tokens_left()))
         self._verify(draft)
         length = draft.token.shape[1]
-        action = self.rung.action(self._context(draft))
+        action = self.rung.act(self._context(draft))
         drafted, decided = draft.token.tolist(), action.is_decision.view(-1, length).tolist()
         last = self._first_stops(drafted, decided, action.token.view(-1, length).tolist())
         counts = [
@@ -264,9 +264,9 @@ class _State:
         if not self.rows:
             return
         kept = torch.tensor(running)
-        self.base.keep(kept)
+        self.base.select(kept)
         if self.thinking is not None:
-            self.thinking.keep(kept)
+            self.thinking.select(kept)
         self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
         self.is_done = [False] * len(running)
 
@@ -426,7 +426,7 @@ class _State:
             answered=torch.tensor(before) + torch.tensor(last),
             unsteered=action.token[at_last],
             thinking=thinking,
-            pick=pick,
+            pick_tokens=pick,
             is_persistent=self.settings.cache_policy == "persistent",
         )
 

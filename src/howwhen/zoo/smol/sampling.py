@@ -35,12 +35,12 @@ def _sample_batch(
     different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     streams = open_streams(model, different)  # a prompt that is asked several times is read once
     place = {prompt: row for row, prompt in enumerate(different)}
-    streams.keep(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
+    streams.select(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
     answers: list[list[int]] = [[] for _ in prompts]
     going = list(range(len(prompts)))
     token = torch.tensor([prompt[-1] for prompt in prompts])
     while going:
-        streams.feed(token[:, None])
+        streams.extend(token[:, None])
         logits = streams.logits[:, -1]
         if temperature:
             chances = (logits / temperature).softmax(-1)
@@ -55,7 +55,7 @@ def _sample_batch(
             if answers[answer][-1] not in model.end_ids and len(answers[answer]) < MAX_ANSWER_TOKENS
         ]
         if kept and len(kept) < len(going):
-            streams.keep(torch.tensor(kept))
+            streams.select(torch.tensor(kept))
             token = token[kept]
         going = [going[row] for row in kept]
     return [tuple(answer) for answer in answers]
