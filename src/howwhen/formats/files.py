@@ -3,13 +3,35 @@
 import os
 from pathlib import Path
 
+from howwhen.errors import StoreError
+
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write a file that appears whole or not at all. Its folder is made if it is missing.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written. Nothing is left behind, and
+            a file of that name keeps its content.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> StoreError:
+    """The error to raise when a file cannot be written: what happened, and what to type next."""
+    return StoreError(
+        f"cannot write {path}: {error.strerror or error}. Make room or allow writing there, then "
+        "type the same command again; it resumes from what is finished"
+    )

@@ -1,0 +1,508 @@
+"""Run folders as files: who owns one, what each step depends on, what is finished, what is damaged.
+
+A step is done when its `provenance.json` holds the hash of everything its output depends on (its
+key). A step whose key still fits is not run again. A step whose key changed is set aside before it
+runs again. When only additive settings changed (how many rungs, seeds or samples), the files stay
+and the rest is added. Files appear whole (write, fsync, rename). JSONL files grow by whole batches.
+Nothing is ever pickled. Nothing here needs torch, so bad input is refused in milliseconds.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from howwhen.errors import StoreError
+from howwhen.formats.files import cannot_write, write_whole
+
+StepName = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
+STEPS: tuple[StepName, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
+OWNER = "run.json"
+"""File at the root of a run folder that says which pair it belongs to."""
+FORMAT = 2
+"""Version of the files of a run; a run of another version is refused."""
+Json = dict[str, Any]
+Record = TypeVar("Record")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The pair that a run folder belongs to."""
+
+    pair: str
+    base: str
+    """Hub id, folder or embedded name of the base model."""
+    thinking: str
+    """The same for the thinking model."""
+
+    def __str__(self) -> str:
+        return f"{self.pair} (base {self.base}, thinking model {self.thinking})"
+
+
+class RunFiles:
+    """A run's folder. It need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def step(self, name: StepName) -> "StepFiles":
+        """The folder of one step, which need not exist yet."""
+        return StepFiles(self.step_path(name), name)
+
+    def step_path(self, name: StepName) -> Path:
+        """Where the files of a step are kept."""
+        return self.root / f"{STEPS.index(name) + 1}-{name}"
+
+    @property
+    def judge_cache(self) -> Path:
+        """Where the judges of all steps keep their replies."""
+        return self.root / "judge-cache"
+
+    def check_owner(self, owner: Owner) -> None:
+        """Refuse a folder that belongs to another pair, or to another version of howwhen.
+
+        Raises:
+            StoreError: with what is there, what was asked for, and what to type.
+        """
+        path = self.root / OWNER
+        if not path.exists():
+            if any(self.step_path(name).exists() for name in STEPS):
+                raise StoreError(
+                    f"{self.root} holds a run without {OWNER}, so an earlier version of howwhen "
+                    "wrote it and this one cannot go on with it; choose another --out"
+                )
+            return
+        try:
+            content = json.loads(path.read_bytes())
+            kept = Owner(*(content[name] for name in ("pair", "base", "thinking")))
+            found = content["format"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise StoreError(
+                f"cannot read {path}: {error!r}; expected the pair that the run belongs to. Choose "
+                "another --out"
+            ) from error
+        if found != FORMAT:
+            raise StoreError(
+                f"{self.root} holds a run of format {found}, and this howwhen reads and writes "
+                f"format {FORMAT}; choose another --out"
+            )
+        if kept != owner:
+            raise StoreError(
+                f"{self.root} holds a run of {kept}, but {owner} was asked for; choose another "
+                "--out. A run folder belongs to one pair"
+            )
+
+    def claim(self, owner: Owner) -> None:
+        """Note which pair the folder belongs to, after checking that it belongs to no other.
+
+        Raises:
+            StoreError: as `check_owner`, or the folder cannot be written.
+        """
+        self.check_owner(owner)
+        if not (self.root / OWNER).exists():
+            text = json.dumps({"format": FORMAT, **asdict(owner)}, indent=2) + "\n"
+            write_whole(self.root / OWNER, text.encode())
+
+
+@contextmanager
+def locked(root: Path, *, is_new: bool = True) -> Iterator[None]:
+    """Hold a run folder's lock, so that two processes cannot mix their files.
+
+    Args:
+        root: the folder.
+        is_new: whether to make it if it is missing.
+
+    Raises:
+        StoreError: the folder is in use, is a file, cannot be written, or is missing and is not to
+            be made.
+    """
+    if not is_new and not root.exists():
+        raise StoreError(
+            f"there is no run folder {root}; type `howwhen run PAIR --out {root}` first"
+        )
+    if root.exists() and not root.is_dir():
+        raise StoreError(f"{root} is a file; --out expects a folder, which may be new")
+    lock = FileLock(root / ".lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"another howwhen process is working in {root}; wait for it or choose another --out"
+        ) from error
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything a step's output depends on."""
+
+    settings: Json
+    models: Json
+    """Fingerprints and prompts of the models the step uses."""
+    upstream: Json
+    """Digests of the keys of the steps before it."""
+    additive: Json = field(default_factory=dict)
+    """Settings that say how much there is of the output: a change adds to it, and spoils none."""
+
+    @property
+    def digest(self) -> str:
+        """A short hash of all of it."""
+        return _digest(asdict(self))
+
+    @property
+    def content_digest(self) -> str:
+        """A short hash of all but the additive settings."""
+        return _digest({**asdict(self), "additive": {}})
+
+
+StepState = Literal["new", "done", "resumable", "other"]
+"""Nothing is there; finished under this key; begun or finished under a key that differs in additive
+settings only; begun or finished under another key."""
+
+
+@dataclass(frozen=True)
+class StepFiles:
+    """One step's files."""
+
+    path: Path
+    name: StepName
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the key this step was finished with; None while it is not done."""
+        return self._provenance()["key"] if (self.path / "provenance.json").exists() else None
+
+    @property
+    def aside(self) -> Path:
+        """Where the files of this step go when it is run again under another key."""
+        return self.path.with_name(f"{self.path.name}.replaced")
+
+    def _provenance(self) -> Json:
+        provenance = self.read_json("provenance.json")
+        if not isinstance(provenance, dict) or not provenance.keys() >= {
+            "key", "upstream", "outputs",
+        }:  # fmt: skip
+            raise StoreError(
+                f"{self.path / 'provenance.json'} does not say what was made from what; expected "
+                f"key, upstream and outputs. Delete {self.path} and run the same command again"
+            )
+        return provenance
+
+    def state(self, key: Key) -> StepState:
+        """How far this step is under `key`."""
+        if self.digest == key.digest:
+            return "done"
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return "new"
+        started = self.path / "started.json"
+        begun = self.read_json("started.json") if started.exists() else {}
+        return "resumable" if begun.get("key") == key.content_digest else "other"
+
+    def changes(self, key: Key) -> list[str]:
+        """In words, how `key` differs from the one the files were made under."""
+        begun = self.read_json("started.json") if (self.path / "started.json").exists() else {}
+        settings = self.read_json("settings.json") if (self.path / "settings.json").exists() else {}
+        changes = settings_changes(self.name, settings, key.settings)
+        for role, model in key.models.items():
+            before = begun.get("models", {}).get(role, {})
+            changes += [
+                f"the {role} model's {name} was {_short(before.get(name))}, now {_short(value)}"
+                for name, value in model.items()
+                if _plain(value) != before.get(name)
+            ]
+        upstream = begun.get("upstream", {})
+        changes += [
+            f"the {name} {'files' if name == 'problems' else 'step'} changed"
+            for name, digest in key.upstream.items()
+            if digest != upstream.get(name)
+        ]
+        return changes
+
+    def begin(self, key: Key) -> None:
+        """Prepare to run under `key`. Files that are there are kept and resumed from."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "provenance.json").unlink(missing_ok=True)
+        begun = {"key": key.content_digest, "models": key.models, "upstream": key.upstream}
+        self.write_json("started.json", begun)
+        self.write_json("settings.json", {**key.settings, **key.additive})
+
+    def set_aside(self, preserved: Sequence[str] = ()) -> None:
+        """Move all files to `NAME.replaced`, in place of what was set aside before.
+
+        Args:
+            preserved: subfolders that are also kept here, since their users `claim` them.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        try:
+            if self.aside.exists():
+                shutil.rmtree(self.aside)
+            self.path.rename(self.aside)
+            for name in preserved:
+                if (self.aside / name).exists():
+                    _link_tree(self.aside / name, self.path / name)
+        except OSError as error:
+            raise cannot_write(self.aside, error) from error
+
+    def claim(self, folder: str, described: Json) -> None:
+        """Make a subfolder that holds only what belongs to this description, emptied if need be."""
+        path, label = self.path / folder, f"{folder}/described.json"
+        if path.exists():
+            if (self.path / label).exists() and self.read_json(label) == described:
+                return
+            shutil.rmtree(path)
+        self.write_json(label, described)
+
+    def discard(self, folder: str) -> None:
+        """Remove a subfolder that a run with other additive settings left, if there is one."""
+        if (self.path / folder).exists():
+            shutil.rmtree(self.path / folder)
+
+    def finish(self, key: Key, counts: Json) -> None:
+        """Write the provenance, with a hash of every output file. The step is then done."""
+        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        outputs = {
+            str(path.relative_to(self.path)): _hash(path)
+            for path in files
+            if path.suffix != ".partial" and path.name not in ("started.json", "provenance.json")
+        }
+        self.write_json(
+            "provenance.json",
+            {
+                "step": self.name,
+                "key": key.digest,
+                "models": key.models,
+                "upstream": key.upstream,
+                "counts": counts,
+                "versions": {name: version(name) for name in ("howwhen", "torch", "transformers")},
+                "outputs": outputs,
+            },
+        )
+
+    def check(self) -> None:
+        """Refuse a step that is not done, or whose files changed since.
+
+        Raises:
+            StoreError: with the command that makes the step.
+        """
+        if self.digest is None:
+            raise StoreError(
+                f"{self.path} is not finished, but a later step needs it; type "
+                f"`howwhen {self.name} PAIR --out {self.path.parent}` first, or `howwhen run`"
+            )
+        for name, expected in self._provenance()["outputs"].items():
+            file = self.path / name
+            content = _hash(file) if file.exists() else "nothing"
+            if content != expected:
+                raise StoreError(
+                    f"{file} is damaged: expected the content with hash {expected[:12]}, found "
+                    f"{content[:12]}. Delete {self.path} and run the same command again"
+                )
+
+    def check_upstream(self, digests: Mapping[str, str | None]) -> None:
+        """Refuse a step that was made from other earlier steps than those there are now.
+
+        Args:
+            digests: of the earlier steps.
+
+        Raises:
+            StoreError: with the command that makes the step again.
+        """
+        made_from = self._provenance()["upstream"]
+        for name, digest in digests.items():
+            if made_from.get(name) != digest:
+                raise StoreError(
+                    f"{self.path} was made from another {name} step than the one that is there "
+                    f"now; type `howwhen {self.name} PAIR --out {self.path.parent} --redo` first, "
+                    "or `howwhen run` with --redo"
+                )
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a whole JSON file."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+        write_whole(self.path / name, text.encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
+            ) from error
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a whole text file and return its path."""
+        write_whole(self.path / name, text.encode())
+        return self.path / name
+
+    def write_record(self, name: str, record: Any) -> None:
+        """Write one record as a whole JSON file."""
+        self.write_json(name, TypeAdapter(type(record)).dump_python(record, mode="json"))
+
+    def read_record(self, name: str, kind: type[Record]) -> Record:
+        """Read a JSON file that holds one record.
+
+        Raises:
+            StoreError: missing, damaged, or no such record.
+        """
+        try:
+            return TypeAdapter(kind).validate_python(self.read_json(name))
+        except ValidationError as error:
+            raise StoreError(
+                f"cannot read {self.path / name}: {_first_mistake(error)}. Delete {self.path} and "
+                "run again"
+            ) from error
+
+    def write_records(self, name: str, records: Sequence[Any]) -> None:
+        """Write a whole JSONL file, one record per line."""
+        write_whole(self.path / name, _lines(records))
+
+    def read_records(self, name: str, kind: type[Record]) -> list[Record]:
+        """Read a JSONL file of records.
+
+        Raises:
+            StoreError: missing, or a line that is no such record.
+        """
+        adapter = TypeAdapter(kind)
+        try:
+            lines = (self.path / name).read_bytes().splitlines()
+            return [adapter.validate_json(line) for line in lines]
+        except OSError as error:
+            why = str(error)
+        except ValidationError as error:
+            why = _first_mistake(error)
+        raise StoreError(f"cannot read {self.path / name}: {why}. Delete {self.path} and run again")
+
+    def grow_records(
+        self,
+        name: str,
+        kind: type[Record],
+        items: Sequence[Item],
+        size: int,
+        make: Callable[[Sequence[Item]], list[Record]],
+        report: Callable[[int], None],
+    ) -> list[Record]:
+        """Make one record per item, batch by batch. A killed run resumes after its last batch.
+
+        Args:
+            name: JSONL file that grows by one batch at a time.
+            kind: type of the records.
+            items: what records are made of, in an order that a resumed run repeats.
+            size: items in a batch.
+            make: makes the records of one batch, as many as it has items.
+            report: called with the number of records after each batch.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        batches = [items[start : start + size] for start in range(0, len(items), size)]
+        path = self.path / name
+        lines = _whole_lines(path)
+        kept = done = 0
+        while done < len(batches) and kept + len(batches[done]) <= len(lines):
+            kept += len(batches[done])
+            done += 1
+        content = b"".join(lines[:kept])
+        if not path.exists() or path.stat().st_size != len(content):
+            write_whole(path, content)
+        report(kept)
+        for batch in batches[done:]:
+            _append(path, _lines(make(batch)))
+            kept += len(batch)
+            report(kept)
+        return self.read_records(name, kind)
+
+
+def settings_changes(step: StepName, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, which settings of a step differ from those its files were made with."""
+    return [
+        f"{step}.{name} was {_short(before.get(name))}, now {_short(_plain(value))}"
+        for name, value in now.items()
+        if _plain(value) != before.get(name)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is read back from JSON."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _short(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Add whole lines to a file, or none: what a failed write leaves is cut off."""
+    size = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        os.truncate(path, size)
+        raise cannot_write(path, error) from error
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _lines(records: Sequence[Any]) -> bytes:
+    return b"".join(TypeAdapter(type(record)).dump_json(record) + b"\n" for record in records)
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """The same files under another name; copies where the file system has no hard links."""
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_of(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, _inode: int, _size: int, _modified: int, _changed: int) -> str:
+    """Hash of a file's content. A file that was not touched since is not read again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
