@@ -3,7 +3,7 @@
 A set is a frozen value: it can be added, scaled and compared, and knows nothing of models or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import get_args
 
@@ -177,3 +177,8 @@ class VectorSet:
 
 
 _ADDED = ("vectors", "bias", "up")
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds an infinite value or a NaN."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

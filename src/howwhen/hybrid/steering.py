@@ -15,7 +15,7 @@ from howwhen.hybrid.strength import Strength, Window
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.residual import check_layer
 from howwhen.records import Candidate
-from howwhen.vectors import VectorSet
+from howwhen.vectors import VectorSet, all_finite
 
 TokenPicker = Callable[[Tensor, int], Tensor]
 """Token of each candidate, from its logits (candidate, vocabulary) and its place among `rows`."""
@@ -69,7 +69,7 @@ def check_vectors(base: LanguageModel, rung: Rung) -> None:
             "them in this base (howwhen elicit), or rename them with dataclasses.replace if the "
             "two are one model under two names"
         )
-    if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
+    if not all_finite(vectors.tensors().values()):
         raise SteeringError("a steering vector holds a value that is not finite; train it again")
     if rung.strength.is_sweep and not rung.needs_thinking:
         raise SteeringError(
