@@ -15,15 +15,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zipfile import ZipFile
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from howwhen.errors import MissingExtraError, ModelError
 
-SMOLLM2 = "smollm2"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+from howwhen.zoo.smol import SMOLLM2
+
 SmolName = Literal["school", "base", "rl", "sft"]
 ADAPTERS = Path(__file__).parent / "adapters"
 """Folder with the adapters, in PEFT's format."""
@@ -88,6 +88,9 @@ def _packed_folder(place: Path) -> Path:
 
 
 def _convert(source: Path, folder: Path) -> Path:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
     packed = AutoModelForCausalLM.from_pretrained(
         source,
@@ -116,6 +119,9 @@ def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
     folder = cache_folder() / f"smol-{name}-{_digest(chain)}"
     if folder.is_dir():
         return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source = smollm2_folder()
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     for adapter in chain:
@@ -123,7 +129,7 @@ def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
     return _keep(model, AutoTokenizer.from_pretrained(source), folder)
 
 
-def add_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def add_adapter(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     """The model with an adapter merged into its weights.
 
     Raises:
@@ -183,7 +189,7 @@ def _check_packed(file: Path) -> None:
         )
 
 
-def _keep(model: PreTrainedModel, tokenizer: Any, folder: Path) -> Path:
+def _keep(model: "PreTrainedModel", tokenizer: Any, folder: Path) -> Path:
     """Write a model into the cache, whole or not at all."""
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as place:
         partial = Path(place) / folder.name
