@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from howwhen.cli import app
-from howwhen.pipeline.store import STEPS
+from howwhen.pipeline.files import STEPS
 from howwhen.records import LADDER
 from tests.serve.conftest import Serve, serve  # noqa: F401 - a fixture
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import howwhen
-from howwhen.pipeline.store import STEPS
+from howwhen.pipeline.files import STEPS
 
 SOURCE = Path(howwhen.__file__).parent
 FLOORS: tuple[set[str], ...] = (

@@ -2,44 +2,34 @@
 
 Flags are made from the settings classes. Precedence, low to high: defaults, `--preset`, what the
 pair sets itself, `--config FILE.yaml`, flags. Bad input ends with one paragraph and exit code 2.
+Heavy libraries are imported by the command that needs them, so help and refusals come at once.
 """
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
+from rich.prompt import Confirm
 from rich.table import Table
-from transformers.utils.logging import disable_progress_bar
 
-from howwhen.errors import HowwhenError, SettingsError
-from howwhen.formats.published import FileInfo, Format, read_any, write_any
+from howwhen.errors import HowwhenError, RedoError, SettingsError
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
-from howwhen.measure.published import read_published
-from howwhen.pipeline.compare import compare as compare_rungs
-from howwhen.pipeline.discover import PAGE
-from howwhen.pipeline.doctor import examine_machine, examine_run
-from howwhen.pipeline.live import open_rung, open_rungs
-from howwhen.pipeline.pipeline import Pipeline, check_inputs
-from howwhen.pipeline.present import REPORT
-from howwhen.pipeline.store import STEPS, RunFolder, StepName, open_run
-from howwhen.present.report import verdict
-from howwhen.present.tables import ladder_table
-from howwhen.present.terminal import Painter, show
-from howwhen.progress import Reporter
+from howwhen.pipeline.files import STEPS, RunFiles, StepName
 from howwhen.records import LadderRungName, Measurement
-from howwhen.serve.launch import check_address, check_packages, make_service, run_server
 from howwhen.settings import (
     PRESETS,
+    ConvertFormat,
+    ExportFormat,
     Overrides,
     Preset,
     RunSettings,
@@ -48,8 +38,10 @@ from howwhen.settings import (
     merge,
     read_config,
 )
-from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
-from howwhen.zoo.smol.weights import SMOLLM2, smollm2_folder
+from howwhen.zoo.smol import SMOLLM2
+
+if TYPE_CHECKING:
+    from howwhen.zoo.pairs import Pair
 
 app = App(
     name="howwhen",
@@ -57,13 +49,20 @@ app = App(
     help_format="markdown",
     default_parameter=Parameter(consume_multiple=True),
 )
+app.register_install_completion_command(help="Install completion for your shell.")
 zoo = App(name="zoo", help="Pairs that have a name: list them, show one, build its weights.")
 app.command(zoo)
+
+RENAMED_FLAGS = {
+    "--collect.cutter": "--collect.segmenter",
+    "--elicit.practice-rounds": "--elicit.on-policy-rounds",
+}
+"""Flags of settings that had another name; the old one still works."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Source:
+class PairOptions:
     """Two models of your own, instead of a pair with a name."""
 
     base: str | None = None
@@ -74,11 +73,15 @@ class Source:
     """How --base is asked: `chat`, or a text with {question}."""
     thinking_prompt: str = CHAT
     """How --thinking is asked: `chat`, or a text with {question}."""
-    think_tags: ThinkTags = THINK_TAGS
-    """What opens and what closes the thinking in the answers of --thinking."""
+    think_tags: Annotated[ThinkTags, Parameter(name=["--think-tags", "--thinking-markers"])] = (
+        THINK_TAGS
+    )
+    """The texts that open and close the thinking in the answers of --thinking."""
 
-    def pair(self, name: str | None) -> Pair:
+    def pair(self, name: str | None) -> "Pair":
         """The pair meant by a name or by two models."""
+        from howwhen.zoo.pairs import find_pair, own_pair
+
         if name is not None and self.base is None and self.thinking is None:
             return find_pair(name)
         if name is None and self.base is not None and self.thinking is not None:
@@ -109,7 +112,7 @@ class Shortcuts:
     """Short for --hybrid.knock-outs."""
 
     def overrides(self) -> Overrides:
-        """The settings they stand for."""
+        """The settings they are short for."""
         tokens: Overrides = {"max_new_tokens": self.max_new_tokens}
         collect: Overrides = {
             "problems": self.problems,
@@ -127,7 +130,7 @@ class Shortcuts:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Run:
+class RunOptions:
     """Where a run is, and its settings."""
 
     out: Path | None = None
@@ -136,23 +139,56 @@ class Run:
     """Sizes of everything that is not set otherwise."""
     config: Path | None = None
     """YAML file of settings."""
-    source: Source = Source()
+    redo: bool = False
+    """Run steps again that hold work made with other settings. That work is kept aside, as
+    N-STEP.replaced in the run folder, until the step is replaced once more."""
+    pair_options: PairOptions = PairOptions()
     shortcuts: Shortcuts = Shortcuts()
     settings: Annotated[RunSettings, Parameter(name="*")] = RunSettings()  # noqa: RUF009
 
     def do(self, name: str | None, *steps: StepName) -> None:
         """Do some steps of a pair's run, and print the ladder after all six."""
-        what, chosen = self.source.pair(name), self.choose(name)
+        pair, settings = self.pair(name), self.choose(name)
+        redo = self._check(pair, settings, steps)
+        from howwhen.pipeline.pipeline import Pipeline, check_inputs
+        from howwhen.pipeline.store import open_run
+        from howwhen.progress import Reporter
+
         is_first = steps[0] == "collect"
         if is_first:
-            check_inputs(what, chosen, steps)
-        with open_run(self.folder(what), is_new=is_first) as folder:
-            pipeline = Pipeline(what, chosen, folder, Reporter())
+            check_inputs(pair, settings, steps)
+        with open_run(self.folder(pair), is_new=is_first) as folder:
+            pipeline = Pipeline(pair, settings, folder, Reporter(), redo)
             for step in steps:
                 pipeline.do(step)
             if steps == STEPS:
-                print_measurement(pipeline.measurement(), chosen.measure.confidence)
-                print(f"Report: {folder.step('present').path / REPORT}")
+                print_measurement(pipeline.measurement(), settings.measure.confidence)
+                print(f"Report: {pipeline.report}")
+
+    def _check(self, pair: "Pair", settings: RunSettings, steps: Sequence[StepName]) -> bool:
+        """Refuse what cannot work before anything heavy is loaded.
+
+        Returns:
+            Whether steps that hold work made with other settings may run again.
+        """
+        from howwhen.pipeline.plan import check_plan, check_redo, owner_of
+
+        folder = RunFiles(self.folder(pair))
+        folder.check_owner(owner_of(pair))
+        redo = self.redo
+        try:
+            if not redo:
+                check_redo(pair, settings, folder, steps)
+        except RedoError as error:
+            redo = _may_redo(error)
+            if not redo:
+                raise
+        check_plan(pair, settings, steps)
+        return redo
+
+    def pair(self, name: str | None) -> "Pair":
+        """The pair that is meant."""
+        return self.pair_options.pair(name)
 
     def choose(self, name: str | None) -> RunSettings:
         """The settings in force."""
@@ -160,21 +196,34 @@ class Run:
             self.shortcuts.overrides(), self.settings.model_dump(exclude_unset=True)
         )
         file = read_config(self.config) if self.config else {}
-        return make_settings(PRESETS[self.preset], self.source.pair(name).overrides, file, flags)
+        return make_settings(PRESETS[self.preset], self.pair(name).overrides, file, flags)
 
     def measurement(self, name: str | None) -> Measurement:
         """The finished measurement."""
-        what = self.source.pair(name)
-        with open_run(self.folder(what), is_new=False) as folder:
-            return Pipeline(what, self.choose(name), folder, Reporter()).measurement()
+        from howwhen.pipeline.pipeline import Pipeline
+        from howwhen.pipeline.store import open_run
+        from howwhen.progress import Reporter
 
-    def folder(self, what: Pair) -> Path:
+        pair = self.pair(name)
+        with open_run(self.folder(pair), is_new=False) as folder:
+            return Pipeline(pair, self.choose(name), folder, Reporter()).measurement()
+
+    def folder(self, pair: "Pair") -> Path:
         """The run folder."""
-        return self.out or Path("runs") / what.name
+        return self.out or Path("runs") / pair.name
+
+
+def _may_redo(error: RedoError) -> bool:
+    """Ask on a terminal; elsewhere nobody can answer, so it is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    console = Console(stderr=True, highlight=False)
+    console.print(str(error), markup=False, soft_wrap=True)
+    return Confirm.ask("Redo these steps?", default=False, console=console)
 
 
 def _make_command(*steps: StepName) -> Callable[..., None]:
-    def command(pair: str | None = None, /, *, run: Run = Run()) -> None:
+    def command(pair: str | None = None, /, *, run: RunOptions = RunOptions()) -> None:
         run.do(pair, *steps)
 
     return command
@@ -186,7 +235,7 @@ def discover(
     /,
     *,
     report: bool = False,
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
 ) -> None:
     """Step 2: find categories of sentences without supervision.
 
@@ -195,13 +244,15 @@ def discover(
     pair:
         A pair of `howwhen zoo list`.
     report:
-        Say where the page about the taxonomy is: the grid, the categories, what leads to what.
+        Print where the page about the taxonomy is: the grid, the categories, what follows what.
     run:
         Where the run is, and its settings.
     """
     run.do(pair, "discover")
     if report:
-        folder = RunFolder(run.folder(run.source.pair(pair)))
+        from howwhen.pipeline.discover import PAGE
+
+        folder = RunFiles(run.folder(run.pair(pair)))
         print(f"Page: {folder.step('discover').path / PAGE}")
 
 
@@ -212,24 +263,25 @@ def measure(
     *,
     compare: tuple[str, str] | None = None,
     published: bool = False,
-    run: Run = Run(),
+    run: RunOptions = RunOptions(),
 ) -> None:
-    """Step 5: grade and compare the rungs.
+    """Step 5: grade the answers and compare the rungs.
 
     Parameters
     ----------
     pair:
         A pair of `howwhen zoo list`.
     compare:
-        Two rungs of the run (or FOLDER:RUNG of others): difference, interval and McNemar's test.
+        Two rungs of the run (or FOLDER:RUNG of another): difference, interval and McNemar's test.
     published:
-        Print the paper's own figures beside this run's.
+        Print the paper's figures next to this run's.
     run:
         Where the run is, and its settings.
     """
     if compare is not None:
-        out = run.folder(run.source.pair(pair))
-        print(compare_rungs(*compare, out, run.choose(pair).measure))
+        from howwhen.pipeline.compare import compare as compare_rungs
+
+        print(compare_rungs(*compare, run.folder(run.pair(pair)), run.choose(pair).measure))
         return
     run.do(pair, "measure")
     if published:
@@ -237,18 +289,22 @@ def measure(
 
 
 def print_published(measurement: Measurement) -> None:
-    """Print the paper's own figures beside a run's hybrid."""
+    """Print the paper's figures next to those of a run's hybrid."""
+    from howwhen.measure.published import read_published
+
     table = Table("paper", "pairs", "what", "paper's", "this run's", "source")
     hybrid = measurement.rungs["hybrid"]
     for figure in read_published():
-        ours = figure.beside(hybrid)
-        cells = (figure.pairs, figure.what, figure.shown(), ours, figure.source)
+        cells = (figure.pairs, figure.what, figure.shown(), figure.beside(hybrid), figure.source)
         table.add_row(f"version {figure.version}", *cells)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    _print_table(table)
 
 
 def print_measurement(measurement: Measurement, confidence: float) -> None:
     """Print the ladder and its verdict on standard output."""
+    from howwhen.present.report import verdict
+    from howwhen.present.tables import ladder_table
+
     table = Table(title=f"{measurement.n} problems", title_justify="left")
     ladder = ladder_table(measurement, confidence)
     for index, column in enumerate(ladder.columns):
@@ -260,6 +316,10 @@ def print_measurement(measurement: Measurement, confidence: float) -> None:
     console.print(verdict(measurement), soft_wrap=True)
 
 
+def _print_table(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
 @app.command
 def chat(
     question: str | None = None,
@@ -269,40 +329,53 @@ def chat(
     out: Path | None = None,
     rung: LadderRungName = "hybrid",
     why: bool = False,
-    strength: float | None = None,
+    strength: Annotated[float | None, Parameter(name=["--strength", "--coefficient"])] = None,
     preset: Preset = "small",
 ) -> None:
-    """Answer a question with a live hybrid, tokens coloured by category; without one, ask for some.
+    """Answer a question with a live hybrid, tokens coloured by category.
 
     Parameters
     ----------
     question:
-        A problem; read from standard input, line by line, where absent.
+        A problem. Without one, problems are read from standard input, one a line.
     pair:
         A pair of `howwhen zoo list`.
     out:
-        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run where it
-        has none.
+        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run if it has
+        none.
     rung:
         Which rung of the ladder answers.
     why:
-        Show every decision: what was written instead of what, and on whose word.
+        Show every disagreement: what each model wanted, what was written, and why.
     strength:
-        Steer with this multiple of what the vectors add.
+        Coefficient (alpha): multiply what the vectors add by this.
     preset:
-        Sizes of the first three steps, where they are run.
+        Sizes of the first three steps, if they are run.
     """
-    ready = open_rung(pair, out, rung, preset)
+    _check_live(pair, out)
+    from howwhen.pipeline.live import open_rung
+    from howwhen.present.terminal import Painter, show
+
+    loaded = open_rung(pair, out, rung, preset)
     if strength is not None:
-        ready = ready.at_strength(strength)
+        loaded = loaded.at_strength(strength)
     console = Console(highlight=False)
-    painter = Painter(ready.pair.base.tokenizer, ready.titles, ready.models.end_ids)
-    for text in [question] if question else _questions(console, ready.pair):
-        show(console, painter, ready.stream(text), why)
+    painter = Painter(loaded.pair.base.tokenizer, loaded.titles, loaded.models.end_ids)
+    for text in [question] if question else _questions(console, loaded.pair):
+        show(console, painter, loaded.stream(text), why)
 
 
-def _questions(console: Console, pair: Pair) -> Iterator[str]:
-    """Lines of standard input, with an example where the pair has problems of its own."""
+def _check_live(pair_name: str, out: Path | None) -> None:
+    """Refuse an unknown pair, or a run folder of another one, before anything heavy is loaded."""
+    from howwhen.pipeline.plan import owner_of
+    from howwhen.zoo.pairs import find_pair
+
+    pair = find_pair(pair_name)
+    RunFiles(out or Path("runs") / pair.name).check_owner(owner_of(pair))
+
+
+def _questions(console: Console, pair: "Pair") -> Iterator[str]:
+    """Lines of standard input, with an example if the pair has problems of its own."""
     if sys.stdin.isatty():
         hint = f"A question per line; end with Ctrl-D. For example: {pair.example}"
         console.print(hint, style="dim")
@@ -328,44 +401,71 @@ def serve(
     pair:
         A pair of `howwhen zoo list`.
     out:
-        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run where it
-        has none.
+        Run folder with its vectors, `runs/PAIR` by default; the first three steps are run if it has
+        none.
     host:
-        Address to listen at; any but this machine's own needs a key.
+        Address to listen at. Any but this machine's own needs a key.
     port:
         Port to listen at.
     key_variable:
-        Environment variable that holds the key which every request must bring, if anything.
+        Environment variable that holds the key that every request must bring, if it is set.
     preset:
-        Sizes of the first three steps, where they are run.
+        Sizes of the first three steps, if they are run.
     """
+    from howwhen.serve.launch import check_address, check_packages, make_service, run_server
+
     key = os.environ.get(key_variable) or None
     check_packages()
     check_address(host, key, key_variable)
-    ready = open_rungs(pair, out, preset)
+    _check_live(pair, out)
+    from howwhen.pipeline.live import open_rungs
+
+    loaded = open_rungs(pair, out, preset)
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"{pair}: rungs {', '.join(ready.rungs)} at {place}", file=sys.stderr)
-    run_server(make_service(ready), host, port, key)
+    print(f"{pair}: rungs {', '.join(loaded.rungs)} at {place}", file=sys.stderr)
+    run_server(make_service(loaded), host, port, key)
 
 
 @app.command
-def doctor(run: Path | None = None, /) -> None:
-    """Look at what this machine has for howwhen or, with a run's folder, whether that is whole.
+def export(run: Path, /, *, to: ExportFormat = "parquet", out: Path | None = None) -> None:
+    """Write a run's tokens, disagreements, sentences, grades and ladder as tables.
+
+    Parameters
+    ----------
+    run:
+        A run's folder.
+    to:
+        `parquet`, `arrow` (Arrow's file format, also called Feather) or `csv`.
+    out:
+        Folder to write, RUN/export by default.
+    """
+    from howwhen.pipeline.export import export_run
+
+    print("\n".join(map(str, export_run(run, to, out))))
+
+
+@app.command
+def doctor(run: Path | None = None, /, *, load: bool = False) -> None:
+    """Look at what this machine has for howwhen or, given a run's folder, whether that is whole.
 
     Ends with exit code 1 if something is broken.
 
     Parameters
     ----------
     run:
-        A run's folder; what its steps wrote is read and held against their provenance.
+        A run's folder. What its steps wrote is read and compared with their provenance.
+    load:
+        Also load the embedded pairs, and check that they align and can be steered.
     """
-    findings = examine_machine() if run is None else examine_run(run)
+    from howwhen.pipeline.doctor import examine_machine, examine_run
+
+    findings = examine_machine(load) if run is None else examine_run(run)
     table = Table("what", "found", "type")
-    for one in findings:
-        found = f"BROKEN: {one.found}" if one.is_broken else one.found
-        table.add_row(*map(escape, (one.what, found, one.advice)))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
-    if any(one.is_broken for one in findings):
+    for finding in findings:
+        shown = f"BROKEN: {finding.found}" if finding.is_broken else finding.found
+        table.add_row(*map(escape, (finding.what, shown, finding.advice)))
+    _print_table(table)
+    if any(finding.is_broken for finding in findings):
         sys.exit(1)
 
 
@@ -377,7 +477,7 @@ def convert(
     layer: int | None = None,
     titles: Path | None = None,
     mean: Path | None = None,
-    to: Format = "safetensors",
+    to: ConvertFormat = "safetensors",
 ) -> None:
     """Convert vectors or a taxonomy: published `.pt` files, SAELens folders, files of howwhen.
 
@@ -391,7 +491,8 @@ def convert(
     model:
         Model that the vectors steer, or whose residuals the SAE reads.
     layer:
-        0-based block they steer or it reads; by default the one that files beside or a name tell.
+        0-based block they steer or it reads. By default it is read from the files next to them, or
+        from a file's name.
     titles:
         JSON with one title per latent of an SAE: a list, or an object with `final_titles`.
     mean:
@@ -399,17 +500,21 @@ def convert(
     to:
         Format to write; `gguf` takes vectors, `saelens` a taxonomy.
     """
-    found = read_any(paths, FileInfo(model, layer, titles, mean))
-    print("\n".join(write_any(out, found, to)))
+    from howwhen.formats.published import FileInfo, read_any, write_any
+
+    content = read_any(paths, FileInfo(model, layer, titles, mean))
+    print("\n".join(write_any(out, content, to)))
 
 
 @zoo.command(name="list")
 def zoo_list() -> None:
     """List every pair that has a name."""
+    from howwhen.zoo.pairs import list_pairs
+
     table = Table("pair", "base", "thinking model", "what it is")
     for pair in list_pairs():
         table.add_row(pair.name, pair.base_source, pair.thinking_source, pair.summary)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    _print_table(table)
 
 
 @zoo.command(name="show")
@@ -421,6 +526,8 @@ def zoo_show(name: str) -> None:
     name:
         A pair of `howwhen zoo list`.
     """
+    from howwhen.zoo.pairs import find_pair
+
     pair = find_pair(name)
     for key in (
         "name",
@@ -429,7 +536,7 @@ def zoo_show(name: str) -> None:
         "base_prompt",
         "thinking_source",
         "thinking_prompt",
-        "thinking_markers",
+        "think_tags",
         "step_by_step_prompt",
         "steer_layer",
         "taxonomy_layers",
@@ -454,29 +561,33 @@ def zoo_build(
     name:
         `tally`, `smol` or `smollm2`.
     out:
-        Folder of what is trained, runs/zoo-NAME by default; a killed build goes on where it
-        stopped.
+        Folder of what is trained, runs/zoo-NAME by default. A killed build resumes.
     seed:
-        Seed of the training; what comes with the package is of seed 0.
+        Seed of the training. The weights in the package are of seed 0.
     hours:
-        Stop training after this time (a round of sampling, some minutes, is ended first); the same
-        command goes on from there (`smol` only).
+        Stop training after this time. The round of sampling that is under way, some minutes, is
+        finished first. The same command resumes the training (`smol` only).
     """
-    from howwhen.zoo.smol import train as smol
-    from howwhen.zoo.tally import train as tally
-
-    folder, say = out or Path("runs") / f"zoo-{name}", Reporter().say
-    if name == SMOLLM2:
-        folder = smollm2_folder()
-    elif name == "tally":
-        tally.build(folder, tally.BuildSettings(seed=seed), say)
-    elif name == "smol":
-        deadline = time.monotonic() + 3600 * hours
-        smol.build(folder, smol.BuildSettings(seed=seed), say, deadline)
-    else:
+    if name not in ("tally", "smol", SMOLLM2):
         raise SettingsError(
             f"there is nothing to build for {name!r}; expected tally, smol or {SMOLLM2}"
         )
+    from howwhen.progress import Reporter
+
+    folder, say = out or Path("runs") / f"zoo-{name}", Reporter().say
+    if name == SMOLLM2:
+        from howwhen.zoo.smol.weights import smollm2_folder
+
+        folder = smollm2_folder()
+    elif name == "tally":
+        from howwhen.zoo.tally import train as tally
+
+        tally.build(folder, tally.BuildSettings(seed=seed), say)
+    else:
+        from howwhen.zoo.smol import train as smol
+
+        deadline = time.monotonic() + 3600 * hours
+        smol.build(folder, smol.BuildSettings(seed=seed), say, deadline)
     print(f"{name}: {folder}")
 
 
@@ -492,20 +603,29 @@ for _name, (_steps, _help) in _COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: run a command, and turn every expected error into a paragraph and code 2."""
+    """Entry point: run a command. Every expected error becomes a paragraph and exit code 2."""
     keep_freed_memory()
-    disable_progress_bar()  # of transformers' loading; howwhen has its own
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # howwhen has bars of its own
     console = Console(stderr=True, highlight=False)
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        app(_with_new_flags(sys.argv[1:]), exit_on_error=False, print_error=False)
     except (HowwhenError, CycloptsError) as error:
         cause = error.__cause__ if isinstance(error, CycloptsError) else None
         message = explain(cause) if isinstance(cause, ValidationError) else str(error)
         console.print(f"howwhen: {' '.join(message.split())}", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("howwhen: interrupted; the same command goes on from here")
+        console.print("howwhen: interrupted; the same command resumes from here")
         sys.exit(130)
+
+
+def _with_new_flags(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with flags that were renamed under their new names."""
+    renamed = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        renamed.append(f"{RENAMED_FLAGS.get(flag, flag)}{equals}{value}")
+    return renamed
 
 
 if __name__ == "__main__":

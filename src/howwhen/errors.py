@@ -9,6 +9,7 @@
     │   ├── SteeringError     vectors that do not fit: category, width, layer, values
     │   └── LengthError       a prompt that leaves no room for its answer in a model's context
     ├── StoreError            a run folder that is damaged or lacks a step
+    │   └── RedoError         finished work was made with other settings, and would be replaced
     ├── MissingExtraError     an optional dependency that is not installed
     ├── OutOfTimeError        a training's time budget is used up; it goes on where it stopped
     ├── JudgeError            a judge that gave no reply (in `judging`)
@@ -53,6 +54,10 @@ class LengthError(InputError):
 
 class StoreError(HowwhenError):
     """A run folder that is damaged or lacks a step."""
+
+
+class RedoError(StoreError):
+    """A step holds work made with other settings, which is replaced only if that is allowed."""
 
 
 class MissingExtraError(HowwhenError, ImportError):

@@ -18,6 +18,10 @@ Count = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float, Field(ge=0)]
 Preset = Literal["smoke", "small", "paper"]
+ConvertFormat = Literal["safetensors", "gguf", "saelens"]
+"""What `howwhen convert` writes."""
+ExportFormat = Literal["parquet", "arrow", "csv"]
+"""What `howwhen export` writes."""
 Size = Annotated[int, Field(gt=1)]
 Method = Literal[
     "sae",
@@ -420,6 +424,21 @@ def merge(lower: Overrides, upper: Overrides) -> Overrides:
     return merged
 
 
+_RENAMED = {
+    "collect": {"cutter": "segmenter"},
+    "elicit": {"practice_rounds": "on_policy_rounds"},
+}
+"""Settings that had another name, by section. The old one still works in files."""
+
+
+def _with_new_names(layer: Overrides) -> Overrides:
+    renamed = dict(layer)
+    for section, names in _RENAMED.items():
+        if isinstance(values := renamed.get(section), dict):
+            renamed[section] = {names.get(key, key): value for key, value in values.items()}
+    return renamed
+
+
 def read_config(path: Path) -> Overrides:
     """Overrides from a YAML file.
 
@@ -446,7 +465,7 @@ def make_settings(*layers: Overrides) -> RunSettings:
     """
     merged: Overrides = {}
     for layer in layers:
-        merged = merge(merged, layer)
+        merged = merge(merged, _with_new_names(layer))
     try:
         return RunSettings.model_validate(merged)
     except ValidationError as error:

@@ -16,7 +16,8 @@ from howwhen.collect.sentences import (
     token_ends,
 )
 from howwhen.errors import InputError
-from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
+from howwhen.zoo.smol import SMOLLM2
+from howwhen.zoo.smol.weights import cache_folder
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import DATA, needs_data
 

@@ -18,8 +18,9 @@ from howwhen.formats.saelens import read_saelens
 from howwhen.hybrid.choice import Guardrail
 from howwhen.hybrid.strength import fixed
 from howwhen.pipeline.doctor import examine_run
+from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.live import open_rungs
-from howwhen.pipeline.store import STEPS, StepFolder
+from howwhen.pipeline.store import StepFolder
 from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.serve.launch import make_service
 from tests.discover.test_judge_scores import items_of, judging, kind_of

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from howwhen.errors import StoreError
-from howwhen.pipeline.store import Key, RunFolder, StepFolder, open_run
+from howwhen.pipeline.files import Key
+from howwhen.pipeline.store import RunFolder, StepFolder, open_run
 from howwhen.records import Problem, Split
 from tests.factories import make_taxonomy, make_vectors
 

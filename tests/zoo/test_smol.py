@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from howwhen.pipeline.collect import draw_split
+from howwhen.pipeline.problems import draw_split
 from howwhen.records import Split
 from howwhen.settings import PRESETS, make_settings
 from howwhen.zoo.pairs import find_pair

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-
-from pydantic import TypeAdapter
+from pathlib import Path
 
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
@@ -13,6 +12,9 @@ from howwhen.progress import Reporter
 from howwhen.records import Annotation, Measurement, Problem, Rollout, Split
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
+
+REPORT = "report.html"
+"""File of the report in the folder of its step."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,11 @@ class Run:
         chosen = self.settings.elicit.layer
         return self.pair.chosen_steer_layer if chosen is None else chosen
 
+    @property
+    def report(self) -> Path:
+        """The report's page, which need not exist yet."""
+        return self.folder.step("present").path / REPORT
+
     def measurement(self) -> Measurement:
         """The finished measurement."""
-        step = self.folder.step("measure")
-        return TypeAdapter(Measurement).validate_python(step.read_json("measurement.json"))
+        return self.folder.step("measure").read_record("measurement.json", Measurement)

@@ -1,9 +1,11 @@
 """What this machine has for howwhen, and whether a run's files are whole: `howwhen doctor`.
 
-It looks, and changes nothing. What is missing comes with what to type; broken is only what keeps
-the embedded pairs from running, or a step of a run whose files are not what it wrote.
+The doctor changes nothing, and loads a model only if asked to. What is missing is reported with
+what to type. Broken is only what keeps the embedded pairs from running, or a step of a run whose
+files are not what it wrote.
 """
 
+import json
 import os
 import platform
 import shlex
@@ -12,17 +14,18 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
-from howwhen.errors import HowwhenError, StoreError
-from howwhen.pipeline.store import STEPS, RunFolder, StepName
-from howwhen.zoo.pairs import find_pair
-from howwhen.zoo.smol.weights import SMOLLM2, cache_folder
+from howwhen.errors import HowwhenError, ModelError, StoreError
+from howwhen.pipeline.files import STEPS, RunFiles, StepName
+from howwhen.zoo.pairs import find_pair, local_folder
+from howwhen.zoo.smol import SMOLLM2
 
 EMBEDDED = ("tally-rl", "tally-sft")
 FOR_DEVELOPERS = "dev"
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header of a safetensors file, as the format says."""
 MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
 
 
@@ -37,14 +40,19 @@ class Finding:
     is_broken: bool = False
 
 
-def examine_machine() -> list[Finding]:
-    """What every run depends on, and what some do."""
+def examine_machine(load: bool = False) -> list[Finding]:
+    """What every run depends on, and what some do.
+
+    Args:
+        load: whether to load the embedded pairs, which takes seconds, or only to look at their
+            files.
+    """
     extras = metadata("howwhen").get_all("Provides-Extra") or ()
     return [
         Finding("howwhen", f"{version('howwhen')}, Python {platform.python_version()}"),
         *examine_packages(requires("howwhen") or (), extras),
         *_examine_hardware(),
-        *map(_examine_pair, EMBEDDED),
+        *map(_load_pair if load else _examine_pair, EMBEDDED),
         _examine_smollm2(),
         _examine_hub(),
     ]
@@ -96,6 +104,8 @@ def _version(name: str) -> str | None:
 
 
 def _examine_hardware() -> list[Finding]:
+    import torch
+
     unused = "; the GPU is not used" if torch.cuda.is_available() else ""
     threads = f"torch uses {torch.get_num_threads()} threads{unused}"
     findings = [Finding("processor", f"{os.cpu_count()} cores, {threads}")]
@@ -108,6 +118,34 @@ def _examine_hardware() -> list[Finding]:
 
 
 def _examine_pair(name: str) -> Finding:
+    pair = find_pair(name)
+    try:
+        for source in (pair.base_source, pair.thinking_source):
+            _check_model_files(local_folder(source) or Path(source))
+    except HowwhenError as error:
+        return Finding(name, str(error), "install howwhen again", is_broken=True)
+    return Finding(name, "its files are whole", f"howwhen doctor --load to load {name}")
+
+
+def _check_model_files(folder: Path) -> None:
+    """Refuse a model folder that lacks a file, or whose weights are cut off."""
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}")
+    weights = folder / "model.safetensors"
+    try:
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
+        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
+    expected, size = 8 + length + max(ends, default=0), weights.stat().st_size
+    if size != expected:
+        raise ModelError(f"{weights} has {size} bytes, expected {expected}")
+
+
+def _load_pair(name: str) -> Finding:
     try:
         find_pair(name).check()
     except HowwhenError as error:
@@ -116,6 +154,8 @@ def _examine_pair(name: str) -> Finding:
 
 
 def _examine_smollm2() -> Finding:
+    from howwhen.zoo.smol.weights import cache_folder
+
     folder = cache_folder() / SMOLLM2
     if folder.is_dir():
         return Finding(SMOLLM2, f"converted, in {folder}")
@@ -134,7 +174,7 @@ def examine_run(root: Path) -> list[Finding]:
     Raises:
         StoreError: there is no run in this folder.
     """
-    folder = RunFolder(root)
+    folder = RunFiles(root)
     if not any(folder.step(name).path.is_dir() for name in STEPS):
         expected = folder.step("collect").path
         raise StoreError(f"there is no run in {root}; expected a folder like {expected} in it")
@@ -151,7 +191,7 @@ def examine_run(root: Path) -> list[Finding]:
 
 
 def _examine_step(
-    folder: RunFolder, name: StepName, earlier: Mapping[str, str | None]
+    folder: RunFiles, name: StepName, earlier: Mapping[str, str | None]
 ) -> tuple[Finding, str | None]:
     """One step, and its digest; None instead where later ones have to wait for it.
 

@@ -436,7 +436,9 @@ class StepFiles:
         return self.read_records(name, kind)
 
 
-def settings_changes(step: StepName, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def settings_changes(
+    step: StepName, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[str]:
     """In words, which settings of a step differ from those its files were made with."""
     return [
         f"{step}.{name} was {_short(before.get(name))}, now {_short(_plain(value))}"

@@ -7,8 +7,8 @@ from dataclasses import replace
 from howwhen.formats.safetensors import Json
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
-from howwhen.pipeline.collect import check_test_problems
 from howwhen.pipeline.context import Run
+from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import HybridTrace, Problem, RungName, Split, Work

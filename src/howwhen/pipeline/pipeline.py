@@ -1,7 +1,8 @@
-"""The six steps over a run folder, in order.
+"""The six steps over a run folder, in order: check, do, run.
 
-A finished step is skipped; a changed setting, model or problem file runs exactly what depends on it
-again. Each step is a module beside this one.
+A finished step is skipped. A changed setting, model or problem file runs exactly what depends on it
+again, and only if `redo` allows it: finished work is never thrown away because a flag changed. Each
+step is a module beside this one.
 """
 
 import time
@@ -9,19 +10,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from howwhen.collect.segmenters import find_segmenter
-from howwhen.elicit.gates import check_gate
-from howwhen.formats.safetensors import Json
+from howwhen.errors import RedoError
 from howwhen.lm.residual import check_layer
 from howwhen.pipeline import shards
-from howwhen.pipeline.collect import check_test_problems, collect, draw_split
+from howwhen.pipeline.collect import collect
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.discover import discover
 from howwhen.pipeline.elicit import elicit
+from howwhen.pipeline.files import STEPS, Json, StepName
 from howwhen.pipeline.hybrid import hybrid
 from howwhen.pipeline.keys import step_key
 from howwhen.pipeline.measure import measure
+from howwhen.pipeline.plan import RECOMPUTED, check_plan, owner_of, redo_message
 from howwhen.pipeline.present import present
-from howwhen.pipeline.store import STEPS, StepFolder, StepName
+from howwhen.pipeline.problems import check_test_problems, draw_split
+from howwhen.pipeline.store import StepFolder
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
 
@@ -34,13 +37,12 @@ STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], Json]] = {
     "present": present,
 }
 """What each step does."""
-
 PRESERVED_FOLDERS: dict[StepName, tuple[str, ...]] = {"discover": (shards.FOLDER,)}
 """Folders of a step that know themselves whether they fit."""
 
 
 def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = STEPS) -> None:
-    """Load the pair and the problems, and refuse now what would fail later; writes nothing.
+    """Load the pair and the problems, and refuse now what would fail later. Nothing is written.
 
     Args:
         pair: the pair.
@@ -49,7 +51,9 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
 
     Raises:
         InputError: models, layers or problems that cannot be used.
+        MissingExtraError: a package that a step needs is not installed.
     """
+    check_plan(pair, settings, steps)
     problems = draw_split(pair, settings)
     if "hybrid" in steps:
         check_test_problems(problems)
@@ -58,8 +62,6 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
     reader = pair.reader(settings.discover.reader)
     for layer in pair.reading_layers(reader, settings.discover.layers):
         check_layer(reader.model, layer)
-    if "elicit" in steps:
-        check_gate(settings.elicit.gate, reader.name, pair.thinking.name)
     if settings.elicit.layer is not None:
         pair.base.check_steering(settings.elicit.layer)
 
@@ -67,6 +69,10 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
 @dataclass(frozen=True)
 class Pipeline(Run):
     """One pair's run in one folder, and the order of its steps."""
+
+    redo: bool = False
+    """Whether steps that hold work made with other settings run again. What they hold is then kept
+    aside, as `N-STEP.replaced`."""
 
     def run(self) -> None:
         """Do every step; finished ones are kept."""
@@ -78,18 +84,31 @@ class Pipeline(Run):
         """Do one step, unless it is done already with these settings and models.
 
         Raises:
-            StoreError: an earlier step is missing or damaged.
+            StoreError: the folder belongs to another pair, or an earlier step is missing or
+                damaged.
+            RedoError: the step holds work made with other settings, and `redo` is False.
         """
+        self.folder.check_owner(owner_of(self.pair))
         step, key = self.folder.step(name), step_key(self, name)
         number = f"{STEPS.index(name) + 1}/{len(STEPS)} {name}"
-        if step.digest == key.digest:
+        state = step.state(key)
+        if state == "done":
             step.check()
             self.reporter.say(f"{number}: already done")
             return
-        if step.begin(key, PRESERVED_FOLDERS.get(name, ())):
-            self.reporter.say(f"{number}: settings or input changed, so it runs again")
+        if state == "other":
+            changes = step.changes(key)
+            if not (self.redo or name in RECOMPUTED):
+                raise RedoError(redo_message(self.folder.root, changes, [name]))
+            step.set_aside(PRESERVED_FOLDERS.get(name, ()))
+            self.reporter.say(
+                f"{number}: settings or input changed ({'; '.join(changes)}), so it runs again; "
+                f"the former files are in {step.aside}"
+            )
         else:
             self.reporter.say(number)
+        self.folder.claim(owner_of(self.pair))
+        step.begin(key)
         started = time.monotonic()
         counts = STEP_FUNCTIONS[name](self, step)
         step.finish(key, counts)

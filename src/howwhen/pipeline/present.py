@@ -7,7 +7,7 @@ from typing import Any
 from howwhen.discover.categories import CategorySummary
 from howwhen.formats.safetensors import Json
 from howwhen.measure.ladder import GradedTrace
-from howwhen.pipeline.context import Run
+from howwhen.pipeline.context import REPORT, Run
 from howwhen.pipeline.discover import taxonomy_page
 from howwhen.pipeline.measure import grades_file
 from howwhen.pipeline.store import StepFolder
@@ -16,8 +16,6 @@ from howwhen.present.html import Charts, HtmlInput, make_html
 from howwhen.present.report import ReportInput, make_report
 from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer
 from howwhen.records import HybridTrace, Measurement, RungName, Split, Work
-
-REPORT = "report.html"
 
 
 def present(run: Run, step: StepFolder) -> Json:

@@ -1,23 +1,28 @@
-"""Pairs of models by name: the embedded ones, the published presets, and any two of your own."""
+"""Pairs of models by name: the embedded ones, the published presets, and any two of your own.
+
+Nothing heavy is imported until a model is loaded, so that pairs can be listed and checked at once.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from transformers import PreTrainedTokenizerBase
-
-from howwhen.errors import PairError
-from howwhen.hybrid.streams import check_streams
-from howwhen.lm.alignment import ModelPair, OneSided
-from howwhen.lm.models import LanguageModel, load_model, load_tokenizer
+from howwhen.errors import ModelError, PairError
 from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK_TAGS, ThinkTags, check_prompt
 from howwhen.records import Problem
 from howwhen.settings import Overrides
+from howwhen.zoo.smol import SMOLLM2
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
-from howwhen.zoo.smol.weights import SMOLLM2, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from howwhen.lm.alignment import ModelPair, OneSided
+    from howwhen.lm.models import LanguageModel
+    from howwhen.zoo.smol.weights import SmolName
 
 _OWN = "own"
 """Name of every pair that has none."""
@@ -58,19 +63,25 @@ class Pair:
     """Known labels of sentences, for pairs with known truth."""
 
     @cached_property
-    def base(self) -> LanguageModel:
+    def base(self) -> "LanguageModel":
         """The base model, loaded on first use."""
+        from howwhen.lm.models import load_model
+
         source = _resolve(self.base_source)
         return load_model(source, prompt=check_prompt(self.base_prompt), name=self.base_source)
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The base's tokenizer, for reading answers without the models."""
+        from howwhen.lm.models import load_tokenizer
+
         return load_tokenizer(_resolve(self.base_source))
 
     @cached_property
-    def thinking(self) -> LanguageModel:
+    def thinking(self) -> "LanguageModel":
         """The thinking model, loaded on first use."""
+        from howwhen.lm.models import load_model
+
         source = _resolve(self.thinking_source)
         prompt, think_tags = check_prompt(self.thinking_prompt), self.think_tags
         return load_model(source, prompt=prompt, think_tags=think_tags, name=self.thinking_source)
@@ -89,14 +100,14 @@ class Pair:
             return self.taxonomy_layers
         return _spread(self.thinking)
 
-    def reader(self, source: str | None) -> LanguageModel:
+    def reader(self, source: str | None) -> "LanguageModel":
         """The model that reads the sentences: the thinking model, or one of another source."""
         if source is None:
             return self.thinking
         return _load_reader(source)
 
     def reading_layers(
-        self, reader: LanguageModel, layers: tuple[int, ...] | None
+        self, reader: "LanguageModel", layers: tuple[int, ...] | None
     ) -> tuple[int, ...]:
         """The blocks of `reader` to read: those asked for, the pair's own, or six spread ones."""
         if layers is not None:
@@ -123,8 +134,10 @@ class Pair:
         """A question that both models may be asked."""
         return self.draw_problems(1, 1)[0].question if self.draw_problems else "What is 2 + 2?"
 
-    def models(self, one_sided: OneSided = "ban") -> ModelPair:
+    def models(self, one_sided: "OneSided" = "ban") -> "ModelPair":
         """Both models, loaded."""
+        from howwhen.lm.alignment import ModelPair
+
         return ModelPair(self.base, self.thinking, one_sided)
 
     def check(self) -> None:
@@ -134,6 +147,8 @@ class Pair:
             ModelError: a model that cannot be loaded or steered.
             PairError: vocabularies that do not match.
         """
+        from howwhen.hybrid.streams import check_streams
+
         _ = self.models().alignment
         self.base.check_steering(self.chosen_steer_layer)
         check_streams(self.base, self.chosen_steer_layer)
@@ -267,21 +282,43 @@ def _published_pairs() -> list[Pair]:
 
 
 @lru_cache(maxsize=1)
-def _load_reader(source: str) -> LanguageModel:
+def _load_reader(source: str) -> "LanguageModel":
+    from howwhen.lm.models import load_model
+
     return load_model(_resolve(source), name=source)
 
 
-def _spread(model: LanguageModel) -> tuple[int, ...]:
+def _spread(model: "LanguageModel") -> tuple[int, ...]:
     """Up to six blocks spread over a model."""
     count = model.layer_count
     return tuple(sorted({min(round(count * part / 7), count - 1) for part in range(1, 7)}))
 
 
 def _resolve(source: str) -> str | Path:
-    if source == SMOLLM2:
-        return smollm2_folder()
-    if source.startswith("smol/"):
+    """Folder or hub id of a source, made first if it is an embedded model that is not there yet."""
+    if source == SMOLLM2 or source.startswith("smol/"):
+        from howwhen.zoo.smol.weights import smol_folder, smollm2_folder
+
+        if source == SMOLLM2:
+            return smollm2_folder()
         return smol_folder(cast("SmolName", source.removeprefix("smol/")))
+    return local_folder(source) or source
+
+
+def local_folder(source: str) -> Path | None:
+    """Folder of a source that is on this machine already; None for a hub id or smol's weights.
+
+    Raises:
+        ModelError: a path to a folder that does not exist.
+    """
     if source.startswith("tally/"):
         return TALLY_WEIGHTS / source.removeprefix("tally/")
-    return source
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~")):
+        raise ModelError(
+            f"there is no model folder {source!r}; expected a folder with config.json and "
+            "*.safetensors. `howwhen zoo list` shows the pairs that come with names"
+        )
+    return None

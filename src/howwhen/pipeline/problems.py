@@ -1,0 +1,82 @@
+"""The problems of a run, and what each is for. Nothing here needs a model."""
+
+from collections.abc import Sequence
+
+from howwhen.collect.problems import read_problems, split_problems
+from howwhen.collect.traces import Traces, read_traces
+from howwhen.errors import SettingsError
+from howwhen.records import Problem, Split
+from howwhen.settings import CollectSettings, RunSettings
+from howwhen.zoo.pairs import Pair
+
+NO_TEST = (
+    "traces are all trained on, so there are no test problems for the hybrid to answer; type "
+    "--collect.test-problems FILE.jsonl, with a question and an answer per line, or the name of a "
+    "published set"
+)
+
+
+def read_written(settings: CollectSettings) -> Traces | None:
+    """The answers in the trace files, if the settings name any.
+
+    Raises:
+        ProblemError: a file that cannot be used.
+    """
+    if settings.traces is None:
+        return None
+    return read_traces(settings.traces, settings.limit, settings.seed)
+
+
+def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
+    """The run's problems, each with what it is for.
+
+    Raises:
+        SettingsError: a pair without problems of its own, and no file.
+        ProblemError: problems that cannot be used, or that are trained on and tested on.
+    """
+    chosen = settings.collect
+    return split_problems(_draw_problems(pair, chosen), chosen, _draw_tested(pair, chosen))
+
+
+def check_test_problems(problems: Sequence[Problem]) -> None:
+    """Refuse to go on to the hybrid without problems to test it on.
+
+    Raises:
+        SettingsError: no test problems among these.
+    """
+    if not any(problem.split is Split.TEST for problem in problems):
+        raise SettingsError(NO_TEST)
+
+
+def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
+    """A file's problems, or the pair's own; all but the test problems where those are apart.
+
+    Raises:
+        SettingsError: a pair without problems of its own, and no file.
+        ProblemError: a file that cannot be used.
+    """
+    if traces := read_written(chosen):
+        return [trace.problem for trace in traces.kept]
+    if chosen.problems is not None:
+        return read_problems(chosen.problems, chosen.limit)
+    if pair.draw_problems is None:
+        raise SettingsError(
+            f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
+            'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
+        )
+    is_apart = chosen.test_problems is None and pair.draw_test_problems is not None
+    count = chosen.limit - _test_share(chosen) if is_apart else chosen.limit
+    return pair.draw_problems(count, chosen.seed)
+
+
+def _draw_tested(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
+    """Test problems of a file or of the pair; None where they are a share of the problems."""
+    if chosen.test_problems is not None:
+        return read_problems(chosen.test_problems, chosen.limit)
+    if chosen.problems is None and pair.draw_test_problems is not None:
+        return pair.draw_test_problems(_test_share(chosen), chosen.seed)
+    return None if chosen.traces is None else ()
+
+
+def _test_share(chosen: CollectSettings) -> int:
+    return max(1, round(chosen.limit * chosen.test_fraction))
