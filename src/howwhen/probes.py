@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from howwhen.records import one_line
+
 
 @dataclass(frozen=True)
 class Sae:
@@ -22,6 +24,8 @@ class Sae:
     decoder_bias: Float[Tensor, " d_model"]
     k: int
     """Latents kept per sentence."""
+
+    __repr__ = one_line
 
     @property
     def weights(self) -> Float[Tensor, "latent d_model"]:
@@ -61,6 +65,8 @@ class Clusters:
     method: str
     """How the categories were found, such as `kmeans`."""
 
+    __repr__ = one_line
+
     def scores(self, inputs: Float[Tensor, "n d_model"]) -> Float[Tensor, "n category"]:
         """Scores of all categories; a category is the argmax."""
         return inputs @ self.weights.T + self.biases
@@ -84,6 +90,8 @@ class Taxonomy:
     """What tells the categories apart."""
     titles: tuple[str, ...]
     """One title per category."""
+
+    __repr__ = one_line
 
     @property
     def size(self) -> int:
@@ -132,6 +140,8 @@ class Gate:
     biases: Float[Tensor, " category"]
     titles: tuple[str, ...]
 
+    __repr__ = one_line
+
     @property
     def size(self) -> int:
         """Number of categories."""
@@ -167,6 +177,8 @@ class SelfGate:
     outputs_bias: Float[Tensor, " one_more_than_categories"]
     threshold: float
     """Log-odds from which on a decision is made."""
+
+    __repr__ = one_line
 
     def read(self, residual: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
         """Log-odds of a decision (first column) and scores of the categories."""

@@ -4,9 +4,52 @@ Records are frozen values. They know their own arithmetic and nothing of models 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal, NamedTuple, get_args
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum, StrEnum
+from typing import Any, Literal, NamedTuple, get_args
+
+MAX_SHOWN_TEXT = 60
+"""Characters of a text in a record's `repr`."""
+MAX_SHOWN_ITEMS = 4
+"""Items of a tuple in a record's `repr`; of a longer one only the number is shown."""
+
+
+def one_line(record: Any) -> str:
+    """A `repr` of one line: long texts, tuples and tensors shortened, fields at default left out.
+
+    Args:
+        record: a dataclass or a named tuple.
+    """
+    if isinstance(record, tuple):
+        defaults: Mapping[str, Any] = getattr(record, "_field_defaults", {})
+        names = list(getattr(record, "_fields", ()))
+    else:
+        defaults = {one.name: one.default for one in fields(record) if one.default is not MISSING}
+        names = [one.name for one in fields(record) if one.repr]
+    values = {name: getattr(record, name) for name in names}
+    shown = [
+        f"{name}={_shortened(value)}"
+        for name, value in values.items()
+        if name not in defaults or value is not defaults[name]
+    ]
+    return f"{type(record).__name__}({', '.join(shown)})"
+
+
+def _shortened(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"<{'x'.join(map(str, value.shape))}>"
+    if isinstance(value, Enum):
+        return repr(value.value)
+    if isinstance(value, str) and len(value) > MAX_SHOWN_TEXT:
+        return f"{value[:MAX_SHOWN_TEXT]!r}..."
+    if isinstance(value, Mapping):
+        return f"<{len(value)} items: {', '.join(map(str, value))}>"
+    is_plain_tuple = isinstance(value, tuple) and not hasattr(value, "_fields")
+    if is_plain_tuple and len(value) > MAX_SHOWN_ITEMS:
+        return f"<{len(value)} items>"
+    if is_plain_tuple:
+        return f"({', '.join(map(_shortened, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)
 
 
 class Split(StrEnum):
@@ -38,6 +81,8 @@ class Problem:
     dataset: str = ""
     """Name of the problem set; graders need it for options as answers (`mmlu_pro`)."""
 
+    __repr__ = one_line
+
 
 class SentenceSpan(NamedTuple):
     """One sentence of a rollout, as half-open offsets; the text itself is never altered."""
@@ -47,6 +92,8 @@ class SentenceSpan(NamedTuple):
     start_token: int
     """Index into the rollout's `ids`."""
     end_token: int
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -61,6 +108,8 @@ class Rollout:
     finish: Finish
     spans: tuple[SentenceSpan, ...]
     """Sentences of the thinking part: ordered, disjoint, covering it."""
+
+    __repr__ = one_line
 
     def sentences(self) -> list[str]:
         """The text of every span."""
@@ -80,6 +129,8 @@ class Annotation:
     runner_up: int
     """Category with the second highest score."""
     runner_up_strength: float
+
+    __repr__ = one_line
 
 
 LadderRungName = Literal[
@@ -125,6 +176,8 @@ class Candidate(NamedTuple):
     thinking_log_prob: float
     """Log-probability of that token under the thinking model, in nats."""
 
+    __repr__ = one_line
+
 
 class HybridToken(NamedTuple):
     """One emitted token and how it came about."""
@@ -149,6 +202,8 @@ class HybridToken(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
     """What a sweep tried here; empty for a policy with a single strength."""
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class HybridTrace:
@@ -165,6 +220,8 @@ class HybridTrace:
     """Number of the sampled answer; 0 where each problem is answered once."""
     category: int = -1
     """The category of a knock-out; -1 elsewhere."""
+
+    __repr__ = one_line
 
     @property
     def decisions(self) -> int:
@@ -206,6 +263,8 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -221,6 +280,8 @@ class Comparison:
     difference_ci: Interval
     """Paired bootstrap."""
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Gains:
@@ -233,6 +294,8 @@ class Gains:
     """Share of the rung's answers to them that are right."""
     elsewhere: float | None
     """Share of its answers to all other problems that are right; None where there are none."""
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -275,6 +338,8 @@ class RungMeasurement:
     """How many of the thinking model's gains are the rung's too; None where there are none, and in
     runs measured before they were counted."""
 
+    __repr__ = one_line
+
 
 class Work(NamedTuple):
     """What reading a token takes."""
@@ -285,6 +350,8 @@ class Work(NamedTuple):
     """The same of the thinking model."""
     steered: float
     """Share of the base's blocks that a steered pass goes through again."""
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -305,6 +372,8 @@ class KnockOut:
     """Gap recovered when this category alone is steered."""
     alone_ci: Interval | None
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -319,3 +388,5 @@ class Measurement:
     gap_ci: Interval
     rungs: Mapping[RungName, RungMeasurement]
     knock_outs: tuple[KnockOut, ...] = ()
+
+    __repr__ = one_line

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.errors import SteeringError
+from howwhen.records import one_line
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Network:
     hidden: Float[Tensor, "hidden d_model"]
     heads: Float[Tensor, "category hidden"]
     heads_bias: Float[Tensor, " category"]
+
+    __repr__ = one_line
 
     def coefficient(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
@@ -39,6 +42,8 @@ class LinearCoefficient:
     gates: Float[Tensor, "category d_model"]
     gates_bias: Float[Tensor, " category"]
 
+    __repr__ = one_line
+
     def coefficient(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
@@ -54,6 +59,8 @@ class LowRank:
 
     down: Float[Tensor, "category rank d_model"]
     up: Float[Tensor, "category rank d_model"]
+
+    __repr__ = one_line
 
     def mapped(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
@@ -87,6 +94,8 @@ class VectorSet:
     vectors: Float[Tensor, "category d_model"]
     bias: Float[Tensor, " d_model"] | None = None
     modulation: Modulation | None = None
+
+    __repr__ = one_line
 
     @property
     def size(self) -> int:
