@@ -5,7 +5,6 @@ A set is a frozen value: it can be added, scaled and compared, and knows nothing
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -72,11 +71,6 @@ class LowRank:
 
 Modulation = Network | LinearCoefficient | LowRank
 """How a vector depends on the residual it is added to; None where it does not."""
-
-
-MODULATIONS: tuple[type[Network] | type[LinearCoefficient] | type[LowRank], ...] = get_args(
-    Modulation
-)
 
 
 @dataclass(frozen=True)

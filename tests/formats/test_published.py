@@ -15,12 +15,11 @@ from safetensors.torch import save_file
 from howwhen.cli import app
 from howwhen.errors import HowwhenError, InputError, SettingsError, SteeringError, StoreError
 from howwhen.formats import unpickle
+from howwhen.formats.convert import FileInfo, read_any
 from howwhen.formats.gguf import export_gguf
+from howwhen.formats.pickles import read_pickled_tensors
 from howwhen.formats.published import (
-    FileInfo,
     as_taxonomy,
-    read_any,
-    read_pickled_tensors,
     read_published_sae,
     read_published_vectors,
     read_titles,
@@ -47,11 +46,11 @@ def unpickled_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(command: Sequence[str], **_: object) -> subprocess.CompletedProcess[bytes]:
         written, said = io.TextIOWrapper(io.BytesIO()), io.StringIO()
         with redirect_stdout(written), redirect_stderr(said):
-            code = unpickle.main(list(command[2:]))
+            code = unpickle.main(list(command[3:]))
         output = written.detach().getvalue()
         return subprocess.CompletedProcess(command, code, output, said.getvalue().encode())
 
-    monkeypatch.setattr("howwhen.formats.published.subprocess.run", run)
+    monkeypatch.setattr("howwhen.formats.pickles.subprocess.run", run)
 
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:

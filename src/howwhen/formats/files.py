@@ -1,4 +1,4 @@
-"""Writing a file so that it appears whole or not at all."""
+"""Writing a file completely or not at all."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ from howwhen.errors import StoreError
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all. Its folder is made if it is missing.
+    """Write a file atomically, creating its folder if needed.
 
     Raises:
-        StoreError: the disk is full, or the folder cannot be written. Nothing is left behind, and
-            a file of that name keeps its content.
+        StoreError: the disk is full, or the folder cannot be written. No partial file is left
+            behind, and an existing file of that name keeps its content.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -30,7 +30,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> StoreError:
-    """The error to raise when a file cannot be written: what happened, and what to type next."""
+    """The error to raise when a file cannot be written: the cause, and what to type next."""
     return StoreError(
         f"cannot write {path}: {error.strerror or error}. Make room or allow writing there, then "
         "type the same command again; it resumes from what is finished"

@@ -1,4 +1,4 @@
-"""Static vectors as GGUF control-vector files, which llama.cpp reads."""
+"""Static vectors as GGUF control-vector files for llama.cpp."""
 
 from pathlib import Path
 
@@ -7,13 +7,17 @@ from howwhen.vectors import VectorSet
 
 
 def export_gguf(folder: Path, vectors: VectorSet) -> list[Path]:
-    """Write every vector of a static set as a GGUF control-vector file, one per category.
+    """Write each vector of a static set as a GGUF control-vector file, one per category.
 
-    A file's only direction is added after the block of its number, as llama.cpp numbers them. The
-    bias vector, if any, is part of each.
+    Each file holds one direction, numbered by its layer. llama.cpp adds it to the output of that
+    block. The bias vector, if any, is added to each direction.
+
+    Returns:
+        The files, by category.
 
     Raises:
-        SteeringError: a set that depends on the residual, or layer 0, which the format cannot say.
+        SteeringError: a set that depends on the residual, or layer 0, which the format cannot
+            express.
         MissingExtraError: the package `gguf` is not installed.
     """
     if not vectors.is_static:

@@ -1,11 +1,11 @@
-"""What howwhen trains, as files: taxonomies and vector sets in safetensors, never pickled.
+"""howwhen's own files: taxonomies and vector sets in safetensors, never pickled.
 
-Notes (model, layer, titles, form) stand as JSON in the header. Everything read is checked: shapes,
-types, finite values.
+Notes (model, layer, titles, form) are JSON in the file's header. Everything that is read is
+checked: shapes, types, finite values.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -19,16 +19,24 @@ from torch import Tensor
 from howwhen.errors import SteeringError, StoreError
 from howwhen.formats.files import write_whole
 from howwhen.probes import Clusters, Sae, Taxonomy
-from howwhen.vectors import MODULATIONS, VectorSet
+from howwhen.vectors import LinearCoefficient, LowRank, Modulation, Network, VectorSet, all_finite
 
 Json = dict[str, Any]
+
+_SCORERS: dict[str, type[Sae] | type[Clusters]] = {"Sae": Sae, "Clusters": Clusters}
+_FORMS: dict[str, type[Modulation]] = {
+    "Network": Network,
+    "LinearGate": LinearCoefficient,
+    "LowRank": LowRank,
+}
+"""Names in files, which stay the same when a class is renamed."""
 
 
 def save_taxonomy(path: Path, taxonomy: Taxonomy) -> None:
     """Write a taxonomy, normaliser included, as safetensors."""
     tensors, notes = tensors_and_notes(taxonomy.scorer)
     notes |= {"model": taxonomy.model, "layer": taxonomy.layer, "titles": taxonomy.titles}
-    notes["kind"] = type(taxonomy.scorer).__name__
+    notes["kind"] = _name_in_file(taxonomy.scorer, _SCORERS)
     write_tensors(path, {**tensors, "mean": taxonomy.mean}, notes)
 
 
@@ -36,7 +44,8 @@ def load_taxonomy(path: Path) -> Taxonomy:
     """Read a taxonomy and check it.
 
     Raises:
-        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
+        StoreError: the file is missing, damaged, of another kind, or holds shapes that do not fit
+            together.
     """
     tensors, notes = read_tensors(path, "Write it again with save_taxonomy or howwhen discover")
     try:
@@ -44,8 +53,8 @@ def load_taxonomy(path: Path) -> Taxonomy:
         model, layer, kind = (notes.pop(name) for name in ("model", "layer", "kind"))
         tensors = _as_floats(tensors)
         mean = tensors.pop("mean")
-        every: Json = {**tensors, **notes}
-        scorer = {"Sae": Sae, "Clusters": Clusters}[kind](**every)
+        values: Json = {**tensors, **notes}
+        scorer = _SCORERS[kind](**values)
         taxonomy = Taxonomy(model, _block(layer), mean, scorer, titles)
         _check_taxonomy(taxonomy)
     except _MISFITS as error:
@@ -70,9 +79,9 @@ def _check_taxonomy(taxonomy: Taxonomy) -> None:
     for name, tensor in vars(scorer).items():
         if isinstance(tensor, Tensor) and tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
-        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
+        if isinstance(tensor, Tensor) and not all_finite([tensor]):
             raise ValueError(f"{name} holds values that are not finite")
-    if taxonomy.mean.ndim != 1 or not torch.isfinite(taxonomy.mean).all():
+    if taxonomy.mean.ndim != 1 or not all_finite([taxonomy.mean]):
         raise ValueError("mean is no vector of finite values")
     if not size:
         raise ValueError("no category has a title")
@@ -82,7 +91,7 @@ def _check_taxonomy(taxonomy: Taxonomy) -> None:
 
 def save_vectors(path: Path, vectors: VectorSet) -> None:
     """Write a vector set as safetensors."""
-    form = None if vectors.modulation is None else type(vectors.modulation).__name__
+    form = None if vectors.modulation is None else _name_in_file(vectors.modulation, _FORMS)
     notes = {"model": vectors.model, "layer": vectors.layer, "form": form}
     write_tensors(path, vectors.tensors(), notes)
 
@@ -91,37 +100,42 @@ def load_vectors(path: Path) -> VectorSet:
     """Read a vector set and check it.
 
     Raises:
-        StoreError: missing, damaged, of another kind, or with shapes that do not fit together.
+        StoreError: the file is missing, damaged, of another kind, or holds shapes that do not fit
+            together.
         SteeringError: values that are not finite.
     """
     tensors, notes = read_tensors(path, "Write it again with save_vectors or howwhen elicit")
-    forms = {kind.__name__: kind for kind in MODULATIONS}
     try:
         tensors = _as_floats(tensors)
-        form = forms[notes["form"]] if notes["form"] else None
-        own = {field.name: tensors.pop(field.name) for field in fields(form)} if form else {}
-        vectors = VectorSet(
-            notes["model"],
-            _block(notes["layer"]),
-            modulation=form(**own) if form else None,
-            **tensors,
-        )
+        modulation = _take_modulation(notes["form"], tensors) if notes["form"] else None
+        layer = _block(notes["layer"])
+        vectors = VectorSet(notes["model"], layer, modulation=modulation, **tensors)
         _check_shapes(vectors)
     except _MISFITS as error:
         raise StoreError(
             f"{path} holds no vector set ({_brief(repr(error))}); expected a file of save_vectors "
             "with `vectors` of shape (category, d_model), or convert it: howwhen convert"
         ) from error
-    if not all(torch.isfinite(tensor).all() for tensor in vectors.tensors().values()):
+    if not all_finite(vectors.tensors().values()):
         raise SteeringError(f"{path} holds values that are not finite; train the vectors again")
     return vectors
+
+
+def _name_in_file(record: object, names: Mapping[str, type]) -> str:
+    return next(name for name, kind in names.items() if kind is type(record))
+
+
+def _take_modulation(form: str, tensors: dict[str, Tensor]) -> Modulation:
+    """Remove a modulation's tensors from a file's and make it of them."""
+    kind = _FORMS[form]
+    return kind(**{field.name: tensors.pop(field.name) for field in fields(kind)})
 
 
 def load_saved(path: Path) -> VectorSet | Taxonomy:
     """Read a vector set or a taxonomy, whichever the file holds.
 
     Raises:
-        StoreError: missing, damaged, or neither.
+        StoreError: the file is missing, damaged, or holds neither.
         SteeringError: vectors that are not finite.
     """
     advice = "Expected vectors or a taxonomy that howwhen wrote, .pt files, or a SAELens folder"
@@ -144,28 +158,28 @@ def _check_shapes(vectors: VectorSet) -> None:
         "down": (size, "rank", width),
         "up": (size, "rank", width),
     }
-    free: dict[str, int] = {}
+    free_sizes: dict[str, int] = {}
     for name, tensor in vectors.tensors().items():
-        shape, wanted = tuple(tensor.shape), expected[name]
-        fits = len(shape) == len(wanted) and all(
-            found == (free.setdefault(want, found) if isinstance(want, str) else want)
-            for want, found in zip(wanted, shape, strict=True)
+        shape, axes = tuple(tensor.shape), expected[name]
+        fits = len(shape) == len(axes) and all(
+            length == (free_sizes.setdefault(axis, length) if isinstance(axis, str) else axis)
+            for axis, length in zip(axes, shape, strict=True)
         )
         if not fits:
-            raise ValueError(f"{name} has shape {shape}, expected {wanted}")
+            raise ValueError(f"{name} has shape {shape}, expected {axes}")
 
 
 _MISFITS = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
-"""What a whole file with the wrong things in it leads to."""
+"""Raised by a complete file with the wrong content."""
 
 
-def _brief(shown: str) -> str:
-    """The beginning of an error's message: notes may hold anything of any length."""
-    return shown if len(shown) <= 300 else f"{shown[:300]}..."
+def _brief(text: str) -> str:
+    """The beginning of an error message, since notes may hold anything of any length."""
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _as_floats(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor in single precision, as residuals are; whole numbers are refused."""
+    """Convert tensors to single precision, the precision of residuals; refuse whole numbers."""
     usable = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     for name, tensor in tensors.items():
         if tensor.dtype not in usable:
@@ -180,28 +194,29 @@ def _block(value: Any) -> int:
 
 
 def _list_of_texts(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(title, str) for title in value):
         raise ValueError(f"titles is {value!r}, expected a list of texts")
     return value
 
 
 def tensors_and_notes(record: Any) -> tuple[dict[str, Tensor], Json]:
-    """A flat record's tensors, and everything else as JSON."""
+    """Split a flat record into its tensors and everything else, as JSON."""
     tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
-    return tensors, {name: v for name, v in vars(record).items() if name not in tensors}
+    return tensors, {name: value for name, value in vars(record).items() if name not in tensors}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], notes: Json) -> None:
-    """Write a safetensors file of ours, with notes in its header."""
+    """Write a safetensors file of howwhen, with notes in its header."""
     plain = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     write_whole(path, save(plain, {"howwhen": json.dumps(notes)}))
 
 
 def read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
-    """Read a safetensors file of ours with its notes.
+    """Read a safetensors file of howwhen with its notes.
 
     Raises:
-        StoreError: missing, damaged, or not written by howwhen; the message ends with `advice`.
+        StoreError: the file is missing, damaged, or not written by howwhen. The message ends with
+            `advice`.
     """
     with opened_tensors(path, advice) as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
@@ -213,10 +228,10 @@ def read_tensors(path: Path, advice: str) -> tuple[dict[str, Tensor], Json]:
 
 @contextmanager
 def opened_tensors(path: Path, advice: str) -> Iterator[Any]:
-    """Open a safetensors file; errors are those of `read_tensors`."""
+    """Open a safetensors file. Errors are those of `read_tensors`."""
     try:
         with safe_open(path, "pt") as opened:
             yield opened
     except (OSError, SafetensorError, KeyError, RecursionError, ValueError) as error:
-        why = "howwhen did not write it" if isinstance(error, KeyError) else _brief(str(error))
-        raise StoreError(f"cannot read {path}: {why}. {advice}") from error
+        reason = "howwhen did not write it" if isinstance(error, KeyError) else _brief(str(error))
+        raise StoreError(f"cannot read {path}: {reason}. {advice}") from error

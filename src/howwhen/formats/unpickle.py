@@ -1,7 +1,7 @@
-"""Run as a script, in a process of its own: reads `.pt` files and writes their tensors.
+"""Script for a child process: reads `.pt` files and writes their tensors to standard output.
 
-Usage: python unpickle.py FILE... > tensors.safetensors. Keys are `NUMBER/KEY`, NUMBER counting the
-files. It imports torch and nothing of howwhen, so that the process starts fast.
+Usage: python -P unpickle.py FILE... > tensors.safetensors. Keys are `NUMBER/KEY`, where NUMBER
+counts the files. It imports torch and nothing of howwhen, so that the process starts quickly.
 """
 
 import re
@@ -13,12 +13,12 @@ from safetensors.torch import save
 
 
 def main(paths: list[str]) -> int:
-    """Write every file's tensors to standard output, or the reason why not to standard error."""
+    """Write the tensors of all files to standard output, or the reason not to standard error."""
     tensors = {}
     for number, path in enumerate(paths):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - the parent raises with what is said here
+        except Exception as error:  # noqa: BLE001 - the parent process raises with this reason
             return _refuse(path, _reason(error))
         if not isinstance(content, dict):
             return _refuse(path, f"it holds {type(content).__name__}, expected a dict of tensors")
@@ -33,14 +33,14 @@ def main(paths: list[str]) -> int:
 
 
 def _reason(error: Exception) -> str:
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted:
-        return f"its pickle asks for {wanted[1]}, which is no tensor"
+    forbidden = re.search(r"GLOBAL (\S+)", str(error))
+    if forbidden:
+        return f"its pickle asks for {forbidden[1]}, which is no tensor"
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _refuse(path: str, why: str) -> int:
-    sys.stderr.write(f"{Path(path).name}: {why}")
+def _refuse(path: str, reason: str) -> int:
+    sys.stderr.write(f"{Path(path).name}: {reason}")
     return 3
 
 
