@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.pipeline import collect, discover, elicit, hybrid, measure, present, store
+from howwhen.pipeline import collect, discover, elicit, files, hybrid, measure, present
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
@@ -30,14 +30,14 @@ SETTINGS = {
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
     "collect": (collect, "collect_rollouts", 3),
-    "inside a line": (store, "_lines", 4),
+    "inside a line": (files, "_lines", 4),
     "grid": (discover, "discover_layer", 2),
     "discover": (discover, "choose", 1),
     "elicit": (elicit, "train_vectors", 2),
     "on-policy": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
     "hybrid": (hybrid, "decode", 4),
-    "before a rename": (store, "_hash", 4),
+    "before a rename": (files, "_hash", 4),
     "measure": (measure, "measure_ladder", 1),
     "present": (present, "make_report", 1),
 }

@@ -203,7 +203,9 @@ def test_traces_are_collected_instead_of_answers(
     run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
     assert "already done" in capsys.readouterr().err
     traces.write_text(traces.read_text().replace("Bob has pens", "Ann has pens"))
-    run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
+    again = ("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
+    refuse("the problems files changed.* add --redo", "collect", *again)
+    run_collect(*again, "--redo")
     assert "settings or input changed" in capsys.readouterr().err
 
 
@@ -226,13 +228,14 @@ def test_the_markers_of_ones_own_thinking_model(save_folder: SaveFolder, tmp_pat
     own = (
         "--base", base, "--thinking", thinking, "--traces", write_traces(tmp_path), "--out", out
     )  # fmt: skip
-    refuse("markers .* hold an empty text", "collect", *own, "--thinking-markers", "[", "")
+    refuse("think tags .* hold an empty text", "collect", *own, "--thinking-markers", "[", "")
     assert not out.exists()
     run_collect(*own, "--thinking-markers", "[", "]")
     provenance = json.loads((out / "1-collect" / "provenance.json").read_text())
-    assert provenance["models"]["thinking"]["markers"] == ["[", "]"]
+    assert provenance["models"]["thinking"]["think_tags"] == ["[", "]"]
     assert provenance["counts"]["traces"]["truncated"] == 10
-    run_collect(*own)
+    refuse("the thinking model's think_tags was", "collect", *own)
+    run_collect(*own, "--redo")
     again = json.loads((out / "1-collect" / "provenance.json").read_text())
     assert again["key"] != provenance["key"]
     assert again["counts"]["traces"]["truncated"] == 0

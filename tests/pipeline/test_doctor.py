@@ -43,7 +43,7 @@ def test_this_machine_runs_the_embedded_pairs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
-    app(["doctor"], result_action="return_value")
+    app(["doctor", "--load"], result_action="return_value")
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("loads, aligns and can be steered") == 2
     assert "howwhen zoo build smollm2" in shown
@@ -63,7 +63,7 @@ def test_a_pair_that_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) ->
         raise ModelError("its weights are cut off")
 
     monkeypatch.setattr(Pair, "check", refuse)
-    broken = [one for one in examine_machine() if one.is_broken]
+    broken = [one for one in examine_machine(load=True) if one.is_broken]
     assert [(one.what, one.found) for one in broken] == [
         ("tally-rl", "its weights are cut off"),
         ("tally-sft", "its weights are cut off"),

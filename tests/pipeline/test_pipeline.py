@@ -181,10 +181,10 @@ def test_the_report_shows_the_ladder(finished: Path) -> None:
     assert counts["page_bytes"] == len(page.encode())
 
 
-def _pipeline(folder: Path, changes: dict[str, object]) -> None:
+def _pipeline(folder: Path, changes: dict[str, object], redo: bool = False) -> None:
     with open_run(folder) as run:
         settings = make_settings(SETTINGS, changes)
-        Pipeline(find_pair("tally-rl"), settings, run, Reporter()).run()
+        Pipeline(find_pair("tally-rl"), settings, run, Reporter(), redo).run()
 
 
 def test_a_changed_setting_redoes_exactly_what_depends_on_it(
@@ -214,7 +214,7 @@ def test_another_model_reads_and_its_taxonomy_is_gated_by_what_the_pair_can_see(
         _pipeline(folder, changes)
     assert contents(folder) == contents(finished)  # said before anything was redone
     once = {"gate": "probe", "seeds": (0,), "on_policy_rounds": 0}
-    _pipeline(folder, {**changes, "elicit": once, "hybrid": {"rungs": ()}})
+    _pipeline(folder, {**changes, "elicit": once, "hybrid": {"rungs": ()}}, redo=True)
     taxonomy = StepFolder(folder / "2-discover", "discover").read_taxonomy()
     assert taxonomy.model == str(reader)
     training = json.loads((folder / "3-elicit" / "training.json").read_text())
@@ -318,7 +318,7 @@ def test_another_grid_reads_nothing_again(finished: Path, tmp_path: Path) -> Non
     for change, is_kept in (({"sizes": (4, 5)}, True), ({"layers": (0, 2)}, False)):
         settings = make_settings(SETTINGS, {"discover": change})
         with open_run(folder) as run:
-            Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+            Pipeline(find_pair("tally-rl"), settings, run, Reporter(), redo=True).do("discover")
         assert (shard.stat().st_mtime_ns == written) is is_kept
 
 
@@ -347,7 +347,7 @@ def test_a_choice_of_clusters_leaves_no_folder_of_the_autoencoder(
         change = {"methods": ("sae", "kmeans"), "chosen_method": method}
         settings = make_settings(SETTINGS, {"discover": change})
         with open_run(folder) as run:
-            Pipeline(find_pair("tally-rl"), settings, run, Reporter()).do("discover")
+            Pipeline(find_pair("tally-rl"), settings, run, Reporter(), redo=True).do("discover")
         assert (folder / "2-discover" / "saelens").exists() is is_there
 
 
@@ -398,7 +398,7 @@ def test_the_span_method_runs_the_whole_ladder_with_its_bias(
     subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
     how = {"method": "span", "on_policy_rounds": 0, "sentences_per_category": 8, "seeds": (0,)}
     hybrid = {"strengths": (0.5, 1.0), "windows": (1, 4), "max_new_tokens": 40}
-    _pipeline(folder, {"elicit": how, "hybrid": hybrid})
+    _pipeline(folder, {"elicit": how, "hybrid": hybrid}, redo=True)
     measurement = json.loads((folder / "5-measure" / "measurement.json").read_text())
     expected = tuple(rung for rung in LADDER if rung != "base-step-by-step")
     assert tuple(measurement["rungs"]) == expected

@@ -53,10 +53,15 @@ def test_a_step_is_done_only_under_its_own_key(step: StepFolder) -> None:
     step.finish(KEY, {"kept": 1})
     assert step.digest == KEY.digest
     step.check()
-    assert not step.begin(KEY)
+    step.begin(KEY)
+    assert step.state(KEY) == "resumable"
     assert (step.path / "data.json").exists()
-    assert step.begin(Key({"a": 2}, {}, {}))
+    other = Key({"a": 2}, {}, {})
+    assert step.state(other) == "other"
+    step.set_aside()
+    step.begin(other)
     assert not (step.path / "data.json").exists()
+    assert (step.aside / "data.json").exists()
     assert step.digest is None
 
 

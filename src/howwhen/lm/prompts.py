@@ -32,7 +32,7 @@ def check_think_tags(value: ThinkTags) -> None:
     """
     if not all(marker.strip() for marker in value):
         raise InputError(
-            f"thinking markers {value!r} hold an empty text, which is found everywhere; expected "
+            f"think tags {value!r} hold an empty text, which is found everywhere; expected "
             f"what opens and what closes the thinking, such as {' '.join(THINK_TAGS)}"
         )
 

@@ -211,29 +211,38 @@ class StepFiles:
             return "done"
         if not self.path.exists() or not any(self.path.iterdir()):
             return "new"
-        started = self.path / "started.json"
-        begun = self.read_json("started.json") if started.exists() else {}
-        return "resumable" if begun.get("key") == key.content_digest else "other"
+        begun = self._read_if_there("started.json").get("key")
+        return "resumable" if begun == key.content_digest else "other"
 
     def changes(self, key: Key) -> list[str]:
         """In words, how `key` differs from the one the files were made under."""
-        begun = self.read_json("started.json") if (self.path / "started.json").exists() else {}
-        settings = self.read_json("settings.json") if (self.path / "settings.json").exists() else {}
+        settings = self._read_if_there("settings.json")
         changes = settings_changes(self.name, settings, key.settings)
-        for role, model in key.models.items():
-            before = begun.get("models", {}).get(role, {})
-            changes += [
-                f"the {role} model's {name} was {_short(before.get(name))}, now {_short(value)}"
-                for name, value in model.items()
-                if _plain(value) != before.get(name)
-            ]
-        upstream = begun.get("upstream", {})
-        changes += [
-            f"the {name} {'files' if name == 'problems' else 'step'} changed"
-            for name, digest in key.upstream.items()
-            if digest != upstream.get(name)
+        return [*changes, *self.model_changes(key.models), *self.upstream_changes(key.upstream)]
+
+    def model_changes(self, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """In words, how the models differ from those that the files were made with."""
+        begun = self._read_if_there("started.json").get("models", {})
+        return [
+            f"the {role} model's {name} was {_short(begun[role].get(name))}, now {_short(value)}"
+            for role, model in models.items()
+            if role in begun
+            for name, value in model.items()
+            if _plain(value) != begun[role].get(name)
         ]
-        return changes
+
+    def upstream_changes(self, upstream: Mapping[str, str | None]) -> list[str]:
+        """In words, which earlier steps or files differ from those the files were made from."""
+        begun = self._read_if_there("started.json").get("upstream", {})
+        return [
+            f"the {name} {'files' if name == 'problems' else 'step'} changed"
+            for name, digest in upstream.items()
+            if digest != begun.get(name)
+        ]
+
+    def _read_if_there(self, name: str) -> Json:
+        content: Json = self.read_json(name) if (self.path / name).exists() else {}
+        return content
 
     def begin(self, key: Key) -> None:
         """Prepare to run under `key`. Files that are there are kept and resumed from."""

@@ -1,12 +1,9 @@
 """What the output of each step depends on: settings, models, and the steps before it."""
 
-import hashlib
-from pathlib import Path
-
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import STEPS, Json, Key, StepName
-from howwhen.pipeline.plan import step_settings
+from howwhen.pipeline.plan import problems_digest, step_settings
 
 MODELS_USED: dict[StepName, tuple[str, ...]] = {
     "collect": ("thinking",),
@@ -29,7 +26,7 @@ def step_key(run: Run, name: StepName) -> Key:
         folder.check_upstream(upstream)
         upstream[earlier] = folder.digest
     if name == "collect":
-        upstream["problems"] = _problems_digest(run)
+        upstream["problems"] = problems_digest(run.pair, run.settings)
     settings, additive = step_settings(run.pair, run.settings, name)
     models = {role: _describe(getattr(run.pair, role)) for role in MODELS_USED.get(name, ())}
     if name == "discover" and run.reader is not run.pair.thinking:
@@ -46,15 +43,3 @@ def _layers(run: Run, name: StepName) -> Json:
     if name == "discover":
         return {"layers": list(run.taxonomy_layers)}
     return {"layer": run.steer_layer} if name == "elicit" else {}
-
-
-def _problems_digest(run: Run) -> str:
-    """Hash of the content of all problem and trace files. A name of a set stands for itself."""
-    collect = run.settings.collect
-    given = (collect.problems, *(collect.traces or ()), collect.test_problems)
-    sources = [source for source in given if source is not None]
-    parts = [
-        Path(source).read_bytes() if Path(source).exists() else source.encode()
-        for source in sources
-    ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else run.pair.name

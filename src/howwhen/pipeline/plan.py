@@ -5,6 +5,7 @@ refused here: a run folder that belongs to another pair, finished steps whose se
 problem files, layers that a model does not have, packages and keys that are missing.
 """
 
+import hashlib
 import json
 import os
 import shlex
@@ -64,6 +65,10 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
     when they are loaded.
     """
     changes: dict[StepName, list[str]] = {}
+    asked = {
+        "base": {"prompt": pair.base_prompt},
+        "thinking": {"prompt": pair.thinking_prompt, "think_tags": list(pair.think_tags)},
+    }
     for name in STEPS:
         step = folder.step(name)
         if name in RECOMPUTED or not (step.path / "settings.json").exists():
@@ -71,9 +76,25 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
         content, _ = step_settings(pair, settings, name)
         derived = {key for key in ("layers", "layer") if content.get(key) is None}
         compared = {key: value for key, value in content.items() if key not in derived}
-        if differences := settings_changes(name, step.read_json("settings.json"), compared):
+        differences = settings_changes(name, step.read_json("settings.json"), compared)
+        differences += step.model_changes(asked)
+        if name == "collect":
+            differences += step.upstream_changes({"problems": problems_digest(pair, settings)})
+        if differences:
             changes[name] = differences
     return changes
+
+
+def problems_digest(pair: Pair, settings: RunSettings) -> str:
+    """Hash of the content of all problem and trace files. A name of a set stands for itself."""
+    collect = settings.collect
+    given = (collect.problems, *(collect.traces or ()), collect.test_problems)
+    sources = [source for source in given if source is not None]
+    parts = [
+        Path(source).read_bytes() if Path(source).exists() else source.encode()
+        for source in sources
+    ]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else pair.name
 
 
 def redo_message(root: Path, changes: Sequence[str], steps: Sequence[StepName]) -> str:
