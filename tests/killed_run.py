@@ -1,10 +1,12 @@
-"""Run a small pipeline again and again, each time killed, as `kill -9` does, at another moment.
+"""Run a small pipeline again and again, each time ended by a signal at another moment.
 
-Usage: python -m tests.killed_run FOLDER MOMENT..., where a MOMENT is a key of `MOMENTS` or `never`.
-Every run is a process of its own, forked from this one, which has only imported what they need.
-Prints how each of them ended, as `os.waitstatus_to_exitcode` tells it.
+Usage: python -m tests.killed_run SIGNAL FOLDER MOMENT..., where SIGNAL is `KILL` or `INT` and a
+MOMENT is a key of `MOMENTS` or `never`. Every run is a process of its own, forked from this one,
+which has only imported what they need. With `INT` (Ctrl-C) a run is typed as a command. Prints how
+each of them ended, as `os.waitstatus_to_exitcode` reports it.
 """
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
+from howwhen.cli import main as command
 from howwhen.pipeline import collect, discover, elicit, files, hybrid, measure, present
 
 SETTINGS = {
@@ -43,24 +46,43 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 }
 
 
-def main(folder: Path, moments: list[str]) -> None:
+def main(name: str, folder: Path, moments: list[str]) -> None:
+    number = signal.Signals[f"SIG{name}"]
     for moment in moments:
         child = os.fork()
         if not child:
-            run(folder, moment)
+            run(number, folder, moment)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def run(folder: Path, moment: str) -> None:
+def run(number: signal.Signals, folder: Path, moment: str) -> None:
     if moment != "never":
         module, name, calls = MOMENTS[moment]
-        setattr(module, name, _kill_at(getattr(module, name), calls, moment))
+        setattr(module, name, _end_at(number, getattr(module, name), calls, moment, folder))
+    if number is signal.SIGINT:
+        _type_command(folder)
+        return
     with open_run(folder) as opened:
         Pipeline(find_pair("tally-rl"), make_settings(SETTINGS), opened, Reporter()).run()
 
 
-def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[..., Any]:
+def _type_command(folder: Path) -> None:
+    config = folder.with_name(f"{folder.name}.yaml")
+    settings = make_settings(SETTINGS).model_dump(mode="json")  # all of them, whatever the preset
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    sys.argv = ["howwhen", "run", "tally-rl", "--config", str(config), "--out", str(folder)]
+    sys.stdout = sys.stderr
+    try:
+        command()
+    except SystemExit as ended:
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))
+
+
+def _end_at(
+    number: signal.Signals, real: Callable[..., Any], calls: int, moment: str, folder: Path
+) -> Callable[..., Any]:
     left = [calls]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
@@ -68,14 +90,14 @@ def _kill_at(real: Callable[..., Any], calls: int, moment: str) -> Callable[...,
         if left[0] > 0:
             return real(*args, **kwargs)
         if moment == "inside a line":
-            rollouts = next(Path(sys.argv[1]).rglob("rollouts.jsonl"))
+            rollouts = next(folder.rglob("rollouts.jsonl"))
             with rollouts.open("ab") as file:
                 file.write(real(*args, **kwargs)[:-30])
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
         return None
 
     return counting
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -24,7 +24,7 @@ from rich.table import Table
 from howwhen.errors import HowwhenError, RedoError, SettingsError
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
-from howwhen.pipeline.files import STEPS, RunFiles, StepName
+from howwhen.pipeline.files import STEPS, RunFiles, StepName, locked
 from howwhen.records import LadderRungName, Measurement
 from howwhen.settings import (
     PRESETS,
@@ -173,16 +173,17 @@ class RunOptions:
         """
         from howwhen.pipeline.plan import check_plan, check_redo, owner_of
 
-        folder = RunFiles(self.folder(pair))
-        folder.check_owner(owner_of(pair))
-        redo = self.redo
-        try:
-            if not redo:
-                check_redo(pair, settings, folder, steps)
-        except RedoError as error:
-            redo = _may_redo(error)
-            if not redo:
-                raise
+        root, is_first, redo = self.folder(pair), steps[0] == "collect", self.redo
+        if root.exists() or not is_first:
+            with locked(root, is_new=is_first):
+                RunFiles(root).check_owner(owner_of(pair))
+                try:
+                    if not redo:
+                        check_redo(pair, settings, RunFiles(root), steps)
+                except RedoError as error:
+                    redo = _may_redo(error)
+                    if not redo:
+                        raise
         check_plan(pair, settings, steps)
         return redo
 
@@ -500,7 +501,7 @@ def convert(
     to:
         Format to write; `gguf` takes vectors, `saelens` a taxonomy.
     """
-    from howwhen.formats.published import FileInfo, read_any, write_any
+    from howwhen.formats.convert import FileInfo, read_any, write_any
 
     content = read_any(paths, FileInfo(model, layer, titles, mean))
     print("\n".join(write_any(out, content, to)))

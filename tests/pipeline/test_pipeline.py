@@ -30,9 +30,9 @@ SaveFolder = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 
 
-def run_until(folder: Path, *moments: str) -> tuple[list[int], str]:
+def run_until(folder: Path, *moments: str, name: str = "KILL") -> tuple[list[int], str]:
     """How every run ended, each a process that was killed at a moment, or never; what all said."""
-    command = [sys.executable, "-m", "tests.killed_run", str(folder), *moments]
+    command = [sys.executable, "-m", "tests.killed_run", name, str(folder), *moments]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=True, env=one_thread
@@ -61,6 +61,19 @@ def test_a_run_killed_in_every_step_ends_with_the_same_files(
     codes, said = run_until(folder, *MOMENTS, "never")
     assert codes == [*[-signal.SIGKILL] * len(MOMENTS), 0]
     assert said.count("layer 1: 2 taxonomies trained") == 1  # kept, though layer 2 was killed
+    whole, resumed = contents(finished), contents(folder)
+    assert whole.keys() == resumed.keys()
+    assert [name for name in whole if whole[name] != resumed[name]] == []
+
+
+def test_ctrl_c_in_any_step_is_a_line_and_loses_no_whole_batch(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "interrupted"
+    codes, said = run_until(folder, *MOMENTS, "never", name="INT")
+    assert codes == [*[130] * len(MOMENTS), 0]
+    assert said.count("howwhen: interrupted; the same command resumes from here") == len(MOMENTS)
+    assert "Traceback" not in said
     whole, resumed = contents(finished), contents(folder)
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if whole[name] != resumed[name]] == []

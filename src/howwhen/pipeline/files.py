@@ -69,11 +69,11 @@ class RunFiles:
         """Where the judges of all steps keep their replies."""
         return self.root / "judge-cache"
 
-    def check_owner(self, owner: Owner) -> None:
-        """Refuse a folder that belongs to another pair, or to another version of howwhen.
+    def owner(self) -> Owner | None:
+        """The pair that the folder belongs to; None for a folder without a run.
 
         Raises:
-            StoreError: with what is there, what was asked for, and what to type.
+            StoreError: another version of howwhen wrote the run, or the file cannot be read.
         """
         path = self.root / OWNER
         if not path.exists():
@@ -82,10 +82,10 @@ class RunFiles:
                     f"{self.root} holds a run without {OWNER}, so an earlier version of howwhen "
                     "wrote it and this one cannot go on with it; choose another --out"
                 )
-            return
+            return None
         try:
             content = json.loads(path.read_bytes())
-            kept = Owner(*(content[name] for name in ("pair", "base", "thinking")))
+            owner = Owner(*(content[name] for name in ("pair", "base", "thinking")))
             found = content["format"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(
@@ -97,7 +97,16 @@ class RunFiles:
                 f"{self.root} holds a run of format {found}, and this howwhen reads and writes "
                 f"format {FORMAT}; choose another --out"
             )
-        if kept != owner:
+        return owner
+
+    def check_owner(self, owner: Owner) -> None:
+        """Refuse a folder that belongs to another pair, or to another version of howwhen.
+
+        Raises:
+            StoreError: with what is there, what was asked for, and what to type.
+        """
+        kept = self.owner()
+        if kept is not None and kept != owner:
             raise StoreError(
                 f"{self.root} holds a run of {kept}, but {owner} was asked for; choose another "
                 "--out. A run folder belongs to one pair"
@@ -449,11 +458,18 @@ def settings_changes(
     step: StepName, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[str]:
     """In words, which settings of a step differ from those its files were made with."""
-    return [
-        f"{step}.{name} was {_short(before.get(name))}, now {_short(_plain(value))}"
-        for name, value in now.items()
-        if _plain(value) != before.get(name)
-    ]
+    return _differences(f"{step}.", before, _plain(now))
+
+
+def _differences(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    differences: list[str] = []
+    for name, value in now.items():
+        former = before.get(name)
+        if isinstance(value, dict) and isinstance(former, dict):
+            differences += _differences(f"{prefix}{name}.", former, value)
+        elif value != former:
+            differences.append(f"{prefix}{name} was {_short(former)}, now {_short(value)}")
+    return differences
 
 
 def _plain(value: Any) -> Any:

@@ -142,9 +142,9 @@ def check_plan(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = ST
     _check_packages(settings, steps)
     _check_judges(settings, steps)
     reader = settings.discover.reader or pair.thinking_source
-    _check_gate(settings, reader, pair.thinking_source, steps)
     for source in dict.fromkeys((pair.base_source, pair.thinking_source, reader)):
         local_folder(source)
+    _check_gate(settings, reader, pair.thinking_source, steps)
     _check_layers("--discover.layers", settings.discover.layers or (), reader)
     steered = settings.elicit.layer
     _check_layers("--elicit.layer", () if steered is None else (steered,), pair.base_source)
