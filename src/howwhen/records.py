@@ -93,7 +93,8 @@ class SentenceSpan(NamedTuple):
     """Index into the rollout's `ids`."""
     end_token: int
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class Candidate(NamedTuple):
     thinking_log_prob: float
     """Log-probability of that token under the thinking model, in nats."""
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class HybridToken(NamedTuple):
@@ -202,7 +204,8 @@ class HybridToken(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
     """What a sweep tried here; empty for a policy with a single strength."""
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,8 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -351,7 +355,8 @@ class Work(NamedTuple):
     steered: float
     """Share of the base's blocks that a steered pass goes through again."""
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
