@@ -1,7 +1,7 @@
 """Settings: one class per step, saved beside the step's output.
 
 The command line, the YAML file and the documentation are made from these classes, so a default
-lives here and nowhere else. `preset` picks sizes for all steps at once; anything may be set over
+lives here and nowhere else. A preset picks sizes for all steps at once; flags and files override
 it.
 """
 
@@ -34,7 +34,7 @@ Method = Literal[
     "pca-mixture",
     "pca-agglomerative",
 ]
-"""Top-K autoencoders, or a clustering (`pca-`: of principal components)."""
+"""Top-K sparse autoencoders, or a clustering (`pca-`: of principal components)."""
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
 
@@ -46,27 +46,26 @@ class _Settings(BaseModel):
 
 
 def _or_none(value: Any) -> Any:
-    """What stands for the absence of a text on the command line."""
+    """None for the words that mean "no text" on the command line."""
     return None if value in ("", "none", "None", "null") else value
 
 
 class JudgeSettings(_Settings):
-    """What the steps that may ask a judge share; a judge is asked only where one is named."""
+    """Settings of the steps that can ask a judge. A judge is asked only if one is named."""
 
     judge_url: str | None = None
-    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1; no judge there
-    where absent."""
+    """OpenAI-compatible endpoint of a judge, such as https://api.openai.com/v1. By default no
+    endpoint is asked."""
     judge_model: str | None = None
     """The endpoint's name of the judging model."""
     judge_key_variable: Annotated[str | None, BeforeValidator(_or_none)] = "OPENAI_API_KEY"
-    """Environment variable that holds the endpoint's key; `none` where the endpoint wants none."""
+    """Environment variable that holds the endpoint's key; `none` if the endpoint needs no key."""
     judge_prices: tuple[Price, Price] | None = None
-    """What the endpoint charges per million tokens of prompts and of replies; without it the cost
-    is not known."""
+    """Price per million tokens of prompts and of replies. Without it the cost is unknown."""
     judge_threads: Count = 8
-    """Requests to the endpoint under way at once."""
+    """Concurrent requests to the endpoint."""
     judge_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """Longest silence of the endpoint."""
+    """Longest time to wait for the endpoint, in seconds."""
 
     @model_validator(mode="after")
     def _names_its_model(self) -> "JudgeSettings":
@@ -82,34 +81,34 @@ class CollectSettings(_Settings):
     """Collect: which problems, and how the thinking model answers them."""
 
     problems: str | None = None
-    """JSONL file (gzip or not) with `question` and `answer` per line, a published set (`gsm8k`,
-    `math500`, ...) or `hub:ID/CONFIG@SPLIT`; the pair's own problems where absent."""
+    """JSONL file (gzipped or not) with `question` and `answer` on each line, a published set
+    (`gsm8k`, `math500`, ...) or `hub:ID/CONFIG@SPLIT`. Defaults to the pair's own problems."""
     test_problems: str | None = None
-    """The same, for the final measurement; a share of `problems` where absent."""
+    """The same, for the final measurement. Defaults to a share of `problems`."""
     traces: tuple[str, ...] | None = None
-    """JSONL files (gzip or not) of answers already written, with `question` and `text` per line,
-    read instead of asking the thinking model; all of them train, so `test_problems` must be given
-    for the later steps."""
+    """JSONL files (gzipped or not) of answers that exist already, with `question` and `text` on each
+    line. They are read instead of asking the thinking model. All of them are used for training, so
+    the later steps need `test_problems`."""
     limit: Count = 1000
-    """Problems taken in all, before they are split (of each file, where there are `test_problems`);
-    of more traces, so many drawn at random."""
+    """Number of problems, before they are split (of each file, if `test_problems` is given). If there
+    are more traces, this many are drawn at random."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
-    """Share of the problems kept for choosing among seeds."""
+    """Share of the problems kept for selection among seeds."""
     seed: int = 0
-    """Seed of the problems' order (of the pair's own problems, and of the traces drawn)."""
+    """Seed of the order of the problems, of the pair's own problems and of the traces drawn."""
     max_new_tokens: Count = 1024
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the thinking model; 0 is greedy."""
     batch_size: Count = 64
-    """Problems answered at a time."""
+    """Problems answered in one batch."""
     segmenter: Literal["rule", "sat"] = "rule"
-    """What cuts the thinking into sentences: the paper's `rule` (after `. ! ? ;` and newlines), or
-    `sat`, a model that finds sentences by meaning (Segment any Text)."""
+    """How the thinking is split into sentences: by the paper's `rule` (after `. ! ? ;` and newlines),
+    or by `sat`, a model that finds sentences by meaning (Segment any Text)."""
     sat_model: str = "sat-3l-sm"
-    """The model of `sat`: a name on the hub, or a local folder that also holds its tokenizer."""
+    """Model of `sat`: a name on the hub, or a local folder that also holds its tokenizer."""
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "CollectSettings":
@@ -134,16 +133,16 @@ class CollectSettings(_Settings):
 
 
 class DiscoverSettings(JudgeSettings):
-    """Discover: who reads, the grid of taxonomies, which of them is taken, and who names it."""
+    """Discover: the model read, the grid of taxonomies, how one is chosen, and who names it."""
 
     reader: str | None = None
-    """Model whose activations are read: a hub id, a folder or an embedded name such as `smollm2`;
-    the thinking model itself where absent."""
+    """Model whose activations are read: a hub id, a folder or an embedded name such as `smollm2`.
+    Defaults to the thinking model."""
     layers: tuple[int, ...] | None = None
-    """Blocks whose output is read (0-based); the pair's own, or six spread ones, where absent."""
+    """Blocks whose output is read (0-based). Defaults to the pair's own, or six evenly spread."""
     methods: Annotated[tuple[Method, ...], Field(min_length=1)] = ("sae",)
-    """How categories are found; the taxonomy is chosen among those of the first, the others stand
-    beside it for comparison."""
+    """How categories are found. The taxonomy is chosen among those of the first method; the others
+    are computed for comparison."""
     sizes: Annotated[tuple[Size, ...], Field(min_length=1)] = (
         5,
         10,
@@ -158,20 +157,20 @@ class DiscoverSettings(JudgeSettings):
     )
     """Numbers of categories tried."""
     ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 3)
-    """Latents kept per sentence, tried with every size (`sae` only)."""
+    """Latents kept per sentence (the k of Top-K), tried with every size (`sae` only)."""
     pca_dimensions: Count = 32
-    """Principal components that the methods `pca-...` cluster."""
+    """Number of principal components that the `pca-...` methods cluster."""
     min_words: Count = 3
-    """Shorter sentences are left out of the training."""
+    """Sentences with fewer words are left out of the training."""
     steps: Count = 2000
     """Training steps of every autoencoder."""
     sentences_per_step: Count = 1024
     """Sentences in one training batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """Adam's step size at the start; it falls linearly to 0."""
+    """Adam's learning rate at the start; it decays linearly to 0."""
     seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
-    """Seeds of initialisation and batches; of an autoencoder's the one that explains most is kept,
-    and how far they agree is reported."""
+    """Seeds of initialisation and batches. The autoencoder that explains most variance is kept, and
+    the agreement between seeds is reported."""
     chosen_layer: int | None = None
     """Choose only among taxonomies of this layer."""
     chosen_size: Size | None = None
@@ -181,19 +180,19 @@ class DiscoverSettings(JudgeSettings):
     chosen_method: Method | None = None
     """Choose only among taxonomies of this method."""
     batch_tokens: Count = 8192
-    """Tokens read at a time, padding included."""
+    """Tokens read in one batch, padding included."""
     bfloat16: bool = False
-    """Read with matrix products in bfloat16: up to twice as fast where the processor has
-    instructions for it, and nearly the same directions."""
+    """Read with matrix products in bfloat16: up to twice as fast on processors with instructions for
+    it, with nearly the same directions."""
     judge_local: str | None = None
-    """Hub id or folder of a model on this machine that is the judge instead of an endpoint."""
+    """Hub id or folder of a local model that judges instead of an endpoint."""
     judge_cells: Count = 8
-    """Taxonomies that the judge names and scores: those with the best offline scores."""
+    """Number of taxonomies that the judge names and scores: those with the best offline scores."""
     judge_repeats: Count = 3
-    """How often the judge scores a taxonomy, each time on another sample."""
+    """How often the judge scores a taxonomy, each time on a new sample."""
     judge_sentences: Count = 200
-    """Sentences of one category that the judge is shown for a name, and in one sample of a score,
-    at most."""
+    """Maximum number of sentences of one category that the judge sees for a title, and in one sample
+    of a score."""
 
     @model_validator(mode="after")
     def _is_a_grid(self) -> "DiscoverSettings":
@@ -221,47 +220,47 @@ class ElicitSettings(_Settings):
     """Elicit: steering vectors by one of the two published methods, and the self-gate."""
 
     method: Literal["decision", "span"] = "decision"
-    """`decision` (second version) trains at single positions where the base would go elsewhere;
-    `span` (first version) on whole sentences, after a bias vector."""
+    """`decision` (second version) trains at single positions where the two models disagree; `span`
+    (first version) trains on whole sentences, after a bias vector."""
     form: Form | None = None
-    """How a vector depends on the residual: `network` (a learned coefficient; what `decision` has
-    by default), `linear` (not at all; what `span` has by default), `gated` or `low-rank`."""
+    """How a vector depends on the residual: `network` (a coefficient network; the default of
+    `decision`), `linear` (not at all; the default of `span`), `gated` or `low-rank`."""
     gate: Literal["taxonomy", "probe", "clusters"] = "taxonomy"
-    """What names a decision: the taxonomy itself, a probe for the category of the coming sentence,
-    or clusters of the decisions."""
+    """What gives a disagreement its category: the taxonomy itself, a probe for the category of the
+    next sentence, or clusters of the disagreements."""
     objective: Literal["token", "distribution"] = "token"
-    """Cross-entropy on the token the thinking model wrote, or on its twenty likeliest ones."""
+    """Cross-entropy on the token the thinking model wrote, or on its twenty most likely tokens."""
     on_policy_rounds: Annotated[int, Field(ge=0)] = 0
-    """How often the hybrid answers the training problems, and its own decisions are added to what
-    is trained on (`decision` only)."""
+    """Rounds in which the hybrid answers the training problems and the disagreements in its own
+    answers are added to the training data (DAgger; `decision` only)."""
     layer: int | None = None
-    """Block whose output is steered (0-based); the pair's own, or the middle one, where absent."""
+    """Block whose output is steered (0-based). Defaults to the pair's own, or the middle one."""
     hidden: Count = 64
     """Width of the coefficient network."""
     rank: Count = 4
-    """Rank of the maps of the form `low-rank`."""
+    """Rank of the maps of the `low-rank` form."""
     sentences_per_category: Count = 256
-    """Sentences of each category that `span` trains on, at most."""
+    """Maximum number of sentences per category that `span` trains on."""
     min_words: Count = 3
-    """Shorter sentences are not trained on (`span` only)."""
+    """Sentences with fewer words are not trained on (`span` only)."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Trainings, of which the one with the lowest selection loss is kept."""
+    """Seeds of training. The one with the lowest selection loss is kept."""
     steps: Count = 1000
-    """Most training steps per seed."""
+    """Maximum number of training steps per seed."""
     batch_size: Count = 32
     """Rollouts per step."""
     vector_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """AdamW's step size for the vectors."""
+    """AdamW's learning rate for the vectors."""
     network_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """AdamW's step size for everything else."""
+    """AdamW's learning rate for everything else."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's weight decay."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training rollouts held out for early stopping."""
     validate_every: Count = 25
-    """Steps between two looks at the validation loss."""
+    """Steps between two evaluations of the validation loss."""
     patience: Count = 4
-    """Looks without improvement before the training stops."""
+    """Evaluations without improvement before the training stops."""
     probe_steps: Count = 2000
     """Training steps of the self-gate's probe."""
     probe_hidden: Count = 128
@@ -269,19 +268,19 @@ class ElicitSettings(_Settings):
 
     @property
     def chosen_form(self) -> Form:
-        """The form asked for, or the method's own."""
+        """The form that was set, or the method's default."""
         return self.form or ("network" if self.method == "decision" else "linear")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ElicitSettings":
         if self.method == "span" and self.gate == "clusters":
             raise ValueError(
-                "gate clusters names decisions, but method span trains on sentences; expected gate "
+                "gate clusters groups disagreements, but method span trains on sentences; expected gate "
                 "taxonomy or probe with it"
             )
         if self.method == "span" and (self.on_policy_rounds or self.objective != "token"):
             raise ValueError(
-                "method span knows neither on_policy_rounds nor objective distribution; expected "
+                "method span has neither on_policy_rounds nor objective distribution; expected "
                 "method decision with them"
             )
         return self
@@ -291,43 +290,43 @@ class HybridSettings(_Settings):
     """Hybrid: decoding the test problems on every rung of the ladder."""
 
     max_new_tokens: Count = 1024
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
     batch_size: Count = 64
-    """Problems decoded at a time."""
+    """Problems decoded in one batch."""
     cache_policy: Literal["transient", "persistent"] = "transient"
-    """Whether the key-value cache keeps unsteered (`transient`) or steered states."""
+    """Whether the key-value cache keeps unsteered (`transient`) or steered (`persistent`) states."""
     strength: Literal["learned", "fixed", "sweep"] | None = None
-    """How strongly to steer: as the vectors' own coefficient says (`decision` by default), by the
-    first of `strengths`, or by the best of all `strengths` and `windows` under the thinking model
-    (`span` by default)."""
+    """How strongly to steer (coefficient, alpha): by the learned coefficient (the default of
+    `decision`), by the first of `strengths`, or by a sweep over all `strengths` and `windows` that
+    keeps the token most likely under the thinking model (the default of `span`)."""
     strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Multiples of what the vectors add, for `fixed` and `sweep`."""
     windows: tuple[int | Literal["answer", "everything"], ...] = (1,)
-    """Last positions steered, for `fixed` and `sweep`: numbers, `answer` (all of the answer so far)
-    or `everything` (the prompt too)."""
+    """How many of the last positions are steered, for `fixed` and `sweep`: numbers, `answer` (all of
+    the answer so far) or `everything` (the prompt too)."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the base; 0 is greedy. Both models share the random numbers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus: tokens outside the likeliest ones of this mass are not drawn."""
+    """Nucleus sampling: only the most likely tokens with this total probability are drawn."""
     seed: int = 0
     """Seed of the sampling."""
     block_tokens: Count = 8
-    """Longest block that the base drafts before the thinking model looks; 1 is stepwise. The tokens
-    are the same."""
+    """Maximum number of tokens that the base drafts before the thinking model verifies them
+    (speculative decoding); 1 is token by token. The answers are the same."""
     one_sided_tokens: Literal["ban", "allow"] = "ban"
-    """Tokens that only one model's tokenizer knows, such as `</think>`: never written in a hybrid
-    answer, or written where the base can read them."""
+    """Tokens that only one tokenizer has, such as `</think>`: never written in a hybrid answer, or
+    written if the base can read them."""
     random_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every random rung."""
     samples: Count = 1
-    """Answers drawn per problem; more than one needs a temperature."""
+    """Answers per problem; more than one needs a temperature above 0."""
     rungs: tuple[LadderRungName, ...] | None = None
-    """Rungs to decode beside `base`, `hybrid` and `thinking`; all where absent."""
+    """Rungs to decode in addition to `base`, `hybrid` and `thinking`. Defaults to all."""
     knock_outs: bool = False
-    """Whether the hybrid is decoded once more without each of its categories, and with each
-    alone."""
+    """Whether to decode the hybrid again without each of its categories, and with each alone."""
     guardrail_top_k: Count = 5
-    """Tokens of the base that the guardrail lets the thinking model choose from."""
+    """Number of the base's most likely tokens that the rung `guardrail-only` lets the thinking model
+    choose from."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "HybridSettings":
@@ -340,21 +339,21 @@ class HybridSettings(_Settings):
 
 
 class MeasureSettings(JudgeSettings):
-    """Measure: grading and intervals. A judge stands beside the rules, which stay the measure."""
+    """Measure: grading and intervals. A judge is reported next to the rules, which decide."""
 
     mode: Literal["flexible", "strict"] = "flexible"
-    """Grading mode of the headline numbers; both are reported. `strict` takes only an answer that
-    is marked as one, `flexible` also reads the sentence that concludes."""
+    """Grading mode of the headline numbers; both are reported. `strict` accepts only an answer that is
+    marked as one, `flexible` also reads the concluding sentence."""
     bootstrap_samples: Count = 10_000
-    """Resamplings of the problems behind every interval."""
+    """Bootstrap samples behind every interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Mass inside an interval."""
+    """Confidence level of every interval."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Longest time the grader may take for one answer."""
+    """Longest time the grader may take for one answer, in seconds."""
     judge_repeats: Count = 3
-    """How often each answer is judged; the majority counts, so it must be odd."""
+    """How often each answer is judged. The majority counts, so the number must be odd."""
 
     @model_validator(mode="after")
     def _has_a_majority(self) -> "MeasureSettings":
@@ -415,7 +414,7 @@ PRESETS: dict[Preset, Overrides] = {
 
 
 def merge(lower: Overrides, upper: Overrides) -> Overrides:
-    """`upper` laid over `lower`, section by section."""
+    """`lower` overridden by `upper`, section by section."""
     merged = dict(lower)
     for key, value in upper.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -458,7 +457,7 @@ def read_config(path: Path) -> Overrides:
 
 
 def make_settings(*layers: Overrides) -> RunSettings:
-    """Settings from overrides, later ones over earlier ones.
+    """Settings from overrides. Later ones override earlier ones.
 
     Raises:
         SettingsError: an unknown key, a wrong type or an impossible value.
@@ -473,7 +472,7 @@ def make_settings(*layers: Overrides) -> RunSettings:
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with the settings, found and expected, one clause per mistake."""
+    """What is wrong with the settings, one clause per mistake."""
     return "; ".join(_explain(one) for one in error.errors())
 
 
