@@ -28,7 +28,7 @@ WRONG = [
     ({"collect": {"limit": 0}}, r"collect\.limit: .*greater than 0.*found 0"),
     ({"collect": {"limit": "many"}}, r"collect\.limit.*found 'many'"),
     ({"collect": {"test_fraction": 0.9, "selection_fraction": 0.1}}, "leave no problems to train"),
-    ({"elicit": {"method": "span", "gate": "clusters"}}, "gate clusters names decisions"),
+    ({"elicit": {"method": "span", "gate": "clusters"}}, "gate clusters groups disagreements"),
     ({"elicit": {"method": "span", "on_policy_rounds": 1}}, "span has neither on_policy_rounds"),
     ({"discover": {"judge_url": "http://a/v1"}}, "judge_url without judge_model"),
     ({"measure": {"judge_url": "http://a/v1"}}, "judge_url without judge_model"),

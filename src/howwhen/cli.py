@@ -148,7 +148,8 @@ class RunOptions:
 
     def do(self, name: str | None, *steps: StepName) -> None:
         """Do some steps of a pair's run, and print the ladder after all six."""
-        pair, settings = self.pair(name), self.choose(name)
+        pair = self.pair(name)
+        settings = self.choose(pair)
         redo = self._check(pair, settings, steps)
         from howwhen.pipeline.pipeline import Pipeline, check_inputs
         from howwhen.pipeline.store import open_run
@@ -191,23 +192,18 @@ class RunOptions:
         """The pair that is meant."""
         return self.pair_options.pair(name)
 
-    def choose(self, name: str | None) -> RunSettings:
+    def choose(self, pair: "Pair") -> RunSettings:
         """The settings in force."""
         flags: Overrides = merge(
             self.shortcuts.overrides(), self.settings.model_dump(exclude_unset=True)
         )
         file = read_config(self.config) if self.config else {}
-        return make_settings(PRESETS[self.preset], self.pair(name).overrides, file, flags)
+        return make_settings(PRESETS[self.preset], pair.overrides, file, flags)
 
-    def measurement(self, name: str | None) -> Measurement:
+    def measurement(self, pair: "Pair") -> Measurement:
         """The finished measurement."""
-        from howwhen.pipeline.pipeline import Pipeline
-        from howwhen.pipeline.store import open_run
-        from howwhen.progress import Reporter
-
-        pair = self.pair(name)
-        with open_run(self.folder(pair), is_new=False) as folder:
-            return Pipeline(pair, self.choose(name), folder, Reporter()).measurement()
+        step = RunFiles(self.folder(pair)).step("measure")
+        return step.read_record("measurement.json", Measurement)
 
     def folder(self, pair: "Pair") -> Path:
         """The run folder."""
@@ -282,11 +278,12 @@ def measure(
     if compare is not None:
         from howwhen.pipeline.compare import compare as compare_rungs
 
-        print(compare_rungs(*compare, run.folder(run.pair(pair)), run.choose(pair).measure))
+        chosen = run.pair(pair)
+        print(compare_rungs(*compare, run.folder(chosen), run.choose(chosen).measure))
         return
     run.do(pair, "measure")
     if published:
-        print_published(run.measurement(pair))
+        print_published(run.measurement(run.pair(pair)))
 
 
 def print_published(measurement: Measurement) -> None:

@@ -86,12 +86,12 @@ class CollectSettings(_Settings):
     test_problems: str | None = None
     """The same, for the final measurement. Defaults to a share of `problems`."""
     traces: tuple[str, ...] | None = None
-    """JSONL files (gzipped or not) of answers that exist already, with `question` and `text` on each
-    line. They are read instead of asking the thinking model. All of them are used for training, so
-    the later steps need `test_problems`."""
+    """JSONL files (gzipped or not) of answers that exist already, with `question` and `text` on
+    each line. They are read instead of asking the thinking model. All of them are used for
+    training, so the later steps need `test_problems`."""
     limit: Count = 1000
-    """Number of problems, before they are split (of each file, if `test_problems` is given). If there
-    are more traces, this many are drawn at random."""
+    """Number of problems, before they are split (of each file, if `test_problems` is given). If
+    there are more traces, this many are drawn at random."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
@@ -105,8 +105,8 @@ class CollectSettings(_Settings):
     batch_size: Count = 64
     """Problems answered in one batch."""
     segmenter: Literal["rule", "sat"] = "rule"
-    """How the thinking is split into sentences: by the paper's `rule` (after `. ! ? ;` and newlines),
-    or by `sat`, a model that finds sentences by meaning (Segment any Text)."""
+    """How the thinking is split into sentences: by the paper's `rule` (after `. ! ? ;` and
+    newlines), or by `sat`, a model that finds sentences by meaning (Segment any Text)."""
     sat_model: str = "sat-3l-sm"
     """Model of `sat`: a name on the hub, or a local folder that also holds its tokenizer."""
 
@@ -182,8 +182,8 @@ class DiscoverSettings(JudgeSettings):
     batch_tokens: Count = 8192
     """Tokens read in one batch, padding included."""
     bfloat16: bool = False
-    """Read with matrix products in bfloat16: up to twice as fast on processors with instructions for
-    it, with nearly the same directions."""
+    """Read with matrix products in bfloat16: up to twice as fast on processors with instructions
+    for it, with nearly the same directions."""
     judge_local: str | None = None
     """Hub id or folder of a local model that judges instead of an endpoint."""
     judge_cells: Count = 8
@@ -191,8 +191,8 @@ class DiscoverSettings(JudgeSettings):
     judge_repeats: Count = 3
     """How often the judge scores a taxonomy, each time on a new sample."""
     judge_sentences: Count = 200
-    """Maximum number of sentences of one category that the judge sees for a title, and in one sample
-    of a score."""
+    """Maximum number of sentences of one category that the judge sees for a title, and in one
+    sample of a score."""
 
     @model_validator(mode="after")
     def _is_a_grid(self) -> "DiscoverSettings":
@@ -275,8 +275,8 @@ class ElicitSettings(_Settings):
     def _fits_together(self) -> "ElicitSettings":
         if self.method == "span" and self.gate == "clusters":
             raise ValueError(
-                "gate clusters groups disagreements, but method span trains on sentences; expected gate "
-                "taxonomy or probe with it"
+                "gate clusters groups disagreements, but method span trains on sentences; expected "
+                "gate taxonomy or probe with it"
             )
         if self.method == "span" and (self.on_policy_rounds or self.objective != "token"):
             raise ValueError(
@@ -294,7 +294,8 @@ class HybridSettings(_Settings):
     batch_size: Count = 64
     """Problems decoded in one batch."""
     cache_policy: Literal["transient", "persistent"] = "transient"
-    """Whether the key-value cache keeps unsteered (`transient`) or steered (`persistent`) states."""
+    """Whether the key-value cache keeps unsteered (`transient`) or steered (`persistent`)
+    states."""
     strength: Literal["learned", "fixed", "sweep"] | None = None
     """How strongly to steer (coefficient, alpha): by the learned coefficient (the default of
     `decision`), by the first of `strengths`, or by a sweep over all `strengths` and `windows` that
@@ -302,8 +303,8 @@ class HybridSettings(_Settings):
     strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """Multiples of what the vectors add, for `fixed` and `sweep`."""
     windows: tuple[int | Literal["answer", "everything"], ...] = (1,)
-    """How many of the last positions are steered, for `fixed` and `sweep`: numbers, `answer` (all of
-    the answer so far) or `everything` (the prompt too)."""
+    """How many of the last positions are steered, for `fixed` and `sweep`: numbers, `answer` (all
+    of the answer so far) or `everything` (the prompt too)."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the base; 0 is greedy. Both models share the random numbers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -325,8 +326,8 @@ class HybridSettings(_Settings):
     knock_outs: bool = False
     """Whether to decode the hybrid again without each of its categories, and with each alone."""
     guardrail_top_k: Count = 5
-    """Number of the base's most likely tokens that the rung `guardrail-only` lets the thinking model
-    choose from."""
+    """Number of the base's most likely tokens that the rung `guardrail-only` lets the thinking
+    model choose from."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "HybridSettings":
@@ -342,8 +343,8 @@ class MeasureSettings(JudgeSettings):
     """Measure: grading and intervals. A judge is reported next to the rules, which decide."""
 
     mode: Literal["flexible", "strict"] = "flexible"
-    """Grading mode of the headline numbers; both are reported. `strict` accepts only an answer that is
-    marked as one, `flexible` also reads the concluding sentence."""
+    """Grading mode of the headline numbers; both are reported. `strict` accepts only an answer that
+    is marked as one, `flexible` also reads the concluding sentence."""
     bootstrap_samples: Count = 10_000
     """Bootstrap samples behind every interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -1,4 +1,4 @@
-"""A rung made ready for questions of one's own: in a chat, a harness or a server."""
+"""A rung of a finished run, loaded to answer any question: for a chat, a harness or a server."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +10,7 @@ from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.pipeline import Pipeline
+from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.rungs import Rungs
 from howwhen.pipeline.store import RunFolder, open_run
 from howwhen.probes import Gate
@@ -18,15 +19,15 @@ from howwhen.records import LADDER, HybridToken, HybridTrace, LadderRungName, Pr
 from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.zoo.pairs import Pair, find_pair
 
-USUAL_RATE = 0.05
-"""Share of tokens steered by the rung `random-positions` where no hybrid has been run."""
-MAX_ANSWER_LENGTH = 512
-"""Tokens of an answer where nothing else is asked for."""
+DEFAULT_RATE = 0.05
+"""Share of tokens steered by the rung `random-positions` if no hybrid has been run."""
+MAX_ANSWER_TOKENS = 512
+"""Maximum length of an answer, unless asked for otherwise."""
 
 
 @dataclass(frozen=True)
 class LoadedRung:
-    """Both models and a rung of a finished run. Made by `open_rung`."""
+    """Both models and a rung of a finished run. `open_rung` makes one."""
 
     pair: Pair
     models: ModelPair
@@ -36,7 +37,7 @@ class LoadedRung:
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """What the categories are called that it steers with."""
+        """Titles of the categories that it steers with."""
         return titles_of(self.rung.name, self.gate.titles)
 
     def answer(
@@ -47,14 +48,14 @@ class LoadedRung:
         Raises:
             InputError: an empty question, or one too long for a model's context.
         """
-        how = settings or self.settings
+        chosen = settings or self.settings
         problems = [Problem(str(n), question, "unknown") for n, question in enumerate(questions)]
-        starts = range(0, len(problems), how.batch_size)
+        starts = range(0, len(problems), chosen.batch_size)
         return [
             trace
             for start in starts
             for trace in decode(
-                self.models, problems[start : start + how.batch_size], self.rung, how
+                self.models, problems[start : start + chosen.batch_size], self.rung, chosen
             )
         ]
 
@@ -66,7 +67,7 @@ class LoadedRung:
         return stream(self.models, problem, self.rung, settings or self.settings)
 
     def at_strength(self, strength: float) -> "LoadedRung":
-        """The same rung at another strength.
+        """The same rung with another coefficient.
 
         Raises:
             SettingsError: a rung that does not steer.
@@ -79,7 +80,7 @@ class LoadedRung:
 
 @dataclass(frozen=True)
 class LoadedRungs:
-    """Both models and every rung of a finished run. Made by `open_rungs`."""
+    """Both models and every rung of a finished run. `open_rungs` makes one."""
 
     pair: Pair
     models: ModelPair
@@ -87,22 +88,21 @@ class LoadedRungs:
     """By name, in the order of the ladder."""
     gate: Gate
     settings: HybridSettings
-    place: Path
-    """Of the run."""
+    root: Path
+    """Folder of the run."""
 
     def rung(self, name: str, strength: float | None = None) -> LoadedRung:
-        """One of them, at another strength if one is given.
+        """One of them, with another coefficient if one is given.
 
         Raises:
             SettingsError: this run has no such rung, or it has no strength.
         """
         if name not in self.rungs:
             raise SettingsError(
-                f"the run {self.place} has no rung {name!r}; expected one of "
-                f"{', '.join(self.rungs)}"
+                f"the run {self.root} has no rung {name!r}; expected one of {', '.join(self.rungs)}"
             )
-        ready = LoadedRung(self.pair, self.models, self.rungs[name], self.gate, self.settings)
-        return ready if strength is None else ready.at_strength(strength)
+        loaded = LoadedRung(self.pair, self.models, self.rungs[name], self.gate, self.settings)
+        return loaded if strength is None else loaded.at_strength(strength)
 
 
 def open_rung(
@@ -124,32 +124,34 @@ def open_rungs(
 ) -> LoadedRungs:
     """The rungs of a run folder; its first three steps are run where it has no vectors.
 
-    They are those of the run: strength, windows, cache policy and seeds are as its hybrid step was
-    told, or the pair's own where that step was not run. Answers are greedy and of any length that
-    leaves the question room, unless asked for otherwise.
+    Strength, windows, cache policy and seeds are those of the run's hybrid step, or the pair's
+    defaults if that step was not run. Answers are greedy, of any length that leaves room for the
+    question, unless asked for otherwise.
 
     Args:
         pair_name: a pair of `howwhen zoo list`.
-        out: run folder, `runs/PAIR` where absent.
-        preset: sizes of the first three steps, where they are run.
-        reporter: told of them.
+        out: run folder; defaults to `runs/PAIR`.
+        preset: sizes of the first three steps, if they are run.
+        reporter: shows their progress.
 
     Raises:
         PairError: no such pair.
-        StoreError: a damaged run, or one in use.
+        StoreError: a damaged run, one in use, or one of another pair.
     """
     pair = find_pair(pair_name)
     with open_run(out or Path("runs") / pair.name) as folder:
+        folder.check_owner(owner_of(pair))
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
-        place = folder.root
-    every = [rungs.full, *(control.rung for control in rungs.controls(USUAL_RATE))]
+    rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(DEFAULT_RATE))]
     named: dict[str, Rung] = {}
-    for rung in every:  # of the random ones the first seed
+    for rung in rungs_of_run:  # of the random ones the first seed
         named.setdefault(rung.name, rung)
     ladder: dict[str, Rung] = {name: named[name] for name in LADDER if name in named}
-    settings = rungs.settings.model_copy(update={"max_new_tokens": _room(pair), "temperature": 0.0})
+    settings = rungs.settings.model_copy(
+        update={"max_new_tokens": _max_tokens(pair), "temperature": 0.0}
+    )
     models = pair.models(settings.one_sided_tokens)
-    return LoadedRungs(pair, models, ladder, rungs.gate, settings, place)
+    return LoadedRungs(pair, models, ladder, rungs.gate, settings, folder.root)
 
 
 def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:
@@ -161,8 +163,8 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
     elicited.check()
     method = elicited.read_json("settings.json")["method"]
     decoded = folder.step("hybrid")
-    told = decoded.read_json("settings.json") if decoded.digest is not None else {}
-    hybrid = {key: told[key] for key in HybridSettings.model_fields if key in told}
+    stored = decoded.read_json("settings.json") if decoded.digest is not None else {}
+    hybrid = {key: stored[key] for key in HybridSettings.model_fields if key in stored}
     hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
     settings = make_settings(
         settings.model_dump(), {"elicit": {"method": method}, "hybrid": hybrid}
@@ -170,7 +172,7 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
     return Rungs.read(pair, elicited, settings)
 
 
-def _room(pair: Pair) -> int:
-    """Longest answer: what most contexts hold beside the question."""
-    contexts = [model.context or MAX_ANSWER_LENGTH for model in (pair.base, pair.thinking)]
-    return min(MAX_ANSWER_LENGTH, *(context * 5 // 8 for context in contexts))
+def _max_tokens(pair: Pair) -> int:
+    """Maximum length of an answer that leaves room for most questions."""
+    contexts = [model.context or MAX_ANSWER_TOKENS for model in (pair.base, pair.thinking)]
+    return min(MAX_ANSWER_TOKENS, *(context * 5 // 8 for context in contexts))
