@@ -189,7 +189,7 @@ def test_traces_are_collected_instead_of_answers(
 ) -> None:
     traces, out = write_traces(tmp_path), tmp_path / "out"
     run_collect("tally-rl", "--traces", traces, "--limit", 8, "--out", out)
-    assert "WARNING: traces are all trained on" in capsys.readouterr().err
+    assert "WARNING: all traces are used for training" in capsys.readouterr().err
     counts = json.loads((out / "1-collect" / "provenance.json").read_text())["counts"]
     assert counts["problems"] == {"train": 7, "selection": 1, "test": 0}
     assert counts["traces"] == {

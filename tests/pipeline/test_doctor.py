@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,8 +8,14 @@ import torch
 
 from howwhen.cli import app
 from howwhen.errors import ModelError, StoreError
-from howwhen.pipeline.doctor import Finding, examine_machine, examine_packages
+from howwhen.pipeline.doctor import (
+    Finding,
+    check_model_files,
+    examine_machine,
+    examine_packages,
+)
 from howwhen.zoo.pairs import Pair
+from howwhen.zoo.tally import TALLY_WEIGHTS
 
 
 def test_what_an_extra_lacks_comes_with_what_to_type() -> None:
@@ -49,6 +56,24 @@ def test_this_machine_runs_the_embedded_pairs(
     assert "howwhen zoo build smollm2" in shown
     assert f"Python {sys.version.split()[0]}" in shown
     assert "BROKEN" not in shown
+
+
+@pytest.mark.parametrize("harm", ["none", "cut", "empty", "no tokenizer"])
+def test_a_models_files_are_checked_without_loading_it(tmp_path: Path, harm: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TALLY_WEIGHTS / "rl", folder)
+    weights = folder / "model.safetensors"
+    if harm in ("cut", "empty"):
+        weights.write_bytes(weights.read_bytes()[:-10] if harm == "cut" else b"")
+    if harm == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+    try:
+        check_model_files(folder)
+    except ModelError as error:
+        assert str(folder) in str(error)
+        assert harm != "none"
+    else:
+        assert harm == "none"
 
 
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One run as every step sees it: the pair, the settings, the folder, and readers of its records."""
+"""One run as every step sees it: pair, settings, folder, and typed readers of its records."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,8 +28,8 @@ class Run:
 
     def problems(self, *splits: Split) -> list[Problem]:
         """The run's problems of these splits, in order."""
-        everything = self.folder.step("collect").read_records("problems.jsonl", Problem)
-        return [problem for problem in everything if problem.split in splits]
+        problems = self.folder.step("collect").read_records("problems.jsonl", Problem)
+        return [problem for problem in problems if problem.split in splits]
 
     def rollouts(self) -> list[Rollout]:
         """The collected rollouts."""
@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def reader(self) -> LanguageModel:
-        """The model whose activations the taxonomy is found in."""
+        """The model whose activations are read to find the taxonomy."""
         return self.pair.reader(self.settings.discover.reader)
 
     @property
@@ -67,8 +67,8 @@ class Run:
     def gate_layer(self) -> int:
         """The block of the thinking model that gates read.
 
-        The taxonomy's own; where another model read the sentences, the middle one of those that
-        would be read in the thinking model.
+        It is the taxonomy's own block. If another model read the sentences, it is the middle one of
+        the blocks that would be read in the thinking model.
         """
         taxonomy, layers = self.taxonomy(), self.pair.chosen_taxonomy_layers
         is_own = taxonomy.model == self.pair.thinking.name

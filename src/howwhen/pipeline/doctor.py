@@ -31,21 +31,20 @@ MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was checked."""
 
     what: str
     found: str
     advice: str = ""
-    """What to type; empty where nothing need be done."""
+    """What to type; empty if nothing needs to be done."""
     is_broken: bool = False
 
 
 def examine_machine(load: bool = False) -> list[Finding]:
-    """What every run depends on, and what some do.
+    """What every run depends on, and what some depend on.
 
     Args:
-        load: whether to load the embedded pairs, which takes seconds, or only to look at their
-            files.
+        load: whether to load the embedded pairs, which takes seconds, or only check their files.
     """
     extras = metadata("howwhen").get_all("Provides-Extra") or ()
     return [
@@ -62,17 +61,18 @@ def examine_packages(requirements: Iterable[str], extras: Iterable[str]) -> list
     """The versions of the packages that howwhen needs, then of those of each extra.
 
     Args:
-        requirements: as a distribution tells them, such as `gguf>=0.10; extra == "smol"`.
-        extras: names of the extras; the developers' own is passed over.
+        requirements: as a distribution declares them, for example `gguf>=0.10; extra == "smol"`.
+        extras: names of the extras; the developers' extra is skipped.
     """
-    every = [Requirement(one) for one in requirements]
-    needed = [one for one in every if _applies(one, "")]
+    declared = [Requirement(line) for line in requirements]
+    needed = [requirement for requirement in declared if _applies(requirement, "")]
     findings = [_examine_requirements("packages", needed, "pip install howwhen", is_needed=True)]
     for extra in extras:
-        own = [one for one in every if one not in needed and _applies(one, extra)]
-        if extra != FOR_DEVELOPERS:
-            advice = f"pip install 'howwhen[{extra}]'"
-            findings.append(_examine_requirements(f"extra {extra}", own, advice))
+        if extra == FOR_DEVELOPERS:
+            continue
+        added = [item for item in declared if item not in needed and _applies(item, extra)]
+        advice = f"pip install 'howwhen[{extra}]'"
+        findings.append(_examine_requirements(f"extra {extra}", added, advice))
     return findings
 
 
@@ -84,12 +84,12 @@ def _examine_requirements(
     what: str, requirements: Iterable[Requirement], advice: str, is_needed: bool = False
 ) -> Finding:
     wrong = []
-    for one in requirements:
-        found = _version(one.name)
-        if found is None:
-            wrong.append(f"{one.name} is missing")
-        elif not one.specifier.contains(found, prereleases=True):
-            wrong.append(f"{one.name} is {found}, expected {one.specifier}")
+    for requirement in requirements:
+        name, installed = requirement.name, _version(requirement.name)
+        if installed is None:
+            wrong.append(f"{name} is missing")
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{name} is {installed}, expected {requirement.specifier}")
     if wrong:
         return Finding(what, "; ".join(wrong), advice, is_needed)
     shown = f"all there (torch {_version('torch')}, transformers {_version('transformers')})"
@@ -112,8 +112,8 @@ def _examine_hardware() -> list[Finding]:
     if all(name in os.sysconf_names for name in MEMORY):
         page, pages = map(os.sysconf, MEMORY)
         size = f"{page * pages / 2**30:.0f} GiB"
-        told = f"{size}; a pair of 1 billion parameters each takes 8 in float32"
-        findings.append(Finding("memory", told))
+        needed = "a pair with 1 billion parameters each takes 8 in float32"
+        findings.append(Finding("memory", f"{size}; {needed}"))
     return findings
 
 
@@ -121,14 +121,18 @@ def _examine_pair(name: str) -> Finding:
     pair = find_pair(name)
     try:
         for source in (pair.base_source, pair.thinking_source):
-            _check_model_files(local_folder(source) or Path(source))
+            check_model_files(local_folder(source) or Path(source))
     except HowwhenError as error:
         return Finding(name, str(error), "install howwhen again", is_broken=True)
     return Finding(name, "its files are whole", f"howwhen doctor --load to load {name}")
 
 
-def _check_model_files(folder: Path) -> None:
-    """Refuse a model folder that lacks a file, or whose weights are cut off."""
+def check_model_files(folder: Path) -> None:
+    """Refuse a model folder that lacks a file, or whose weights are cut off.
+
+    Raises:
+        ModelError: with the file and what is wrong with it.
+    """
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}")
@@ -165,7 +169,7 @@ def _examine_smollm2() -> Finding:
 def _examine_hub() -> Finding:
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "offline by an environment variable, so nothing is fetched")
-    return Finding("hub", f"models that are not folders are kept in {constants.HF_HUB_CACHE}")
+    return Finding("hub", f"models from the hub are cached in {constants.HF_HUB_CACHE}")
 
 
 def examine_run(root: Path) -> list[Finding]:
@@ -193,7 +197,7 @@ def examine_run(root: Path) -> list[Finding]:
 def _examine_step(
     folder: RunFiles, name: StepName, earlier: Mapping[str, str | None]
 ) -> tuple[Finding, str | None]:
-    """One step, and its digest; None instead where later ones have to wait for it.
+    """One step, and its digest, or None if later steps have to wait for it.
 
     Raises:
         StoreError: its files are not what it wrote.
@@ -202,13 +206,13 @@ def _examine_step(
     waits = [other for other, digest in earlier.items() if digest is None]
     digest = step.digest
     if digest is None:
-        found = f"waits for {waits[0]}" if waits else "not done yet"
-        return Finding(name, found, "" if waits else f"howwhen {name} PAIR --out {out}"), None
+        state = f"waits for {waits[0]}" if waits else "not done yet"
+        return Finding(name, state, "" if waits else f"howwhen {name} PAIR --out {out}"), None
     step.check()
     try:
         step.check_upstream(earlier)
     except StoreError:
-        found = "whole, but out of date: made from other steps than there are now"
-        return Finding(name, found, f"howwhen run PAIR --out {out}"), None
+        state = "whole, but out of date: made from other steps than there are now"
+        return Finding(name, state, f"howwhen run PAIR --out {out} --redo"), None
     outputs = step.read_json("provenance.json")["outputs"]
     return Finding(name, f"whole ({len(outputs)} files)"), digest

@@ -65,7 +65,7 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
     when they are loaded.
     """
     changes: dict[StepName, list[str]] = {}
-    asked = {
+    asked: dict[str, Json] = {
         "base": {"prompt": pair.base_prompt},
         "thinking": {"prompt": pair.thinking_prompt, "think_tags": list(pair.think_tags)},
     }

@@ -1,4 +1,4 @@
-"""The problems of a run, and what each is for. Nothing here needs a model."""
+"""The problems of a run, and which split each belongs to. Nothing here needs a model."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from howwhen.settings import CollectSettings, RunSettings
 from howwhen.zoo.pairs import Pair
 
 NO_TEST = (
-    "traces are all trained on, so there are no test problems for the hybrid to answer; type "
+    "all traces are used for training, so there are no test problems for the hybrid; type "
     "--collect.test-problems FILE.jsonl, with a question and an answer per line, or the name of a "
     "published set"
 )
@@ -28,14 +28,14 @@ def read_written(settings: CollectSettings) -> Traces | None:
 
 
 def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
-    """The run's problems, each with what it is for.
+    """The run's problems, each marked train, selection or test.
 
     Raises:
         SettingsError: a pair without problems of its own, and no file.
         ProblemError: problems that cannot be used, or that are trained on and tested on.
     """
     chosen = settings.collect
-    return split_problems(_draw_problems(pair, chosen), chosen, _draw_tested(pair, chosen))
+    return split_problems(_draw_problems(pair, chosen), chosen, _draw_test_problems(pair, chosen))
 
 
 def check_test_problems(problems: Sequence[Problem]) -> None:
@@ -49,7 +49,7 @@ def check_test_problems(problems: Sequence[Problem]) -> None:
 
 
 def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
-    """A file's problems, or the pair's own; all but the test problems where those are apart.
+    """A file's problems, or the pair's own, without the test problems if those are separate.
 
     Raises:
         SettingsError: a pair without problems of its own, and no file.
@@ -64,13 +64,13 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
             f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
             'with lines such as {"question": "What is 2 + 2?", "answer": "4"}'
         )
-    is_apart = chosen.test_problems is None and pair.draw_test_problems is not None
-    count = chosen.limit - _test_share(chosen) if is_apart else chosen.limit
+    is_separate = chosen.test_problems is None and pair.draw_test_problems is not None
+    count = chosen.limit - _test_share(chosen) if is_separate else chosen.limit
     return pair.draw_problems(count, chosen.seed)
 
 
-def _draw_tested(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
-    """Test problems of a file or of the pair; None where they are a share of the problems."""
+def _draw_test_problems(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
+    """Test problems of a file or of the pair; None if they are a share of the problems."""
     if chosen.test_problems is not None:
         return read_problems(chosen.test_problems, chosen.limit)
     if chosen.problems is None and pair.draw_test_problems is not None:
