@@ -22,13 +22,14 @@ from howwhen.errors import MissingExtraError, ModelError, OutOfTimeError, StoreE
 from howwhen.lm.generate import Sampling, generate
 from howwhen.lm.prompts import PLAIN
 from howwhen.zoo import training
+from howwhen.zoo.documents import Document, sorted_batches
 from howwhen.zoo.smol import sampling, train, weights
 from howwhen.zoo.smol.corpus import Passage, Problems
 from howwhen.zoo.smol.patterns import Pattern
-from howwhen.zoo.smol.train import BuildSettings, Fit, Rounds, build
+from howwhen.zoo.smol.train import BuildSettings, Rounds, build
 from howwhen.zoo.smol.weights import ADAPTERS, LAYERS, SmolName, smol_folder, smollm2_folder
 from howwhen.zoo.smol.word_problems import Calculation, WordProblem
-from howwhen.zoo.training import Course, Document
+from howwhen.zoo.training import Fit
 from tests.conftest import MakeModel
 
 TINY = BuildSettings(
@@ -318,7 +319,7 @@ def test_a_document_is_its_prompt_and_its_passages_and_what_is_not_learnt_is_mar
 
 def test_batches_hold_every_document_once_within_their_size() -> None:
     examples = [Document(tuple(range(length)), 0) for length in (5, 30, 33, 64, 65, 90, 90, 200)]
-    batches = train._sorted_batches(examples, 192, Random(0))
+    batches = sorted_batches(examples, 192, Random(0), 32)
     assert sorted(map(id, (one for batch in batches for one in batch))) == sorted(map(id, examples))
     for batch in batches:
         padded = max(len(one.ids) + -len(one.ids) % 32 for one in batch) * len(batch)
@@ -328,8 +329,8 @@ def test_batches_hold_every_document_once_within_their_size() -> None:
 def test_a_training_reports_and_decays_its_step_size(tmp_path: Path) -> None:
     lines: list[str] = []
     model = torch.nn.Linear(2, 1)
-    course = Course(40, 1e-2, tmp_path / "line.safetensors", lines.append)
-    training.fit(model, lambda _: model(torch.ones(1, 2)).square().mean(), course)
+    workspace = training.Workspace(tmp_path, lines.append)
+    workspace.fit("line", model, lambda _: model(torch.ones(1, 2)).square().mean(), Fit(40, 1e-2))
     assert [line.split(",")[0] for line in lines] == ["line: step 20/40", "line: step 40/40"]
     rates = [training.schedule(step, 100) for step in range(100)]
     assert max(rates) == 1

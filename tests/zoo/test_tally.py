@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from howwhen.collect.sentences import cut_sentences
-from howwhen.errors import StoreError
+from howwhen.errors import OutOfTimeError, StoreError
 from howwhen.lm.models import load_model
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
 from howwhen.zoo.tally.corpus import (
@@ -189,6 +189,19 @@ def test_a_build_resumes_to_the_same_weights(
 def _every_document_is_right(*arguments: object) -> tuple[list[object], float]:
     tokenizer = build_tokenizer()
     return [encode(tokenizer, *draw_base_document(Random(n))) for n in range(6)], 1.0
+
+
+def test_a_build_stops_at_its_time_budget_and_resumes(tmp_path: Path) -> None:
+    base_only = replace(TINY, rounds=0, distil_steps=0)
+    build(tmp_path / "whole", base_only, lambda _: None)
+    for _ in range(base_only.pretrain_steps):
+        with pytest.raises(OutOfTimeError, match="base: the time is used up; the same command"):
+            build(tmp_path / "parts", base_only, lambda _: None, deadline=0.0)
+    build(tmp_path / "parts", base_only, lambda _: None, deadline=0.0)
+    whole, parts = (
+        (tmp_path / run / "base" / "model.safetensors").read_bytes() for run in ("whole", "parts")
+    )
+    assert whole == parts
 
 
 def test_a_build_does_not_mix_settings(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Train tally: the base on its documents, tally-rl by expert iteration, tally-sft by distillation.
+"""How tally is trained: the base on its documents, `rl` by expert iteration, `sft` by distillation.
 
-Every batch is drawn from a generator seeded by its own step, and a checkpoint (weights and
-optimiser) is written every fifty steps, so a killed build resumes to the same weights on the
-same machine. Nothing but the outcome (is the concluded number right?) reaches tally-rl.
+Each batch is drawn from a generator seeded by its step, and a checkpoint of weights and optimiser
+is written every fifty steps, so an interrupted build ends with the same weights on the same
+machine. tally-rl is rewarded for the outcome alone: whether the concluded number is right.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,22 +13,23 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from howwhen.errors import ModelError
 from howwhen.lm.generate import Sampling, generate
+from howwhen.zoo.documents import IGNORED, Batch, Document, TokenIds, pad_documents
 from howwhen.zoo.tally.corpus import draw_base_document, draw_teacher_document
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.truth import TallyProblem, draw_problem
-from howwhen.zoo.training import Course, Document, Report, claim, fit, write_tensors
+from howwhen.zoo.training import Fit, Report, Workspace, claim, sample_right_answers
 
 MAX_ANSWER_TOKENS = 150
+_PROMPTS_AT_A_TIME = 512
 
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Sizes of the build; one step is one batch of `batch_documents` documents."""
+    """Sizes of the build. One step is one batch of `batch_documents` documents."""
 
     seed: int = 0
     batch_documents: int = 96
@@ -45,15 +47,22 @@ class BuildSettings:
     distil_learning_rate: float = 5e-4
 
 
-def build(out: Path, settings: BuildSettings, report: Report) -> None:
-    """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders; finished parts are kept.
+def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
+    """Write `out/base`, `out/rl` and `out/sft` as bf16 model folders. Finished ones are kept.
+
+    Args:
+        out: folder of the model folders, and of the checkpoints in `work`.
+        settings: sizes.
+        report: takes a line about the progress.
+        deadline: when to stop for now, in seconds of `time.monotonic`.
 
     Raises:
         StoreError: `out` holds checkpoints of other settings.
+        OutOfTimeError: the deadline passed; the same call resumes.
     """
-    work = out / "work"
-    claim(work, asdict(settings))
-    stages = _Stages(build_tokenizer(), work, settings, report)
+    workspace = Workspace(out / "work", report, deadline)
+    claim(workspace.folder, asdict(settings))
+    stages = _Stages(build_tokenizer(), settings, workspace)
     for name, train in {"base": stages.base, "rl": stages.rl, "sft": stages.sft}.items():
         if (out / name / "model.safetensors").exists():
             report(f"{name}: already built")
@@ -88,67 +97,58 @@ def new_model(seed: int) -> LlamaForCausalLM:
 
 @dataclass(frozen=True)
 class _Stages:
-    """The three trainings; each changes the model it is given."""
+    """The three trainings. Each changes the model it is given."""
 
     tokenizer: PreTrainedTokenizerFast
-    work: Path
     settings: BuildSettings
-    report: Report
+    workspace: Workspace
 
     def base(self, model: LlamaForCausalLM) -> None:
         """Train on whole documents of the base's corpus."""
-        steps, rate = self.settings.pretrain_steps, self.settings.pretrain_learning_rate
-        self._fit(model, self._documents("pretrain", draw_base_document, True), steps, rate, "base")
+        batch = self._documents("pretrain", draw_base_document, scores_question=True)
+        size = Fit(self.settings.pretrain_steps, self.settings.pretrain_learning_rate)
+        self._fit("base", model, batch, size)
 
     def sft(self, model: LlamaForCausalLM) -> None:
         """Fine-tune the base on the teacher's solutions."""
-        steps, rate = self.settings.distil_steps, self.settings.distil_learning_rate
-        self._fit(
-            model, self._documents("distil", draw_teacher_document, False), steps, rate, "sft"
-        )
+        batch = self._documents("distil", draw_teacher_document, scores_question=False)
+        size = Fit(self.settings.distil_steps, self.settings.distil_learning_rate)
+        self._fit("sft", model, batch, size)
 
     def rl(self, model: LlamaForCausalLM) -> None:
-        """Expert iteration: sample, keep what ends in the right number, train on it, repeat."""
-        for number in range(self.settings.rounds):
-            done = self.work / f"rl-round-{number}.safetensors"
-            if done.exists():
-                model.load_state_dict(load_file(done))
-                continue
-            kept, share = sample_right(model, self.tokenizer, self.settings, number)
-            self.report(
-                f"rl round {number + 1}/{self.settings.rounds}: {share:.1%} of samples right"
-            )
-            steps, rate = self.settings.round_steps, self.settings.round_learning_rate
-            self._fit(model, self._draws_of(kept, number), steps, rate, f"rl-{number}")
-            write_tensors(model.state_dict(), done)
+        """Reinforce the base by expert iteration."""
+        size = Fit(self.settings.round_steps, self.settings.round_learning_rate)
+
+        def fit(number: int, documents: list[Document]) -> None:
+            self._fit(f"rl-{number}", model, self._draws(documents, number), size)
+
+        def draw(number: int) -> tuple[list[Document], float]:
+            return sample_right(model, self.tokenizer, self.settings, number)
+
+        self.workspace.reinforce(model, self.settings.rounds, draw, fit)
 
     def _documents(
-        self, stage: str, draw: Callable[[Random], tuple[str, str]], is_whole: bool
-    ) -> Callable[[int], list[Document]]:
+        self, stage: str, draw: Callable[[Random], tuple[str, str]], scores_question: bool
+    ) -> Batch:
         def batch(step: int) -> list[Document]:
             rng = Random(f"{self.settings.seed}-{stage}-{step}")
-            documents = (draw(rng) for _ in range(self.settings.batch_documents))
-            return [encode(self.tokenizer, one, text, is_whole) for one, text in documents]
+            pairs = (draw(rng) for _ in range(self.settings.batch_documents))
+            return [
+                encode(self.tokenizer, question, solution, scores_question)
+                for question, solution in pairs
+            ]
 
         return batch
 
-    def _draws_of(self, kept: Sequence[Document], number: int) -> Callable[[int], list[Document]]:
+    def _draws(self, documents: Sequence[Document], number: int) -> Batch:
         def batch(step: int) -> list[Document]:
             rng = Random(f"{self.settings.seed}-round-{number}-{step}")
-            return rng.choices(kept, k=self.settings.batch_documents)
+            return rng.choices(documents, k=self.settings.batch_documents)
 
         return batch
 
-    def _fit(
-        self,
-        model: LlamaForCausalLM,
-        batch: Callable[[int], list[Document]],
-        steps: int,
-        rate: float,
-        name: str,
-    ) -> None:
-        course = Course(steps, rate, self.work / f"{name}.safetensors", self.report)
-        fit(model, lambda step: answer_loss(model, batch(step)), course)
+    def _fit(self, name: str, model: LlamaForCausalLM, batch: Batch, size: Fit) -> None:
+        self.workspace.fit(name, model, lambda step: answer_loss(model, batch(step)), size)
 
 
 def sample_right(
@@ -157,31 +157,21 @@ def sample_right(
     settings: BuildSettings,
     number: int,
 ) -> tuple[list[Document], float]:
-    """Right samples of one round as examples, and the share of all samples that were right."""
+    """Right samples of one round as documents, and the share of all samples that were right.
+
+    Raises:
+        ModelError: no sample was right.
+    """
     rng = Random(f"{settings.seed}-sample-{number}")
     problems = [draw_problem(rng) for _ in range(settings.round_problems)]
-    prompts = [
-        prompt_ids(tokenizer, problem.question)
-        for problem in problems
-        for _ in range(settings.round_samples)
-    ]
-    answers = sample(model, tokenizer, prompts, 1.0, settings.seed * 1000 + number)
-    kept: list[Document] = []
-    right = 0
-    for index, problem in enumerate(problems):
-        mine = slice(index * settings.round_samples, (index + 1) * settings.round_samples)
-        good = {ids for ids in answers[mine] if is_right(tokenizer, ids, problem)}
-        right += sum(ids in good for ids in answers[mine])
-        prompt = tuple(prompts[mine.start])
-        kept += [
-            Document(prompt + ids, len(prompt)) for ids in sorted(good)[: settings.keep_per_problem]
-        ]
-    if not kept:
-        raise ModelError(
-            f"no sample of round {number} was right, so there is nothing to reinforce; "
-            "train the base longer or sample more"
-        )
-    return kept, right / len(answers)
+    seed = settings.seed * 1000 + number
+    return sample_right_answers(
+        prompts=[prompt_ids(tokenizer, problem.question) for problem in problems],
+        samples=settings.round_samples,
+        sample=lambda prompts: sample(model, tokenizer, prompts, 1.0, seed),
+        is_right=lambda index, answer: is_right(tokenizer, answer, problems[index]),
+        choose=lambda answers: answers[: settings.keep_per_problem],
+    )
 
 
 def sample(
@@ -190,25 +180,26 @@ def sample(
     prompts: Sequence[Sequence[int]],
     temperature: float,
     seed: int,
-) -> list[tuple[int, ...]]:
-    """Answer prompts in batches of 512; greedy at temperature 0."""
-    ends = frozenset({tokenizer.eos_token_id})
-    answers: list[tuple[int, ...]] = []
-    for start in range(0, len(prompts), 512):
+) -> list[TokenIds]:
+    """Answer prompts in batches. Temperature 0 is greedy."""
+    end_ids = frozenset({tokenizer.eos_token_id})
+    answers: list[TokenIds] = []
+    for start in range(0, len(prompts), _PROMPTS_AT_A_TIME):
         sampling = Sampling(MAX_ANSWER_TOKENS, temperature, seed + start)
-        answers += generate(model, ends, prompts[start : start + 512], sampling)
+        batch = prompts[start : start + _PROMPTS_AT_A_TIME]
+        answers += generate(model, end_ids, batch, sampling)
     return answers
 
 
 def is_right(
     tokenizer: PreTrainedTokenizerFast, answer_ids: Sequence[int], problem: TallyProblem
 ) -> bool:
-    """The outcome reward: the answer ended by itself and concludes with the right number."""
+    """The outcome reward: the answer ends with an end token and concludes with the right number."""
     if not answer_ids or answer_ids[-1] != tokenizer.eos_token_id:
         return False
     text = tokenizer.decode(answer_ids, skip_special_tokens=True)
-    concluded = re.search(r"the answer is (\d+)\.$", text)
-    return concluded is not None and int(concluded[1]) == problem.answer
+    conclusion = re.search(r"the answer is (\d+)\.$", text)
+    return conclusion is not None and int(conclusion[1]) == problem.answer
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
@@ -220,25 +211,25 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, question: str) -> list[int]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, question: str, solution: str, whole: bool = False
+    tokenizer: PreTrainedTokenizerFast,
+    question: str,
+    solution: str,
+    scores_question: bool = False,
 ) -> Document:
-    """A document as an example; `whole` scores the question too."""
+    """Token ids of a question and its solution; the loss may count the question too."""
     prompt = prompt_ids(tokenizer, question)
     answer = tokenizer(solution, add_special_tokens=False)["input_ids"]
-    return Document((*prompt, *answer, tokenizer.eos_token_id), 1 if whole else len(prompt))
+    ids = (*prompt, *answer, tokenizer.eos_token_id)
+    return Document(ids, 1 if scores_question else len(prompt))
 
 
-def answer_loss(model: LlamaForCausalLM, examples: Sequence[Document]) -> torch.Tensor:
-    """Mean cross-entropy in nats over the scored tokens of a right-padded batch."""
-    longest = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), longest, dtype=torch.long)
-    targets = torch.full_like(ids, -100)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        scored = torch.tensor(example.ids[example.scored_from :])
-        targets[row, example.scored_from : len(example.ids)] = scored
-    logits = model(input_ids=ids, use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+def answer_loss(model: LlamaForCausalLM, documents: Sequence[Document]) -> torch.Tensor:
+    """Mean cross-entropy in nats over the scored tokens."""
+    batch, targets = pad_documents(documents)
+    logits = model(input_ids=batch.ids, use_cache=False).logits
+    return functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED
+    )
 
 
 def _save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
