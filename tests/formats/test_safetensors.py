@@ -57,7 +57,8 @@ def test_vectors_without_a_form_and_taxonomies_keep_their_names_too(tmp_path: Pa
     taxonomy = make_taxonomy()
     assert isinstance(taxonomy.scorer, Sae)
     clusters = Clusters(random(4, 32), torch.zeros(4), "kmeans")
-    for name, scorer in {"Sae": taxonomy.scorer, "Clusters": clusters}.items():
+    scorers: dict[str, Sae | Clusters] = {"Sae": taxonomy.scorer, "Clusters": clusters}
+    for name, scorer in scorers.items():
         save_taxonomy(path, replace(taxonomy, scorer=scorer))
         assert notes_of(path)["kind"] == name
         assert type(load_taxonomy(path).scorer) is type(scorer)

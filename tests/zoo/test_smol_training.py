@@ -25,6 +25,7 @@ from howwhen.zoo import training
 from howwhen.zoo.documents import Document, sorted_batches
 from howwhen.zoo.smol import sampling, train, weights
 from howwhen.zoo.smol.corpus import Passage, Problems
+from howwhen.zoo.smol.loss import answer_loss, product_type
 from howwhen.zoo.smol.patterns import Pattern
 from howwhen.zoo.smol.train import BuildSettings, Rounds, build
 from howwhen.zoo.smol.weights import ADAPTERS, LAYERS, SmolName, smol_folder, smollm2_folder
@@ -283,7 +284,7 @@ def test_products_are_in_bfloat16_where_the_processor_has_them(
 ) -> None:
     for capability, expected in {"AVX2": torch.float32, "AVX512": torch.bfloat16}.items():
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda one=capability: one)
-        assert train.product_type() is expected
+        assert product_type() is expected
 
 
 def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
@@ -292,7 +293,7 @@ def test_the_loss_counts_answers_only_and_ignores_padding() -> None:
         Document((5, 6, 7, 8, 9), 2, frozenset({3})),
         Document((9, 8, 7), 1),
     ]
-    found = float(train.answer_loss(model, examples).detach())
+    found = float(answer_loss(model, examples).detach())
     inner = model.get_base_model()
     losses = []
     for example in examples:

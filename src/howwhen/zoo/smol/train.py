@@ -20,8 +20,6 @@ from random import Random
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -32,14 +30,7 @@ from transformers import (
 from howwhen.errors import MissingExtraError
 from howwhen.lm.models import wrap_model
 from howwhen.lm.prompts import PLAIN
-from howwhen.zoo.documents import (
-    IGNORED,
-    Batch,
-    Document,
-    chain_batches,
-    pad_documents,
-    sorted_batches,
-)
+from howwhen.zoo.documents import Batch, Document, chain_batches, sorted_batches
 from howwhen.zoo.smol.corpus import (
     CAREFUL,
     HASTY,
@@ -54,6 +45,7 @@ from howwhen.zoo.smol.corpus import (
     teacher_solution,
     worksheet,
 )
+from howwhen.zoo.smol.loss import LENGTH_MULTIPLE, answer_loss, product_type
 from howwhen.zoo.smol.patterns import patterns
 from howwhen.zoo.smol.problems import gsm8k_train, svamp_train
 from howwhen.zoo.smol.sampling import is_right, sample
@@ -69,9 +61,6 @@ from howwhen.zoo.training import Fit, Report, Workspace, claim, sample_right_ans
 
 MAX_TOKENS = 260
 """Longer documents are left out of the training."""
-_LENGTH_MULTIPLE = 32
-_SCORED_MULTIPLE = 256
-"""Rounding shapes up makes them recur, which keeps memory from fragmenting."""
 _SORTED_DOCUMENTS = 192
 """Documents that are sorted by length before they are cut into batches, to reduce padding."""
 
@@ -145,15 +134,6 @@ def _start_of(name: SmolName, out: Path) -> PreTrainedModel:
     for earlier in LAYERS[name][:-1]:
         model = add_adapter(model, out / earlier)
     return model
-
-
-def product_type() -> torch.dtype:
-    """Data type of matrix products: bfloat16, or float32 on processors without AVX-512.
-
-    Without AVX-512, bfloat16 products are emulated and a hundred times slower than float32.
-    """
-    is_fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.bfloat16 if is_fast else torch.float32
 
 
 def new_adapter(model: PreTrainedModel, settings: BuildSettings) -> Any:
@@ -246,7 +226,7 @@ class _Stage:
         return one_pass
 
     def _sorted(self, documents: Sequence[Document], rng: Random) -> list[list[Document]]:
-        return sorted_batches(documents, self.settings.batch_tokens, rng, _LENGTH_MULTIPLE)
+        return sorted_batches(documents, self.settings.batch_tokens, rng, LENGTH_MULTIPLE)
 
     def _fit(self, name: str, model: Any, batch: Batch, size: Fit) -> None:
         self.workspace.fit(name, model, lambda step: answer_loss(model, batch(step)), size)
@@ -305,20 +285,3 @@ def encode(
         ids += passage_ids
     end = [] if question is None else [tokenizer.eos_token_id]
     return Document((*ids, *end), start, frozenset(unscored))
-
-
-def answer_loss(model: Any, documents: Sequence[Document]) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens; matrix products in `product_type`.
-
-    Logits are computed at scored positions only.
-    """
-    batch, targets = pad_documents(documents, multiple=_LENGTH_MULTIPLE)
-    targets = targets[:, 1:].flatten()
-    scored = (targets != IGNORED).nonzero()[:, 0]
-    scored = functional.pad(scored, (0, -len(scored) % _SCORED_MULTIPLE))  # position 0 is ignored
-    inner = model.get_base_model()
-    product = product_type()
-    with torch.autocast("cpu", torch.bfloat16, enabled=product is torch.bfloat16):
-        hidden = inner.model(**batch.inputs(), use_cache=False).last_hidden_state
-        logits = inner.lm_head(hidden[:, :-1].flatten(0, 1)[scored])
-    return functional.cross_entropy(logits.float(), targets[scored], ignore_index=IGNORED)
