@@ -24,7 +24,8 @@ from rich.table import Table
 from howwhen.errors import HowwhenError, RedoError, SettingsError
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
-from howwhen.pipeline.files import STEPS, RunFiles, StepName, locked
+from howwhen.pipeline.files import STEPS, StepName
+from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.records import LadderRungName, Measurement
 from howwhen.settings import (
     PRESETS,
@@ -564,7 +565,7 @@ def zoo_build(
         Seed of the training. The weights in the package are of seed 0.
     hours:
         Stop training after this time. The round of sampling that is under way, some minutes, is
-        finished first. The same command resumes the training (`smol` only).
+        finished first. The same command resumes the training.
     """
     if name not in ("tally", "smol", SMOLLM2):
         raise SettingsError(
@@ -573,6 +574,7 @@ def zoo_build(
     from howwhen.progress import Reporter
 
     folder, say = out or Path("runs") / f"zoo-{name}", Reporter().say
+    deadline = time.monotonic() + 3600 * hours
     if name == SMOLLM2:
         from howwhen.zoo.smol.weights import smollm2_folder
 
@@ -580,11 +582,10 @@ def zoo_build(
     elif name == "tally":
         from howwhen.zoo.tally import train as tally
 
-        tally.build(folder, tally.BuildSettings(seed=seed), say)
+        tally.build(folder, tally.BuildSettings(seed=seed), say, deadline)
     else:
         from howwhen.zoo.smol import train as smol
 
-        deadline = time.monotonic() + 3600 * hours
         smol.build(folder, smol.BuildSettings(seed=seed), say, deadline)
     print(f"{name}: {folder}")
 

@@ -13,7 +13,8 @@ import pytest
 from rich.prompt import Confirm
 
 from howwhen.cli import main
-from howwhen.pipeline.files import OWNER, STEPS
+from howwhen.pipeline.files import STEPS
+from howwhen.pipeline.folders import OWNER
 from howwhen.pipeline.store import open_run
 from howwhen.settings import make_settings
 from tests.killed_run import SETTINGS

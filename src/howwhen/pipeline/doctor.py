@@ -18,7 +18,8 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from howwhen.errors import HowwhenError, ModelError, StoreError
-from howwhen.pipeline.files import STEPS, RunFiles, StepName
+from howwhen.pipeline.files import STEPS, StepName
+from howwhen.pipeline.folders import RunFiles
 from howwhen.zoo.pairs import find_pair, local_folder
 from howwhen.zoo.smol import SMOLLM2
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from howwhen.collect.problems import PUBLISHED
 from howwhen.errors import MissingExtraError, ModelError, RedoError, SettingsError, SteeringError
-from howwhen.pipeline.files import STEPS, Json, Owner, RunFiles, StepName, settings_changes
+from howwhen.pipeline.files import STEPS, Json, StepName, settings_changes
+from howwhen.pipeline.folders import Owner, RunFiles
 from howwhen.pipeline.problems import check_test_problems, draw_split
 from howwhen.settings import DiscoverSettings, JudgeSettings, RunSettings
 from howwhen.zoo.pairs import Pair, local_folder

@@ -16,7 +16,8 @@ from howwhen.formats.safetensors import (
     tensors_and_notes,
     write_tensors,
 )
-from howwhen.pipeline.files import Json, RunFiles, StepFiles, StepName, locked
+from howwhen.pipeline.files import Json, StepFiles, StepName
+from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.probes import Gate, SelfGate, Taxonomy
 from howwhen.vectors import VectorSet
 
