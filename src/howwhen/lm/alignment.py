@@ -1,8 +1,9 @@
-"""Can these two models share token ids, and which may be written? Checked id by id, never by size.
+"""Whether two models can share token ids, and which ids a hybrid may write.
 
-Ordinary tokens must agree. Special tokens may differ, since each model is prompted and ended in its
-own way; an id that only one of the two knows (`</think>`, chat markers, padding rows of the output
-matrix) is banned from hybrid answers unless the policy says `allow`.
+Vocabularies are compared id by id, never by size. Ordinary tokens must agree. Special tokens may
+differ, since each model has its own prompt format and end tokens. An id that only one of the two
+knows (`</think>`, chat tokens, padding rows of the output matrix) is banned from hybrid answers
+unless the policy is `allow`.
 """
 
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ class Alignment:
     shared: int
     """Ids below this exist in both models' input and output matrices."""
     banned: Int[Tensor, " banned"]
-    """Of those, the ids that may not be written."""
+    """Shared ids that may not be written."""
     policy: OneSided
     examples: tuple[str, ...]
-    """A few tokens that only one tokenizer knows, for people to read."""
+    """A few tokens that only one tokenizer knows, to show to users."""
 
-    def allowed(self, logits: Float[Tensor, "n every"]) -> Float[Tensor, "n shared"]:
-        """Logits of the shared ids, banned ones at minus infinity."""
+    def allowed(self, logits: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n shared"]:
+        """Logits of the shared ids, with banned ids at minus infinity."""
         logits = logits[:, : self.shared]
         if not len(self.banned):
             return logits
@@ -43,7 +44,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Two loaded models that share token ids, and what they may write together."""
+    """Two loaded models that share token ids, and the ids that their hybrid may write."""
 
     base: LanguageModel
     thinking: LanguageModel
@@ -62,19 +63,20 @@ class ModelPair:
 
 
 def align(base: LanguageModel, thinking: LanguageModel, policy: OneSided = "ban") -> Alignment:
-    """How a pair's hybrid answers may be written.
+    """Which ids a pair's hybrid answers may contain.
 
     Raises:
         PairError: the models do not share a vocabulary; the message shows an example.
     """
     check_pair(base, thinking)
     shared = min(_rows(base), _rows(thinking))
-    ours, theirs = (_every_token(model.tokenizer) for model in (base, thinking))
-    ends = base.end_ids | thinking.end_ids
-    odd = [i for i in range(shared) if ours.get(i) != theirs.get(i) and i not in ends]
-    examples = tuple(str(theirs.get(i) or ours.get(i)) for i in odd[:5])
-    nobodys = [i for i in range(shared) if i not in ours and i not in theirs and i not in ends]
-    banned = sorted({*nobodys, *(odd if policy == "ban" else ())})
+    base_tokens, thinking_tokens = (_all_tokens(model.tokenizer) for model in (base, thinking))
+    end_ids = base.end_ids | thinking.end_ids
+    candidates = [i for i in range(shared) if i not in end_ids]
+    one_sided = [i for i in candidates if base_tokens.get(i) != thinking_tokens.get(i)]
+    unnamed = [i for i in candidates if i not in base_tokens and i not in thinking_tokens]
+    examples = tuple(str(thinking_tokens.get(i) or base_tokens.get(i)) for i in one_sided[:5])
+    banned = sorted({*unnamed, *(one_sided if policy == "ban" else ())})
     return Alignment(shared, torch.tensor(banned, dtype=torch.long), policy, examples)
 
 
@@ -84,16 +86,18 @@ def check_pair(base: LanguageModel, thinking: LanguageModel) -> None:
     Raises:
         PairError: ordinary tokens differ, or nothing is shared; the message shows an example.
     """
-    ours, theirs = _ordinary_tokens(base.tokenizer), _ordinary_tokens(thinking.tokenizer)
-    shared = ours.keys() & theirs.keys()
-    different = sorted(number for number in shared if ours[number] != theirs[number])
+    base_tokens = _ordinary_tokens(base.tokenizer)
+    thinking_tokens = _ordinary_tokens(thinking.tokenizer)
+    shared = base_tokens.keys() & thinking_tokens.keys()
+    different = sorted(i for i in shared if base_tokens[i] != thinking_tokens[i])
     if different:
         first = different[0]
         raise PairError(
             f"{base.name} and {thinking.name} do not share a vocabulary: {len(different)} of "
-            f"{len(shared)} common ids mean different tokens; id {first} is {ours[first]!r} in the "
-            f"base and {theirs[first]!r} in the thinking model. howwhen passes token ids between "
-            "the two, so choose a thinking model made from this base or its family"
+            f"{len(shared)} common ids mean different tokens; id {first} is "
+            f"{base_tokens[first]!r} in the base and {thinking_tokens[first]!r} in the thinking "
+            "model. howwhen passes token ids between the two, so choose a thinking model made from "
+            "this base or its family"
         )
     if not shared:
         raise PairError(f"{base.name} and {thinking.name} have no ordinary token id in common")
@@ -102,15 +106,16 @@ def check_pair(base: LanguageModel, thinking: LanguageModel) -> None:
 def _rows(model: LanguageModel) -> int:
     """Ids that the model can both read and write."""
     embedding, output = model.model.get_input_embeddings(), model.model.get_output_embeddings()
-    return min(int(part.weight.shape[0]) for part in (embedding, output) if part is not None)
+    matrices = (embedding, output)
+    return min(int(matrix.weight.shape[0]) for matrix in matrices if matrix is not None)
 
 
-def _every_token(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def _all_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {number: token for token, number in tokenizer.get_vocab().items()}
 
 
 def _ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     return {
-        number: token for number, token in _every_token(tokenizer).items() if number not in special
+        number: token for number, token in _all_tokens(tokenizer).items() if number not in special
     }

@@ -1,4 +1,4 @@
-"""Plain batched generation with one model, and the check that prompts leave room for answers."""
+"""Batched generation with one model, and a check that prompts leave room for their answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from howwhen.lm.padding import pad
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn."""
+    """How tokens are sampled."""
 
     max_new_tokens: int
     temperature: float = 0.0
     """0 is greedy."""
     seed: int = 0
+    """Seed of this call's samples. The global random state is left as it was."""
 
 
 @torch.no_grad()
@@ -30,19 +31,25 @@ def generate(
 ) -> list[tuple[int, ...]]:
     """Answer a batch of prompts with a key-value cache.
 
+    Args:
+        model: a causal language model.
+        end_ids: tokens that end an answer.
+        prompts: token ids.
+        sampling: temperature, length and seed. Equal arguments give equal answers.
+
     Returns:
         Token ids of each answer, up to and including its end token.
     """
     batch = pad(prompts, left=True)
-    # Everything is said, lest the model's own generation config fill the gaps.
-    drawn = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    # Set explicitly, since the model's own generation config would fill the gaps.
+    sampled = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=sampling.temperature > 0,
         repetition_penalty=1.0,
         eos_token_id=sorted(end_ids),
         pad_token_id=min(end_ids),
-        **(drawn if sampling.temperature > 0 else {}),
+        **(sampled if sampling.temperature > 0 else {}),
     )
     device = model.device
     with torch.random.fork_rng():
@@ -61,12 +68,14 @@ def check_lengths(
     """Refuse prompts that leave no room for an answer.
 
     Raises:
-        InputError: an empty prompt.
-        LengthError: one that exceeds the model's context with its answer.
+        InputError: a prompt is empty.
+        LengthError: a prompt and its answer exceed the model's context.
     """
     longest = max(len(prompt) for prompt in prompts)
     if min(len(prompt) for prompt in prompts) == 0:
-        raise InputError(f"a problem gives {model.name} an empty prompt; expected at least a token")
+        raise InputError(
+            f"a problem gives {model.name} an empty prompt; expected at least one token"
+        )
     if model.context is not None and longest + max_new_tokens > model.context:
         raise LengthError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the "

@@ -1,20 +1,20 @@
-"""Memory of a process that makes and drops large tensors all the time."""
+"""Memory settings for a process that constantly allocates and frees large tensors."""
 
 import ctypes
 import os
 import sys
 
 _MALLOPT = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
-"""Environment variables of glibc, and the same for its `mallopt`."""
-_MOST_BYTES = 2**31 - 1
+"""Environment variables of glibc, and the parameters of `mallopt` that they set."""
+_MAX_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed tensors, which it would give back and fault in again at every step.
+    """Make glibc keep freed memory, which it would otherwise release and fault in at every step.
 
-    What the two environment variables say stays; other C libraries are left alone.
+    Does nothing if one of the two environment variables is set, or with another C library.
     """
     if sys.platform == "linux" and _MALLOPT.keys().isdisjoint(os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
         for parameter in _MALLOPT.values():
-            mallopt(parameter, _MOST_BYTES)
+            mallopt(parameter, _MAX_BYTES)

@@ -1,7 +1,7 @@
-"""A language model with its tokenizer and prompt, loaded offline-first and checked.
+"""A language model with its tokenizer and prompt, loaded from disk first and checked.
 
-Loading answers the questions that would otherwise surface hours later: is the folder there, are
-the weights whole, are the decoder blocks found, does steering work and come off again.
+Loading checks what would otherwise fail hours later: the folder exists, the weights are complete,
+the decoder blocks are found, and steering changes the output and can be undone.
 """
 
 import hashlib
@@ -23,25 +23,25 @@ from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
 from howwhen.lm.residual import check_layer, check_steerable, find_blocks
 
 _INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
-"""What a config holds and no logit depends on."""
+"""Config entries that no logit depends on."""
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model in evaluation mode, its tokenizer, and how it is asked."""
+    """A causal language model in evaluation mode, its tokenizer, and its prompt."""
 
     name: str
-    """Hub id, folder or name in the zoo, as the user knows it."""
+    """Hub id, folder or name in the zoo, as the user gave it."""
     fingerprint: str
-    """Hash of all that decides what it writes; part of every run's provenance."""
+    """Hash of everything that determines its output; part of every run's provenance."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt: str = CHAT
     """`chat`, or a format string with `{question}`."""
     revision: str | None = None
-    """Commit on the hub, where the model came from there."""
+    """Commit on the hub; None for a local model."""
     think_tags: ThinkTags = THINK_TAGS
-    """What opens and what closes the thinking part of its answers."""
+    """The texts that open and close the thinking part of its answers."""
 
     def __post_init__(self) -> None:
         check_think_tags(self.think_tags)
@@ -53,14 +53,14 @@ class LanguageModel:
 
     @property
     def matmul_params(self) -> int:
-        """Parameters that a token is multiplied with: all but a token embedding that is looked up.
+        """Parameters used in matrix products: all except an input embedding that is only looked up.
 
-        Reading a token takes about twice as many floating-point operations, attention apart.
+        Processing a token takes about twice as many floating-point operations, without attention.
         """
-        every: int = sum(one.numel() for one in self.model.parameters())
-        looked_up, last = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        is_tied = last is not None and last.weight is looked_up.weight
-        return every if is_tied else every - int(looked_up.weight.numel())
+        total: int = sum(parameter.numel() for parameter in self.model.parameters())
+        embedding, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        is_tied = head is not None and head.weight is embedding.weight
+        return total if is_tied else total - int(embedding.weight.numel())
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -71,25 +71,25 @@ class LanguageModel:
 
     @property
     def context(self) -> int | None:
-        """Most tokens that every layer can attend to, where the config says so.
+        """Maximum number of tokens that all layers can attend to; None if the config has no limit.
 
-        Of a model with windowed layers it is the window: up to there they attend to everything,
-        and a text is read as it is anywhere else.
+        For a model with sliding-window layers it is the window, within which these layers attend
+        to all tokens as any other layer does.
         """
         config = self.model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        is_windowed = kinds is None or any(kind != "full_attention" for kind in kinds)
+        types = getattr(config, "layer_types", None)
+        is_windowed = types is None or any(name != "full_attention" for name in types)
         windows = ("sliding_window", "attention_chunk_size") if is_windowed else ()
         limits = [getattr(config, name, None) for name in ("max_position_embeddings", *windows)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of `question`, ready to be answered."""
+        """Token ids of the prompt that asks `question`."""
         if self.prompt != CHAT:
             return list(self.tokenizer(self.prompt.format(question=question))["input_ids"])
         if self.tokenizer.chat_template is None:
             raise ModelError(
-                f"{self.name} is to be asked in its chat format, but its tokenizer has no chat "
+                f"{self.name} should be prompted in its chat format, but its tokenizer has no chat "
                 'template; set another prompt, such as "Question: {question}\\nAnswer:"'
             )
         text = self.tokenizer.apply_chat_template(
@@ -98,7 +98,11 @@ class LanguageModel:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check_steering(self, layer: int) -> None:
-        """Fail now if block `layer` cannot be steered."""
+        """Check that block `layer` can be steered.
+
+        Raises:
+            ModelError: there is no such layer, or steering it has no effect.
+        """
         check_layer(self.model, layer)
         check_steerable(self.model, layer)
 
@@ -114,8 +118,8 @@ def load_model(
     """Load a model folder or hub id.
 
     Raises:
-        ModelError: nothing there, broken weights, or a model whose blocks cannot be found.
-        InputError: an empty marker.
+        ModelError: there is no model, its weights are broken, or its blocks cannot be found.
+        InputError: a think tag is empty.
     """
     check_think_tags(think_tags)
     _check_folder(source)
@@ -136,7 +140,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id, without the model.
 
     Raises:
-        ModelError: nothing there.
+        ModelError: there is no tokenizer.
     """
     _check_folder(source)
     try:
@@ -154,24 +158,31 @@ def wrap_model(
     think_tags: ThinkTags = THINK_TAGS,
     name: str,
 ) -> LanguageModel:
-    """A model at hand as a language model: frozen, in evaluation mode, its blocks found.
+    """Make a language model of a loaded model, which is frozen and set to evaluation mode.
 
     Raises:
         ModelError: its blocks cannot be found.
-        InputError: an empty marker.
+        InputError: a think tag is empty.
     """
     model.eval().requires_grad_(False)
     find_blocks(model)
     _make_head_input_contiguous(model)
     revision = getattr(model.config, "_commit_hash", None)
-    mark = fingerprint(model, tokenizer)
-    return LanguageModel(name, mark, model, tokenizer, prompt, revision, think_tags)
+    return LanguageModel(
+        name=name,
+        fingerprint=fingerprint(model, tokenizer),
+        model=model,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        revision=revision,
+        think_tags=think_tags,
+    )
 
 
 def _make_head_input_contiguous(model: PreTrainedModel) -> None:
-    """Let the output embedding copy its input where that is a slice of a batch.
+    """Make the output embedding copy its input if that is a slice of a batch.
 
-    A matrix product of such a slice would copy the whole vocabulary for every sequence instead.
+    The matrix product would otherwise copy the whole embedding matrix for each sequence.
     """
     head = model.get_output_embeddings()
     if head is not None:
@@ -181,7 +192,7 @@ def _make_head_input_contiguous(model: PreTrainedModel) -> None:
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """A short hash of config, vocabulary, chat template and weights.
 
-    Of every weight its name, its shape and up to 4,096 evenly spread values are taken.
+    Each weight contributes its name, its shape and up to 4,096 evenly spaced values.
     """
     digest = hashlib.sha256()
     config = {
@@ -189,10 +200,10 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
         for name, value in model.config.to_diff_dict().items()
         if not name.startswith("_") and name not in _INCIDENTAL
     }
-    end = getattr(model.generation_config, "eos_token_id", None)
+    end_ids = getattr(model.generation_config, "eos_token_id", None)
     template = getattr(tokenizer, "chat_template", None)
-    described = [config, end, sorted(tokenizer.get_vocab().items()), template]
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+    description = [config, end_ids, sorted(tokenizer.get_vocab().items()), template]
+    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
     for key, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
@@ -219,6 +230,6 @@ def _check_weights(file: Path) -> None:
             _ = opened.keys()
     except SafetensorError as error:
         raise ModelError(
-            f"{file} is not a whole safetensors file ({error}); expected weights as "
-            "save_pretrained writes them. Copy or download the file again"
+            f"{file} is not a complete safetensors file ({error}); expected weights written by "
+            "save_pretrained. Copy or download the file again"
         ) from error

@@ -1,4 +1,4 @@
-"""Batches of token sequences: padding, attention masks and caches made of parts."""
+"""Batches of token sequences: padding, attention masks, and caches made of given states."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,32 +6,30 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-)
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
 class Padded:
-    """A batch of token sequences, padded on one side; possibly only their last tokens."""
+    """A batch of token sequences, padded on one side. It may hold their last tokens only."""
 
     ids: Int[Tensor, "batch position"]
     mask: Int[Tensor, "batch key"]
-    """1 on tokens, 0 on padding; wider than `ids` where earlier tokens are in a cache."""
+    """1 on tokens, 0 on padding; wider than `ids` if earlier tokens are in a cache."""
 
     @property
     def positions(self) -> Int[Tensor, "batch position"]:
         """Position of each token in its own sequence (0 on left padding)."""
-        every = (self.mask.cumsum(1) - 1).clamp(min=0)
-        return every[:, -self.ids.shape[1] :]
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        return positions[:, -self.ids.shape[1] :]
 
     def to(self, device: torch.device) -> "Padded":
         """The same batch on another device."""
         return Padded(self.ids.to(device), self.mask.to(device))
 
     def inputs(self) -> dict[str, Tensor]:
-        """What a model's forward takes."""
+        """Arguments of a model's forward."""
         return {
             "input_ids": self.ids,
             "attention_mask": self.mask,
@@ -40,7 +38,13 @@ class Padded:
 
 
 def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int = 1) -> Padded:
-    """Pad token sequences to the longest, or the next multiple; padding has id 0 and is masked."""
+    """Pad token sequences with masked zeros.
+
+    Args:
+        sequences: token ids.
+        left: pad on the left instead of the right.
+        multiple: the padded length is the longest sequence's, rounded up to a multiple of this.
+    """
     longest = max(len(sequence) for sequence in sequences)
     longest += -longest % multiple
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
@@ -55,13 +59,13 @@ def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int
 def additive_mask(
     allowed: Bool[Tensor, "batch query key"], dtype: torch.dtype
 ) -> Float[Tensor, "batch 1 query key"]:
-    """What attention adds to its scores: 0 where a query may look, the lowest number elsewhere."""
+    """What attention adds to its scores: 0 for allowed keys, the lowest number for others."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
 def cache_of(layers: Mapping[int, tuple[Tensor, Tensor]]) -> DynamicCache:
-    """A cache that holds these keys and values, (batch, head, position, d_head) each, by layer."""
+    """A cache of the given keys and values, (batch, head, position, d_head) each, by layer."""
     cache = DynamicCache()
     cache.layers = [DynamicLayer() for _ in range(max(layers) + 1)] if layers else []
     for number, (keys, values) in layers.items():

@@ -1,4 +1,4 @@
-"""How models are asked, and how they mark what they think: one place for every pair."""
+"""Prompts of models, and the tags around their thinking, in one place for all pairs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 from howwhen.errors import InputError
 
 CHAT = "chat"
-"""The prompt that uses the tokenizer's chat template; published thinking models bring their own."""
+"""The prompt that uses the tokenizer's chat template; published thinking models have one."""
 PLAIN = "Question: {question}\nAnswer:"
 """The minimal prompt for a base model."""
 STEP_BY_STEP = f"{PLAIN} Let's think step by step."
-"""The same, asking for reasoning (Kojima et al. 2022)."""
+"""The minimal prompt, asking for reasoning (Kojima et al. 2022)."""
 LETTERS = "ABCDEFGHIJ"
 ThinkTags = tuple[str, str]
-"""What opens and what closes the thinking part of an answer."""
+"""The texts that open and close the thinking part of an answer."""
 THINK_TAGS: ThinkTags = ("<think>", "</think>")
-"""The markers of most published thinking models."""
+"""The tags of most published thinking models."""
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
@@ -25,12 +25,12 @@ def with_options(question: str, options: Sequence[str]) -> str:
 
 
 def check_think_tags(value: ThinkTags) -> None:
-    """Refuse markers that would be found everywhere.
+    """Refuse think tags that would be found everywhere.
 
     Raises:
-        InputError: an empty or blank one.
+        InputError: a tag is empty or blank.
     """
-    if not all(marker.strip() for marker in value):
+    if not all(tag.strip() for tag in value):
         raise InputError(
             f"think tags {value!r} hold an empty text, which is found everywhere; expected "
             f"what opens and what closes the thinking, such as {' '.join(THINK_TAGS)}"

@@ -1,7 +1,7 @@
-"""Reading and adding to the residual stream of any decoder, through plain forward hooks.
+"""Reading and adding to the residual stream of any decoder, with plain forward hooks.
 
-Layer `l` is the 0-based decoder block whose output is meant, for reading and for steering alike.
-Every function here leaves the model as it found it. It knows nothing of tokens or categories.
+Layer `l` is the output of the 0-based decoder block `l`, both for reading and for steering. Every
+function restores the model. Nothing here depends on tokens or categories.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,37 +17,38 @@ from howwhen.errors import ModelError
 
 Residual = Float[Tensor, "batch position d_model"]
 Edit = Callable[[Tensor], Tensor]
-"""Makes what to add to a block's output from that output, both (batch, position, d_model)."""
+"""Maps a block's output to what is added to it, both (batch, position, d_model)."""
 
 _BLOCKS: WeakKeyDictionary[nn.Module, nn.ModuleList] = WeakKeyDictionary()
-"""Blocks already found; looking for them costs more than a small model's forward pass."""
+"""Blocks by model, since finding them takes longer than a small model's forward pass."""
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks of a causal language model, in order.
 
     Raises:
-        ModelError: no list, or several, with as many modules as the config has layers.
+        ModelError: no list, or more than one, has as many modules as the config has layers.
     """
     if model in _BLOCKS:
         return _BLOCKS[model]
     config = getattr(model, "config", None)
     count = getattr(config, "num_hidden_layers", None)
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    fitting = [module for module in lists.values() if len(module) == count]
-    if len(fitting) == 1:
-        _BLOCKS[model] = fitting[0]
-        return fitting[0]
-    found = ", ".join(f"{name} ({len(module)})" for name, module in lists.items()) or "none"
+    modules = model.named_modules()
+    lists = {name: module for name, module in modules if isinstance(module, nn.ModuleList)}
+    candidates = [blocks for blocks in lists.values() if len(blocks) == count]
+    if len(candidates) == 1:
+        _BLOCKS[model] = candidates[0]
+        return candidates[0]
+    names = ", ".join(f"{name} ({len(blocks)})" for name, blocks in lists.items()) or "none"
     raise ModelError(
-        f"cannot tell the decoder blocks of {type(model).__name__}: expected exactly one list of "
-        f"{count} modules (config.num_hidden_layers), found {found}; howwhen supports plain "
+        f"cannot find the decoder blocks of {type(model).__name__}: expected exactly one list of "
+        f"{count} modules (config.num_hidden_layers), found {names}; howwhen supports plain "
         "decoder-only models"
     )
 
 
 def check_layer(model: nn.Module, layer: int) -> int:
-    """`layer` itself, when the model has it.
+    """Return `layer` if the model has it.
 
     Raises:
         ModelError: `layer` is not between 0 and the number of blocks minus one.
@@ -65,26 +66,28 @@ def check_layer(model: nn.Module, layer: int) -> int:
 def capture_residuals(
     model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], Tensor] = Tensor.detach
 ) -> Iterator[dict[int, Tensor]]:
-    """While open, every forward pass leaves the residuals of `layers` in the yielded dict.
+    """Within the context, each forward pass stores the residuals of `layers` in the yielded dict.
 
-    Each is (batch, position, d_model), detached; a later forward pass replaces it.
+    A residual is (batch, position, d_model) and detached. The next forward pass replaces it.
 
     Args:
         model: a causal language model.
         layers: 0-based blocks.
-        take: what is kept of a residual, at once; the residual itself is then free to go.
+        take: called with each residual during the pass; its result is stored instead. Memory of
+            the residual itself can then be freed.
     """
     blocks = find_blocks(model)
     captured: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[..., None]:
+    def make_hook(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             captured[layer] = take(_hidden(output))
 
         return hook
 
     handles = [
-        blocks[check_layer(model, layer)].register_forward_hook(keep(layer)) for layer in layers
+        blocks[check_layer(model, layer)].register_forward_hook(make_hook(layer))
+        for layer in layers
     ]
     try:
         yield captured
@@ -95,7 +98,7 @@ def capture_residuals(
 
 @contextmanager
 def add_to_residual(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
-    """While open, every forward pass adds `edit(residual)` to the output of block `layer`."""
+    """Within the context, each forward pass adds `edit(residual)` to the output of `layer`."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = _hidden(output)
@@ -111,10 +114,10 @@ def add_to_residual(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
 
 @contextmanager
 def resume_from_layer(model: nn.Module, layer: int, residual: Residual) -> Iterator[None]:
-    """While open, a forward pass computes no block up to `layer`: `residual` is its output.
+    """Within the context, a forward pass starts after block `layer`, with `residual` as its output.
 
-    The pass still takes token ids of the same shape, whose embeddings are dropped, and must be
-    given position ids and a mask of its own, since lower layers of its cache may be empty.
+    The pass still needs token ids of the same shape, whose embeddings are discarded. It also needs
+    explicit position ids and an explicit mask, since lower layers of its cache may be empty.
     """
     blocks = list(find_blocks(model))[: check_layer(model, layer) + 1]
     is_tuple = _returns_tuples(model)
@@ -125,14 +128,14 @@ def resume_from_layer(model: nn.Module, layer: int, residual: Residual) -> Itera
     def resume(*_: Any, **__: Any) -> Any:
         return skip(residual)
 
-    before = [vars(block).get("forward") for block in blocks]
+    originals = [vars(block).get("forward") for block in blocks]
     for block in blocks[:-1]:
         vars(block)["forward"] = skip
     vars(blocks[-1])["forward"] = resume
     try:
         yield
     finally:
-        for block, forward in zip(blocks, before, strict=True):
+        for block, forward in zip(blocks, originals, strict=True):
             if forward is None:
                 del vars(block)["forward"]
             else:
@@ -143,18 +146,18 @@ _TUPLES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def _returns_tuples(model: nn.Module) -> bool:
-    """Whether the model's blocks return tuples; seen on a dummy pass, once per model."""
+    """Whether the model's blocks return tuples, tested with one dummy pass per model."""
     if model not in _TUPLES:
-        captured: list[bool] = []
+        is_tuple: list[bool] = []
         handle = find_blocks(model)[0].register_forward_hook(
-            lambda _module, _inputs, output: captured.append(isinstance(output, tuple))
+            lambda _module, _inputs, output: is_tuple.append(isinstance(output, tuple))
         )
         try:
             with torch.no_grad():
                 model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_device(model)))
         finally:
             handle.remove()
-        _TUPLES[model] = captured[0]
+        _TUPLES[model] = is_tuple[0]
     return _TUPLES[model]
 
 
@@ -162,8 +165,8 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-class _StopForward(Exception):  # noqa: N818 - control flow, no error
-    """Ends a forward pass at the deepest layer read."""
+class _StopForward(Exception):  # noqa: N818 - control flow, not an error
+    """Ends a forward pass after the deepest layer that is read."""
 
 
 @torch.no_grad()
@@ -174,16 +177,16 @@ def residuals(
     /,
     **inputs: Any,
 ) -> dict[int, Tensor]:
-    """Residuals of `layers` for one batch; the pass stops at the deepest of them.
+    """Residuals of `layers` for one batch. The forward pass stops after the deepest layer.
 
     Args:
         model: a causal language model.
         layers: 0-based blocks.
-        take: what is kept of each, inside the pass.
-        inputs: what the model's forward takes (`input_ids`, `attention_mask`, ...).
+        take: called with each residual during the pass; its result is returned instead.
+        inputs: arguments of the model's forward (`input_ids`, `attention_mask`, ...).
 
     Returns:
-        For each layer a (batch, position, d_model) tensor, or what `take` made of it.
+        For each layer a (batch, position, d_model) tensor, or the result of `take`.
     """
     deepest = find_blocks(model)[check_layer(model, max(layers))]
 
@@ -202,10 +205,10 @@ def residuals(
 
 
 def check_steerable(model: nn.Module, layer: int) -> None:
-    """Prove on a dummy prompt that steering changes the logits and that removal restores them.
+    """Check on a dummy prompt that steering changes the logits and that removing it restores them.
 
     Raises:
-        ModelError: steering has no effect, or leaves one behind.
+        ModelError: steering has no effect, or the logits differ after it is removed.
     """
     ids = torch.arange(1, 5, device=_device(model))[None]
     with torch.no_grad():
@@ -214,7 +217,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
             during = model(input_ids=ids).logits
         after = model(input_ids=ids).logits
     if not torch.equal(before, after):
-        raise ModelError(f"{type(model).__name__} does not repeat its logits on one prompt")
+        raise ModelError(f"{type(model).__name__} does not reproduce its logits on one prompt")
     if torch.equal(before, during):
         raise ModelError(
             f"adding to the output of block {layer} of {type(model).__name__} changes no logits"
@@ -222,7 +225,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
 
 
 def _ramp(hidden: Tensor) -> Tensor:
-    """Not constant along d_model: a LayerNorm would cancel that."""
+    """A direction that varies along d_model, since LayerNorm cancels a constant one."""
     return torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device).expand_as(hidden)
 
 
