@@ -107,7 +107,7 @@ def test_a_truncated_model_file(save_folder: SaveFolder, tmp_path: Path, keep: i
     weights = thinking / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     refuse(
-        "model.safetensors is not a whole safetensors file",
+        "model.safetensors is not a complete safetensors file",
         "run", "--base", base, "--thinking", thinking, "--out", tmp_path / "out",
         "--problems", write_problems(tmp_path),
     )  # fmt: skip
