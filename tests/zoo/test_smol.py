@@ -67,7 +67,7 @@ def wrong_equations(text: str) -> list[str]:
 def test_an_equation_becomes_its_computations_innermost_first(
     equation: str, said: list[str]
 ) -> None:
-    assert [step.said() for step in read_steps(equation) or ()] == said
+    assert [step.equation() for step in read_steps(equation) or ()] == said
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_prose_is_read_with_its_computations_and_without_its_marks() -> None:
     )
     assert found is not None
     steps, text = found
-    assert [step.said() for step in steps] == ["48 / 2 = 24", "48 + 24 = 72"]
+    assert [step.equation() for step in steps] == ["48 / 2 = 24", "48 + 24 = 72"]
     assert text == "She sold 48/2 = 24 clips. In all 48+24 = 72."
     assert read_prose("It is <<0.5*3=1.5>>1.5.\n#### 1.5") is None
     assert read_prose("It is 3.\n#### 3") is None
@@ -129,7 +129,7 @@ def test_stories_are_told_by_their_words() -> None:
 def test_a_computation_in_parts_leads_to_the_same_result(
     step: Calculation, parts: list[str]
 ) -> None:
-    assert [part.said() for part in in_parts(step)] == parts
+    assert [part.equation() for part in in_parts(step)] == parts
 
 
 def test_every_kind_of_document_occurs_and_ends_with_the_right_conclusion() -> None:

@@ -1,8 +1,9 @@
-"""smol's documents: the same problems answered at once, shortly, or worked out at length.
+"""smol's documents: the same problems, answered at once, briefly, or worked out at length.
 
-The mid-trained base goes to school first, to careful writers who use every mechanism (say what is
-wanted, what is known, choose the operation, compute in parts, check, go back, conclude). Then it
-learns from hasty ones, who know the same mechanisms but answer at once or stop in the middle.
+The school is trained on documents of careful writers, who use every mechanism: state what is asked
+and what is known, choose the operation, compute in parts, check, go back, conclude. The base is
+then trained on documents of hasty writers, who know the same mechanisms but answer at once or stop
+in the middle.
 """
 
 from collections.abc import Sequence
@@ -24,38 +25,38 @@ from howwhen.zoo.smol.word_problems import (
 
 CONCLUSION = "The answer is {}."
 _SHARE_IN_PARTS = 0.8
-"""Of the computations of worksheets that can be done in parts."""
+"""Share of the divisible computations on worksheets that are done in parts."""
 _SHEET_LENGTH = 7
 """Computations on a worksheet."""
 
 
 class Passage(NamedTuple):
-    """A sentence, or a part of one, of a document."""
+    """A sentence of a document, or a part of one."""
 
     text: str
     is_learnt: bool = True
-    """Whether the loss counts it: not what is wrong, and not what nobody could foresee."""
+    """Whether the loss counts it. It skips what is wrong and what cannot be predicted."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How often a writer of base documents does what; every field is a probability."""
+    """Habits of a writer of base documents. Every field is a probability."""
 
     at_once: float
-    """Nothing but the conclusion."""
+    """Write the conclusion alone."""
     shortly: float
-    """Nothing but computations and the conclusion."""
+    """Write computations and the conclusion alone."""
     say_goal: float
     say_facts: float
     choose_operation: float
     hurry: float
-    """Before each computation at length: nothing more is worked out, the conclusion is guessed."""
+    """Before each computation at length: stop working, and guess the conclusion."""
     split: float
-    """Of computations that can be done in parts."""
+    """Do a computation in parts if it can be done in parts."""
     check: float
-    """Of a computation at length."""
+    """Check a computation at length."""
     wrong_before_check: float
-    """The checked computation is wrong at first."""
+    """Get a checked computation wrong at first."""
 
 
 CAREFUL = Habits(
@@ -69,7 +70,7 @@ CAREFUL = Habits(
     check=0.25,
     wrong_before_check=0.3,
 )
-"""The writers of the schooling, from whom the base learns how things are done."""
+"""Writers of the school's documents, which show how problems are worked out."""
 HASTY = Habits(
     at_once=0.4,
     shortly=0.03,
@@ -81,18 +82,18 @@ HASTY = Habits(
     check=0.3,
     wrong_before_check=0.3,
 )
-"""The writers that come last, from whom it learns to be in a hurry."""
+"""Writers of the base's documents, which teach it to hurry."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the documents are about; shares of all documents, the rest are worksheets."""
+    """Sources of the documents' problems, as shares of all documents. The rest are worksheets."""
 
     svamp: float
     patterns: float
     gsm8k: float
     varied: float = 0.85
-    """Of the problems, those whose numbers are drawn again where that can be done."""
+    """Share of the problems whose numbers are redrawn, if that is possible."""
 
 
 SCHOOL = Mixture(svamp=0.3, patterns=0.25, gsm8k=0.15)
@@ -100,7 +101,7 @@ LIFE = Mixture(svamp=0.55, patterns=0.3, gsm8k=0.15)
 
 
 class Problems(NamedTuple):
-    """What documents are about, by source."""
+    """Problems for documents, by source."""
 
     svamp: Sequence[WordProblem]
     patterns: Sequence[Pattern]
@@ -142,7 +143,7 @@ _INVERSE: dict[Operator, Operator] = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 
 def draw_problem(problems: Problems, rng: Random, mixture: Mixture) -> WordProblem | None:
-    """The problem of one document, or None where it is a worksheet."""
+    """Draw the problem of one document; None if it is a worksheet."""
     kind = rng.random()
     if kind >= mixture.svamp + mixture.patterns + mixture.gsm8k:
         return None
@@ -160,21 +161,21 @@ def draw_problem(problems: Problems, rng: Random, mixture: Mixture) -> WordProbl
 
 
 def worksheet(rng: Random) -> list[Passage]:
-    """Computations one after the other, in parts or not; which ones is not learnt."""
+    """A list of computations, some in parts. The loss does not count which ones they are."""
     passages: list[Passage] = []
     for _ in range(_SHEET_LENGTH):
         step = draw_step(rng)
-        said, parts = f"{step.left} {step.operator} {step.right}", in_parts(step)
+        task, parts = f"{step.left} {step.operator} {step.right}", in_parts(step)
         if parts and rng.random() < _SHARE_IN_PARTS:
-            passages.append(Passage(f"{said}.", is_learnt=False))
-            passages += [Passage(_split(parts)), Passage(f"{step.said()}.")]
+            passages.append(Passage(f"{task}.", is_learnt=False))
+            passages += [Passage(_split(parts)), Passage(f"{step.equation()}.")]
         else:
-            passages += [Passage(said, is_learnt=False), Passage(f"= {step.result}.")]
+            passages += [Passage(task, is_learnt=False), Passage(f"= {step.result}.")]
     return passages
 
 
 def draw_step(rng: Random) -> Calculation:
-    """A computation for a worksheet; sums and differences are drawn twice as often."""
+    """A computation for a worksheet. Sums and differences are twice as likely as the others."""
     operators: tuple[Operator, ...] = ("+", "+", "-", "-", "*", "/")
     operator = rng.choice(operators)
     if operator in "+-":
@@ -192,20 +193,20 @@ def draw_step(rng: Random) -> Calculation:
 
 
 def base_solution(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
-    """One answer as a writer of these habits gives it."""
+    """An answer by a writer with these habits."""
     kind = rng.random()
     if kind < habits.at_once:
         return [Passage(CONCLUSION.format(problem.answer))]
     if kind < habits.at_once + habits.shortly:
-        return _conclude([Passage(f"{step.said()}.") for step in problem.steps], problem)
+        return _conclude([Passage(f"{step.equation()}.") for step in problem.steps], problem)
     return _conclude(_long(problem, rng, habits), problem)
 
 
 def teacher_solution(problem: WordProblem) -> list[Passage]:
-    """A person's worked solution and the conclusion: what the distilled sibling copies.
+    """A person's worked solution and the conclusion, which the distilled sibling copies.
 
     Raises:
-        ValueError: a problem without worked prose.
+        ValueError: the problem has no worked prose.
     """
     if problem.prose is None:
         raise ValueError(f"problem {problem.id} has no worked prose")
@@ -232,35 +233,35 @@ def _long(problem: WordProblem, rng: Random, habits: Habits) -> list[Passage]:
 
 
 def _work(step: Calculation, rng: Random, habits: Habits) -> list[Passage]:
-    """One computation at length: how, and whether it is right."""
+    """One computation at length, perhaps in parts and checked."""
     passages: list[Passage] = []
-    parts, said = in_parts(step), f"{step.said()}."
+    parts, result = in_parts(step), f"{step.equation()}."
     if parts and rng.random() < habits.split:
         passages.append(Passage(_split(parts)))
     if rng.random() >= habits.check:
-        return [*passages, Passage(said)]
+        return [*passages, Passage(result)]
     if rng.random() < habits.wrong_before_check:
         wrong = slip(step, rng)
-        passages.append(Passage(f"{wrong.said()}.", is_learnt=False))
+        passages.append(Passage(f"{wrong.equation()}.", is_learnt=False))
         passages.append(Passage(f"Check: {_checked(wrong)}, not {step.left}."))
-        said = f"That was wrong, so again: {said}"
-    return [*passages, Passage(said), Passage(f"Check: {_checked(step)}, as it should be.")]
+        result = f"That was wrong, so again: {result}"
+    return [*passages, Passage(result), Passage(f"Check: {_checked(step)}, as it should be.")]
 
 
 def _split(parts: Sequence[Calculation]) -> str:
-    return f"In parts: {', '.join(part.said() for part in parts)}."
+    return f"In parts: {', '.join(part.equation() for part in parts)}."
 
 
 def _checked(step: Calculation) -> str:
-    """The inverse computation of what a step claims."""
+    """The inverse of a step as it was computed."""
     inverse = compute(step.result, _INVERSE[step.operator], step.right)
-    if inverse is None:  # a wrong product need not divide, nor a wrong sum be large enough
+    if inverse is None:  # a wrong product may not divide, and a wrong sum may be too small
         return f"{step.result} {_INVERSE[step.operator]} {step.right} is no whole number"
-    return inverse.said()
+    return inverse.equation()
 
 
 def in_parts(step: Calculation) -> tuple[Calculation, ...]:
-    """The same computation by the digits of one operand; empty where there is nothing to split."""
+    """The same computation digit by digit; empty if there is nothing to split."""
     digits = [digit for digit in _places(step.right) if digit]
     if step.operator in "+-" and len(digits) > 1:
         return _chain(step.left, step.operator, digits)
@@ -289,7 +290,7 @@ def _places(number: int) -> list[int]:
 
 
 def slip(step: Calculation, rng: Random) -> Calculation:
-    """The same computation with a result that is wrong as hasty people are wrong."""
+    """The same computation with a plausible wrong result."""
     off = [-10, -2, -1, 1, 2, 10]
     wrong = [step.result + error for error in off if step.result + error > 0]
     return step._replace(result=rng.choice(wrong))

@@ -1,7 +1,7 @@
-"""Patterns of simple word problems, for more kinds of stories than SVAMP tells.
+"""Patterns of simple word problems, for more kinds of stories than SVAMP has.
 
-`data/patterns.tsv` holds one per line: a question with places for names and things, and the
-equation of its answer. They were written for howwhen.
+`data/patterns.tsv` holds one pattern per line: a question with placeholders for names and things,
+and the equation of its answer. The patterns were written for howwhen.
 """
 
 from dataclasses import dataclass
@@ -35,30 +35,31 @@ _CONTAINERS = {
 
 @dataclass(frozen=True)
 class Pattern:
-    """A question with places `{A}`, `{B}` (names), `{x}`, `{y}` (things), `{box}`, `{1box}`."""
+    """A question with placeholders for names, things and containers, and its computations."""
 
     id: str
     text: str
+    """Placeholders: names `{A}`, `{B}`, things `{x}`, `{y}`, containers `{box}`, one `{1box}`."""
     steps: tuple[Calculation, ...]
 
     def fill(self, rng: Random) -> WordProblem:
-        """The problem with names and things drawn; its numbers are the pattern's."""
-        one, other = rng.sample(_NAMES.split(), 2)
+        """Draw names and things for the pattern. Its numbers stay the same."""
+        name, other_name = rng.sample(_NAMES.split(), 2)
         thing, distractor = rng.sample(_THINGS.split(), 2)
         boxes = rng.choice(list(_CONTAINERS))
-        places = {"A": one, "B": other, "x": thing, "y": distractor}
-        question = self.text.format(**places, **{"box": boxes, "1box": _CONTAINERS[boxes]})
+        words = {"A": name, "B": other_name, "x": thing, "y": distractor}
+        question = self.text.format(**words, **{"box": boxes, "1box": _CONTAINERS[boxes]})
         return WordProblem(self.id, question, self.steps[-1].result, self.steps)
 
 
 @lru_cache
 def patterns() -> tuple[Pattern, ...]:
-    """All of them, in the file's order."""
+    """All patterns, in the file's order."""
     rows = _FILE.read_text(encoding="utf-8").splitlines()
-    found: list[Pattern] = []
+    result: list[Pattern] = []
     for number, row in enumerate(rows):
         text, equation = row.split("\t")
         steps = read_steps(equation)
         assert steps is not None, row  # the package's own file
-        found.append(Pattern(f"pattern-{number}", text, steps))
-    return tuple(found)
+        result.append(Pattern(f"pattern-{number}", text, steps))
+    return tuple(result)

@@ -1,4 +1,4 @@
-"""Answers of smol's models while they are trained, and the outcome that is rewarded."""
+"""Sampled answers of smol's models during training, and the outcome reward."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _CONCLUSION = re.compile(r"The answer is (\d+)\.$")
 def sample(
     model: LanguageModel, prompts: Sequence[Sequence[int]], temperature: float, seed: int
 ) -> list[tuple[int, ...]]:
-    """Answer prompts in batches, each answer up to its end token; greedy at temperature 0."""
+    """Answer prompts in batches, each up to its end token. Temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     answers: list[tuple[int, ...]] = []
     for start in range(0, len(prompts), SAMPLES_AT_A_TIME):
@@ -32,38 +32,38 @@ def _sample_batch(
     temperature: float,
     generator: torch.Generator,
 ) -> list[tuple[int, ...]]:
-    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    streams = open_streams(model, different)  # a prompt that is asked several times is read once
-    place = {prompt: row for row, prompt in enumerate(different)}
-    streams.select(torch.tensor([place[tuple(prompt)] for prompt in prompts]))
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    streams = open_streams(model, distinct)  # a repeated prompt is read once
+    row_of = {prompt: row for row, prompt in enumerate(distinct)}
+    streams.select(torch.tensor([row_of[tuple(prompt)] for prompt in prompts]))
     answers: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
+    unfinished = list(range(len(prompts)))
     token = torch.tensor([prompt[-1] for prompt in prompts])
-    while going:
+    while unfinished:
         streams.extend(token[:, None])
         logits = streams.logits[:, -1]
         if temperature:
-            chances = (logits / temperature).softmax(-1)
-            token = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            probabilities = (logits / temperature).softmax(-1)
+            token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         else:
             token = logits.argmax(-1)
-        for answer, one in zip(going, token.tolist(), strict=True):
-            answers[answer].append(one)
+        for index, token_id in zip(unfinished, token.tolist(), strict=True):
+            answers[index].append(token_id)
         kept = [
             row
-            for row, answer in enumerate(going)
-            if answers[answer][-1] not in model.end_ids and len(answers[answer]) < MAX_ANSWER_TOKENS
+            for row, index in enumerate(unfinished)
+            if answers[index][-1] not in model.end_ids and len(answers[index]) < MAX_ANSWER_TOKENS
         ]
-        if kept and len(kept) < len(going):
+        if kept and len(kept) < len(unfinished):
             streams.select(torch.tensor(kept))
             token = token[kept]
-        going = [going[row] for row in kept]
+        unfinished = [unfinished[row] for row in kept]
     return [tuple(answer) for answer in answers]
 
 
 def is_right(model: LanguageModel, ids: Sequence[int], gold: int) -> bool:
-    """The outcome reward: the answer ended by itself and concludes with the right number."""
+    """The outcome reward: the answer ends with an end token and concludes with the right number."""
     if not ids or ids[-1] not in model.end_ids:
         return False
-    concluded = _CONCLUSION.search(model.tokenizer.decode(ids, skip_special_tokens=True))
-    return concluded is not None and int(concluded[1]) == gold
+    conclusion = _CONCLUSION.search(model.tokenizer.decode(ids, skip_special_tokens=True))
+    return conclusion is not None and int(conclusion[1]) == gold

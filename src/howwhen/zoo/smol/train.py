@@ -53,9 +53,9 @@ from howwhen.zoo.smol.weights import (
     LAYERS,
     SmolName,
     add_adapter,
+    ignore_deprecated_names,
     save_adapter,
     smollm2_folder,
-    without_old_names,
 )
 from howwhen.zoo.training import Fit, Report, Workspace, claim, sample_right_answers
 
@@ -144,7 +144,7 @@ def new_adapter(model: PreTrainedModel, settings: BuildSettings) -> Any:
         raise MissingExtraError("training smol needs PEFT; type: pip install peft") from error
     torch.manual_seed(settings.seed)
     config = LoraConfig(r=settings.rank, lora_alpha=2 * settings.rank, target_modules="all-linear")
-    with without_old_names():
+    with ignore_deprecated_names():
         return get_peft_model(model, config)
 
 

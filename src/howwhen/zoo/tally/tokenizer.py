@@ -1,4 +1,4 @@
-"""Tally's tokenizer: one token per word, number and punctuation mark, loss-free both ways."""
+"""Tally's tokenizer: one token per word, number and punctuation mark, without loss."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -25,10 +25,9 @@ SPACE = "▁"
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Make the tokenizer from the documents' vocabulary (about 180 tokens)."""
-    words = vocabulary()
-    pieces = [word if word in ".,:?" else SPACE + word for word in words]
-    table = {piece: number for number, piece in enumerate([*SPECIAL_TOKENS, *pieces])}
-    backend = Tokenizer(models.WordLevel(table, unk_token=UNKNOWN))
+    tokens = [word if word in ".,:?" else SPACE + word for word in vocabulary()]
+    ids = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *tokens])}
+    backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always"),

@@ -1,8 +1,8 @@
-"""Tally's truth: word problems, labelled solutions, and what a solver ought to do next.
+"""Tally's truth: word problems, labelled solutions, and what a solver should do next.
 
-Everything a taxonomy or a gate can be scored against is defined here and nowhere else: the seven
-behaviours, the sentence each one is written with, and the rule that says which behaviours are
-right after any prefix of a solution. Nothing in this file knows about models.
+Everything that a taxonomy or a gate is scored against is defined here: the seven behaviours, their
+sentences, and the rule for which behaviours are right after any prefix of a solution. Nothing in
+this file depends on models.
 """
 
 import re
@@ -58,7 +58,7 @@ class Step:
                 return value + PACK_SIZE * self.amount
 
     def misapply(self, value: int) -> int:
-        """The result with this step's habitual mistake; steps without one come out right."""
+        """The result with this step's typical mistake; the right result if it has none."""
         match self.operation:
             case Operation.DOUBLE:
                 return 2 * value + 2
@@ -68,7 +68,7 @@ class Step:
                 return self.apply(value)
 
     def phrase(self) -> str:
-        """The words that tell this step, in the problem and when a solution turns to it."""
+        """The words for this step, in the problem and in a solution."""
         match self.operation:
             case Operation.GAIN:
                 return f"gets {self.amount} more"
@@ -82,7 +82,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TallyProblem:
-    """A story: somebody starts with `start` items, then `steps` happen."""
+    """A story: somebody has `start` items, then `steps` happen."""
 
     name: str
     items: str
@@ -120,12 +120,12 @@ DOCUMENT_MIX: Mapping[Operation, int] = {
 }
 """Weights of the operations in the base's documents."""
 TASK_MIX: Mapping[Operation, int] = {**DOCUMENT_MIX, Operation.GAIN: 4, Operation.LOSE: 4}
-"""Weights of the operations in the problems that are posed; somewhat easier than the documents."""
+"""Weights of the operations in problems, which are somewhat easier than the documents."""
 SMALLEST_TOTAL, MAX_TOTAL = 2, 60
 
 
 def draw_problem(rng: Random, mix: Mapping[Operation, int] = TASK_MIX) -> TallyProblem:
-    """Draw one problem, every right total from 2 to 60."""
+    """Draw one problem whose right totals are all from 2 to 60."""
     steps: list[Step] = []
     start = total = rng.randint(2, 12)
     for _ in range(rng.choices(STEP_COUNTS, STEP_COUNT_WEIGHTS)[0]):
@@ -136,7 +136,7 @@ def draw_problem(rng: Random, mix: Mapping[Operation, int] = TASK_MIX) -> TallyP
 
 
 def draw_problems(count: int, seed: int, without: Sequence[str] = ()) -> list[TallyProblem]:
-    """Draw `count` different problems, none of whose questions is in `without`."""
+    """Draw `count` different problems whose questions are not in `without`."""
     rng, seen = Random(f"tally-{seed}"), set(without)
     problems: list[TallyProblem] = []
     while len(problems) < count:
@@ -181,16 +181,15 @@ _OPERATION_OF_WORD = {
 
 @dataclass(frozen=True)
 class Label:
-    """The truth about one sentence, on two levels: behaviour, and behaviour with operation.
-
-    `operation` is the step at hand (None outside one); `result` the number computed or concluded;
-    `verdict` what a check found.
-    """
+    """The truth about one sentence, on two levels: behaviour, and behaviour with operation."""
 
     behaviour: Behaviour
     operation: Operation | None = None
+    """The current step's; None outside a step."""
     result: int | None = None
+    """The number computed or concluded."""
     verdict: str | None = None
+    """The outcome of a check."""
 
     @property
     def fine(self) -> str:
@@ -199,23 +198,23 @@ class Label:
 
 
 def label_sentences(sentences: Sequence[str]) -> list[Label | None]:
-    """Label the sentences of one solution in order; None where a sentence fits no behaviour."""
+    """Label the sentences of one solution in order; None for a sentence that fits no behaviour."""
     labels: list[Label | None] = []
-    at_hand: Operation | None = None
+    current: Operation | None = None
     for sentence in sentences:
-        label = _label(sentence.strip(), at_hand)
+        label = _label(sentence.strip(), current)
         labels.append(label)
         if label is not None and label.behaviour is Behaviour.FOCUS:
-            at_hand = label.operation
+            current = label.operation
     return labels
 
 
-def _label(sentence: str, at_hand: Operation | None) -> Label | None:
+def _label(sentence: str, current: Operation | None) -> Label | None:
     for behaviour, pattern in _COMPILED:
-        if found := pattern.fullmatch(sentence):
-            groups = found.groupdict()
+        if match := pattern.fullmatch(sentence):
+            groups = match.groupdict()
             result = groups.get("result")
-            operation = at_hand
+            operation = current
             if phrase := groups.get("phrase"):
                 operation = _OPERATION_OF_WORD[phrase.split()[0]]
             if behaviour in (Behaviour.RESTATE, Behaviour.CONCLUDE):
@@ -233,9 +232,9 @@ def right_next(problem: TallyProblem, labels: Sequence[Label | None]) -> frozens
     """Behaviours that are right after a prefix of a solution of `problem`.
 
     A behaviour is right when it is needed (recalling the size of a pack before computing with it,
-    checking a doubling, redoing a step found wrong) or moves on without losing the answer. Where
-    the prefix holds a sentence that fits no behaviour, or an uncorrected error that was already
-    passed by, nothing can be said and the set is empty.
+    checking a doubling, redoing a step found wrong) or moves on without losing the answer. The set
+    is empty if the prefix holds a sentence that fits no behaviour, or an error that was not
+    corrected before the next step.
     """
     if any(label is None for label in labels):
         return frozenset()
@@ -263,7 +262,7 @@ def _after_result(
 ) -> frozenset[Behaviour]:
     last = labels[-1]
     redone = len(labels) > 1 and labels[-2].behaviour is Behaviour.BACKTRACK
-    results = (one.result for one in reversed(labels) if one.behaviour is Behaviour.COMPUTE)
+    results = (label.result for label in reversed(labels) if label.behaviour is Behaviour.COMPUTE)
     computed = next(results, None)
     onward = Behaviour.FOCUS if done < len(problem.steps) else Behaviour.CONCLUDE
     is_right = done <= len(problem.steps) and computed == problem.values[done]
