@@ -1,9 +1,11 @@
-"""Progress: a bar on a terminal, plain lines with an estimate of the time left elsewhere."""
+"""Progress: a bar on a terminal or in a notebook, elsewhere plain lines with the time left."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +18,8 @@ from rich.progress import (
 )
 
 LINE_EVERY_SECONDS = 10.0
+REDRAW_EVERY_SECONDS = 0.2
+"""Shortest time between two states of a bar in a notebook."""
 Advance = Callable[[int], None]
 """Told how many items are done in all."""
 
@@ -70,3 +74,73 @@ class _Lines:
         made, left = done - self.first, self.total - done
         eta = f", about {(now - self.started) / made * left:.0f} s left" if made and left else ""
         self.reporter.say(f"  {self.label}: {done}/{self.total}{eta}")
+
+
+@dataclass
+class NotebookReporter(Reporter):
+    """One output of a notebook's cell, which is updated in place: lines, and a bar below them.
+
+    It needs no widgets, so every notebook shows it, on paper and on the web too.
+    """
+
+    show: Callable[[str], None] = field(default_factory=lambda: _Output().show)
+    """Called with the HTML of the whole output."""
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Add one line."""
+        self.lines.append(text)
+        self._draw()
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Show a bar while one piece of work is under way, and a line after it."""
+        drawn = time.monotonic()
+        reached = 0
+
+        def advance(done: int) -> None:
+            nonlocal drawn, reached
+            reached = done
+            if time.monotonic() - drawn >= REDRAW_EVERY_SECONDS:
+                drawn = time.monotonic()
+                self._draw(_bar_html(label, done, total))
+
+        self._draw(_bar_html(label, 0, total))
+        try:
+            yield advance
+        finally:
+            self.say(f"  {label}: {reached}/{total}")
+
+    def _draw(self, bar: str = "") -> None:
+        lines = escape("\n".join(self.lines))
+        # The order is reversed so that the box stays scrolled to its end while lines are added.
+        self.show(
+            '<div style="display: flex; flex-direction: column-reverse; max-height: 16em; '
+            f'overflow: auto"><div>{bar}</div><pre style="margin: 0">{lines}</pre></div>'
+        )
+
+
+def _bar_html(label: str, done: int, total: int) -> str:
+    bar = f'<progress max="{total}" value="{done}"></progress>'
+    return f"{escape(label)} {bar} {done}/{total}"
+
+
+class _Output:
+    """The output of the notebook's cell that is running now."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+
+    def show(self, html: str) -> None:
+        from IPython.display import HTML, display
+
+        if self.handle is None:
+            self.handle = display(HTML(html), display_id=True)
+        else:
+            self.handle.update(HTML(html))
+
+
+def make_reporter() -> Reporter:
+    """A reporter that suits where the process runs: a notebook, a terminal or a file."""
+    reporter = Reporter()
+    return NotebookReporter() if reporter.console.is_jupyter else reporter

@@ -106,18 +106,18 @@ class LoadedRungs:
 
 
 def open_rung(
-    pair_name: str,
+    pair: str | Pair,
     out: Path | None = None,
     rung: LadderRungName = "hybrid",
     preset: Preset = "small",
     reporter: Reporter | None = None,
 ) -> LoadedRung:
     """One rung of a run folder; see `open_rungs`."""
-    return open_rungs(pair_name, out, preset, reporter).rung(rung)
+    return open_rungs(pair, out, preset, reporter).rung(rung)
 
 
 def open_rungs(
-    pair_name: str,
+    pair: str | Pair,
     out: Path | None = None,
     preset: Preset = "small",
     reporter: Reporter | None = None,
@@ -129,7 +129,7 @@ def open_rungs(
     question, unless asked for otherwise.
 
     Args:
-        pair_name: a pair of `howwhen zoo list`.
+        pair: a name of `howwhen zoo list`, or a pair.
         out: run folder; defaults to `runs/PAIR`.
         preset: sizes of the first three steps, if they are run.
         reporter: shows their progress.
@@ -138,7 +138,7 @@ def open_rungs(
         PairError: no such pair.
         StoreError: a damaged run, one in use, or one of another pair.
     """
-    pair = find_pair(pair_name)
+    pair = find_pair(pair) if isinstance(pair, str) else pair
     with open_run(out or Path("runs") / pair.name) as folder:
         folder.check_owner(owner_of(pair))
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
