@@ -1,21 +1,21 @@
-"""Every error howwhen raises on purpose.
+"""All errors that howwhen raises on purpose.
 
     HowwhenError
-    ├── InputError            something given to howwhen cannot be used; the message says what to do
+    ├── InputError            an input that cannot be used; the message says what to do
     │   ├── SettingsError     an unknown key or an impossible value in flags or YAML
     │   ├── ProblemError      a problem file that is missing, empty or malformed
     │   ├── ModelError        a model that cannot be found, read, or steered
     │   ├── PairError         two models that cannot work as a pair
     │   ├── SteeringError     vectors that do not fit: category, width, layer, values
     │   └── LengthError       a prompt that leaves no room for its answer in a model's context
-    ├── StoreError            a run folder that is damaged or lacks a step
+    ├── StoreError            a file or run folder that is damaged, busy, or lacks a step
     │   └── RedoError         finished work was made with other settings, and would be replaced
     ├── MissingExtraError     an optional dependency that is not installed
-    ├── OutOfTimeError        a training's time budget is used up; it goes on where it stopped
-    ├── JudgeError            a judge that gave no reply (in `judging`)
-    └── BusyError             a server that has too much to do
+    ├── OutOfTimeError        a training's time budget is used up; the same call resumes it
+    ├── JudgeError            a judge that gave no reply (in `judge.endpoint`)
+    └── BusyError             a server whose queue is full, or that is closing
 
-A new error joins the tree when a caller could act on it differently. Messages say what was found,
+Add an error to the tree only if a caller could act on it differently. Messages say what was found,
 what was expected and what to type next.
 """
 
@@ -25,7 +25,7 @@ class HowwhenError(Exception):
 
 
 class InputError(HowwhenError, ValueError):
-    """Something given to howwhen cannot be used."""
+    """An input that cannot be used."""
 
 
 class SettingsError(InputError):
@@ -53,7 +53,7 @@ class LengthError(InputError):
 
 
 class StoreError(HowwhenError):
-    """A run folder that is damaged or lacks a step."""
+    """A file or run folder that is damaged, busy, or lacks a step."""
 
 
 class RedoError(StoreError):
@@ -65,8 +65,8 @@ class MissingExtraError(HowwhenError, ImportError):
 
 
 class OutOfTimeError(HowwhenError):
-    """A training's time budget is used up; it goes on where it stopped."""
+    """A training's time budget is used up; the same call resumes it."""
 
 
 class BusyError(HowwhenError):
-    """A server that has as many requests waiting as may wait, or is closing."""
+    """A server whose queue is full, or that is closing."""
