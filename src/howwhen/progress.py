@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal or in a notebook, elsewhere plain lines with the time left."""
+"""Progress: a bar on a terminal or in a notebook, otherwise plain lines with the time left."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -19,14 +19,14 @@ from rich.progress import (
 
 LINE_EVERY_SECONDS = 10.0
 REDRAW_EVERY_SECONDS = 0.2
-"""Shortest time between two states of a bar in a notebook."""
+"""Minimum time between two updates of a bar in a notebook."""
 Advance = Callable[[int], None]
-"""Told how many items are done in all."""
+"""Called with the total number of items done."""
 
 
 @dataclass
 class Reporter:
-    """Says what happens, on standard error, so that output can be piped."""
+    """Reports progress on standard error, so that standard output can be piped."""
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
@@ -36,7 +36,15 @@ class Reporter:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
-        """Show the progress of one piece of work."""
+        """Show the progress of one task while the context is open.
+
+        Args:
+            label: what is counted.
+            total: number of items.
+
+        Yields:
+            A function to call with the total number of items done.
+        """
         if self.console.is_terminal:
             with self._bar() as bar:
                 task = bar.add_task(label, total=total)
@@ -56,7 +64,7 @@ class Reporter:
 
 
 class _Lines:
-    """Plain progress lines, at most one in ten seconds, and one at the end."""
+    """Plain progress lines: one every ten seconds, and one at the end."""
 
     def __init__(self, reporter: Reporter, label: str, total: int) -> None:
         self.reporter, self.label, self.total = reporter, label, total
@@ -71,16 +79,18 @@ class _Lines:
         if not is_due and done != self.total:
             return
         self.printed = now
-        made, left = done - self.first, self.total - done
-        eta = f", about {(now - self.started) / made * left:.0f} s left" if made and left else ""
+        advanced, remaining = done - self.first, self.total - done
+        eta = ""
+        if advanced and remaining:
+            eta = f", about {(now - self.started) / advanced * remaining:.0f} s left"
         self.reporter.say(f"  {self.label}: {done}/{self.total}{eta}")
 
 
 @dataclass
 class NotebookReporter(Reporter):
-    """One output of a notebook's cell, which is updated in place: lines, and a bar below them.
+    """Reports progress in one output of a notebook cell, with a bar below the lines.
 
-    It needs no widgets, so every notebook shows it, on paper and on the web too.
+    The output is updated in place. It needs no widgets, so it also shows in exported notebooks.
     """
 
     show: Callable[[str], None] = field(default_factory=lambda: _Output().show)
@@ -94,7 +104,7 @@ class NotebookReporter(Reporter):
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
-        """Show a bar while one piece of work is under way, and a line after it."""
+        """Show a bar during one task, and a line after it."""
         drawn = time.monotonic()
         reached = 0
 
@@ -126,7 +136,7 @@ def _bar_html(label: str, done: int, total: int) -> str:
 
 
 class _Output:
-    """The output of the notebook's cell that is running now."""
+    """The output of the notebook cell that is running."""
 
     def __init__(self) -> None:
         self.handle: Any = None
@@ -141,6 +151,6 @@ class _Output:
 
 
 def make_reporter() -> Reporter:
-    """A reporter that suits where the process runs: a notebook, a terminal or a file."""
+    """Make the reporter for where the process runs: a notebook, a terminal, or neither."""
     reporter = Reporter()
     return NotebookReporter() if reporter.console.is_jupyter else reporter
