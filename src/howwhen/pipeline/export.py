@@ -21,12 +21,12 @@ FOLDER = "tables"
 """Folder of the files, in the run's folder, unless another one is given."""
 
 
-def export_run(root: Path, to: TableFormat, out: Path | None = None) -> list[Path]:
+def export_run(root: Path, to: str, out: Path | None = None) -> list[Path]:
     """Write every table of a run whose step is finished.
 
     Args:
         root: the run's folder.
-        to: format of the files. CSV needs no extra package; the others need pyarrow.
+        to: one of `TABLE_FORMATS`. CSV needs no extra package; the others need pyarrow.
         out: folder of the files, made if it is missing; `tables` in the run's folder by default.
 
     Returns:
@@ -48,7 +48,7 @@ def export_run(root: Path, to: TableFormat, out: Path | None = None) -> list[Pat
     return [_write_table(tables, name, to, folder / f"{name}.{to}") for name in tables.available()]
 
 
-def _write_table(tables: RunTables, name: TableName, to: TableFormat, path: Path) -> Path:
+def _write_table(tables: RunTables, name: TableName, to: str, path: Path) -> Path:
     write = _write_csv if to == "csv" else _write_arrow
     with _whole_file(path) as partial:
         write(tables.batches(name), name, to, partial)
@@ -61,12 +61,14 @@ def _whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
+        try:
+            yield partial
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_csv(batches: Iterator[list[Row]], name: TableName, _: str, path: Path) -> None:

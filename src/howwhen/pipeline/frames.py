@@ -55,7 +55,7 @@ class RunTables:
         finished = self.run.finished_steps()
         return [name for name in TABLE_NAMES if _STEPS[name] in finished]
 
-    def batches(self, name: TableName, rung: str | None = None) -> Iterator[list[Row]]:
+    def batches(self, name: str, rung: str | None = None) -> Iterator[list[Row]]:
         """The rows of a table, in batches.
 
         Args:
@@ -66,16 +66,15 @@ class RunTables:
             SettingsError: no such table, or a rung for a table that has none or that was not run.
             StoreError: the step that makes the rows is not finished, or is damaged.
         """
-        if name not in ROWS:
-            raise SettingsError(f"there is no table {name!r}; expected one of {', '.join(ROWS)}")
-        self.run.finished(_STEPS[name])
+        table = check_table(name)
+        self.run.finished(_STEPS[table])
         if rung is not None:
-            if "rung" not in ROWS[name].__annotations__:
+            if "rung" not in ROWS[table].__annotations__:
                 raise SettingsError(f"the table {name} has no rungs; leave rung={rung!r} out")
             self.run.check_rung(rung)
-        return getattr(self, f"_{name}")(rung)  # type: ignore[no-any-return]
+        return getattr(self, f"_{table}")(rung)  # type: ignore[no-any-return]
 
-    def arrow(self, name: TableName, rung: str | None = None) -> "pa.Table":
+    def arrow(self, name: str, rung: str | None = None) -> "pa.Table":
         """A table of pyarrow, which polars and DuckDB read too; see `batches`.
 
         Raises:
@@ -85,7 +84,7 @@ class RunTables:
         parts = [to_batch(rows, schema) for rows in self.batches(name, rung)]
         return pa.Table.from_batches(parts, schema)
 
-    def frame(self, name: TableName, rung: str | None = None) -> "pd.DataFrame":
+    def frame(self, name: str, rung: str | None = None) -> "pd.DataFrame":
         """A DataFrame of pandas; see `batches`.
 
         Whole numbers are `Int64`, which has missing values. The ladder is indexed by rung.
@@ -141,6 +140,18 @@ class RunTables:
         yield [problem_row(problem) for problem in self.run.problems(*Split)]
 
 
+def check_table(name: str) -> TableName:
+    """The table of that name.
+
+    Raises:
+        SettingsError: no such table.
+    """
+    for table in TABLE_NAMES:
+        if table == name:
+            return table
+    raise SettingsError(f"there is no table {name!r}; expected one of {', '.join(TABLE_NAMES)}")
+
+
 def load_pyarrow() -> Any:
     """The library pyarrow.
 
@@ -154,16 +165,17 @@ def load_pyarrow() -> Any:
     return pyarrow
 
 
-def arrow_schema(name: TableName) -> "pa.Schema":
+def arrow_schema(name: str) -> "pa.Schema":
     """The columns of a table with their types. Only columns that may hold None may be null.
 
     Raises:
+        SettingsError: no such table.
         MissingExtraError: pyarrow is not installed.
     """
     pa = load_pyarrow()
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     columns = []
-    for column, hint in get_type_hints(ROWS[name]).items():
+    for column, hint in get_type_hints(ROWS[check_table(name)]).items():
         kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         columns.append(pa.field(column, types[kinds[0]], nullable=type(None) in kinds))
     return pa.schema(columns)

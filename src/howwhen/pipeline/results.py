@@ -13,7 +13,6 @@ from howwhen.errors import SettingsError
 from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.frames import RunTables
 from howwhen.pipeline.reader import RunReader
-from howwhen.pipeline.rows import TableName
 from howwhen.records import HybridTrace, Measurement, Problem, Split, titles_of
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
@@ -126,7 +125,7 @@ class RunResults:
         """Every problem; the columns are those of `rows.ProblemRow`."""
         return self._tables.frame("problems")
 
-    def table(self, name: TableName, rung: str | None = None) -> "pa.Table":
+    def table(self, name: str, rung: str | None = None) -> "pa.Table":
         """A table of pyarrow, which polars and DuckDB read too.
 
         Args:
