@@ -1,9 +1,9 @@
-"""Greedy accuracies of smol's four models: `python docs/accuracies.py [FILE ...]`.
+"""Measure the greedy accuracies of smol's four models: `python docs/accuracies.py [FILE ...]`.
 
-Prints a table in Markdown: SVAMP's test problems, then those of each file (JSONL; with `--limit`
-the first so many) whose answer is a whole number. Right answers by the strict and the flexible
-reading, with Wilson's 95 % interval of the latter, tokens per answer, and wrong equations among
-those written. With `--begin TEXT`, every answer is made to begin with that text.
+Prints a Markdown table for SVAMP's test problems, then for the problems of each JSONL file whose
+answer is a whole number (the first N with `--limit N`). Columns: accuracy by strict and by flexible
+answer extraction, the latter with its 95 % Wilson interval, tokens per answer, and wrong equations
+among those written. With `--begin TEXT`, every answer is made to begin with that text.
 """
 
 import argparse
@@ -26,27 +26,27 @@ from howwhen.zoo.smol.word_problems import Operator, compute
 EQUATION = re.compile(
     r"(?<![-+*/=.,\d])(?<![-+*/=x] )(\d+) ?([-+*/]) ?(\d+) ?= ?(\d+)(?! ?[-+*/]|,?\d|\.\d)"
 )
-"""Two whole numbers and a whole result, not a part of a longer one."""
+"""Two whole numbers and a whole result, not part of a longer equation."""
 
 
-def whole(problems: Sequence[Problem]) -> list[Problem]:
-    """Those whose answer is a whole number."""
-    plain = {problem: problem.answer.replace(",", "") for problem in problems}
-    return [problem for problem, text in plain.items() if re.fullmatch(r"-?\d+(\.0*)?", text)]
+def with_whole_answers(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems whose answer is a whole number."""
+    answers = {problem: problem.answer.replace(",", "") for problem in problems}
+    return [problem for problem, answer in answers.items() if re.fullmatch(r"-?\d+(\.0*)?", answer)]
 
 
 def is_wrong(left: str, operator: Operator, right: str, result: str) -> bool:
-    """Whether an equation of whole numbers does not hold."""
+    """Whether an equation of whole numbers is wrong."""
     step = compute(int(left), operator, int(right))
     return step is None or step.result != int(result)
 
 
 def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str) -> str:
-    """One model on one set."""
+    """The table row of one model on one problem set."""
     by_length = sorted(problems, key=lambda problem: len(problem.question))
-    begun = model.tokenizer.encode(begin, add_special_tokens=False)
-    prompts = [[*model.prompt_ids(one.question), *begun] for one in by_length]
-    answers = [(*begun, *answer) for answer in sample(model, prompts, 0.0, seed=0)]
+    prefix = model.tokenizer.encode(begin, add_special_tokens=False)
+    prompts = [[*model.prompt_ids(problem.question), *prefix] for problem in by_length]
+    answers = [(*prefix, *answer) for answer in sample(model, prompts, 0.0, seed=0)]
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
     items = [
         Item(
@@ -63,7 +63,7 @@ def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str
     )
     interval = interval_text(wilson(flexible, len(items), confidence=0.95))
     tokens = sum(map(len, answers)) / len(answers)
-    equations = [found for text in texts for found in EQUATION.findall(text)]
+    equations = [groups for text in texts for groups in EQUATION.findall(text)]
     wrong = sum(is_wrong(*equation) for equation in equations)
     return (
         f"| {name} | {len(items)} | {model.name} | {strict / len(items):.1%} | "
@@ -74,7 +74,9 @@ def row(name: str, model: LanguageModel, problems: Sequence[Problem], begin: str
 def main(files: Sequence[Path], begin: str, limit: int | None) -> None:
     """Print the table."""
     sets = {"SVAMP, test": smol_test_problems(1000, 0)}
-    sets |= {file.name.split(".")[0]: whole(read_problems(file))[:limit] for file in files}
+    sets |= {
+        file.name.split(".")[0]: with_whole_answers(read_problems(file))[:limit] for file in files
+    }
     models = [load_model(smol_folder(name), prompt=PLAIN, name=f"smol/{name}") for name in LAYERS]
     print("| set | problems | model | strict | flexible (95 %) | tokens | wrong equations |")
     print("|---|---|---|---|---|---|---|")
@@ -85,8 +87,8 @@ def main(files: Sequence[Path], begin: str, limit: int | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--begin", default="", help="what every answer begins with")
-    parser.add_argument("--limit", type=int, help="problems of each file, at most")
+    parser.add_argument("--begin", default="", help="text that every answer begins with")
+    parser.add_argument("--limit", type=int, help="maximum number of problems per file")
     parser.add_argument("files", nargs="*", type=Path)
     arguments = parser.parse_args()
     main(arguments.files, arguments.begin, arguments.limit)

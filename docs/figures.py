@@ -1,8 +1,8 @@
-"""Draws the figures of the docs from finished runs: `python docs/figures.py NAME RUN ...`.
+"""Draw the figures of the docs from finished runs: `python docs/figures.py NAME RUN ...`.
 
-A run is its folder, or a copy of its `measurement.json` such as those in `docs/measurements`.
-Writes `docs/NAME.svg`, with a panel per run and a bar per rung (the share of the gap recovered,
-with its interval), and prints the same ladders as a table in Markdown.
+A run is a run folder, or a copy of its `measurement.json` like those in `docs/measurements`.
+Writes `docs/NAME.svg` with a panel per run and a bar per rung (the share of the gap recovered, with
+its interval), and prints the same ladders as a Markdown table.
 """
 
 import sys
@@ -23,25 +23,25 @@ ENDS = ("base", "thinking")
 
 
 def read(run: Path) -> Measurement:
-    """What a run measured."""
+    """Read the measurement of a run."""
     file = run / "5-measure" / "measurement.json" if run.is_dir() else run
     return TypeAdapter(Measurement).validate_json(file.read_bytes())
 
 
 def draw(axes: Axes, name: str, measurement: Measurement) -> None:
-    """One run's ladder as horizontal bars."""
+    """Draw one run's ladder as horizontal bars."""
     rungs = measurement.rungs
-    shown = {name: rung for name, rung in rungs.items() if name not in ENDS}
-    for row, (rung, found) in enumerate(reversed(shown.items())):
-        value, ends = found.gap_recovered, found.gap_recovered_ci
-        if value is None or ends is None:
+    shown = {rung: measured for rung, measured in rungs.items() if rung not in ENDS}
+    for row, (rung, measured) in enumerate(reversed(shown.items())):
+        value, interval = measured.gap_recovered, measured.gap_recovered_ci
+        if value is None or interval is None:
             raise SystemExit(f"{name} has no gap to recover, so there is nothing to draw")
         colour = COLOURS.get(rung, CEILING if rung == "takeover" else CONTROL)
         axes.barh(row, value, color=colour, height=0.7)
-        reach = [[value - ends.low], [ends.high - value]]
-        axes.errorbar(value, row, xerr=reach, color="black", capsize=2)
+        errors = [[value - interval.low], [interval.high - value]]
+        axes.errorbar(value, row, xerr=errors, color="black", capsize=2)
         label = f"  {value:.0%}"
-        axes.text(max(1.05, ends.high), row, label, va="center", ha="left", fontsize=8)
+        axes.text(max(1.05, interval.high), row, label, va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(shown)), list(reversed(shown)), fontsize=8)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
@@ -50,55 +50,55 @@ def draw(axes: Axes, name: str, measurement: Measurement) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def reach(measured: Iterable[Measurement]) -> tuple[float, float]:
-    """The same range of shares for every panel, with room for the labels."""
+def x_limits(measurements: Iterable[Measurement]) -> tuple[float, float]:
+    """One range of shares for all panels, with room for the labels."""
     intervals = [
         rung.gap_recovered_ci
-        for one in measured
-        for rung in one.rungs.values()
+        for measurement in measurements
+        for rung in measurement.rungs.values()
         if rung.gap_recovered_ci is not None
     ]
-    left = min(-0.35, *(one.low - 0.05 for one in intervals))
-    return left, max(1.05, *(one.high for one in intervals)) + 0.3
+    left = min(-0.35, *(interval.low - 0.05 for interval in intervals))
+    return left, max(1.05, *(interval.high for interval in intervals)) + 0.3
 
 
-def table(measured: Mapping[str, Measurement]) -> str:
-    """The ladders beside each other, in Markdown."""
-    rungs = [rung for rung in LADDER if any(rung in one.rungs for one in measured.values())]
-    rows = [("rung", *measured), ("---",) * (1 + len(measured))]
-    rows += [
-        (rung, *(_cell(rung, one.rungs.get(rung)) for one in measured.values())) for rung in rungs
-    ]
+def table(measurements: Mapping[str, Measurement]) -> str:
+    """The ladders side by side, in Markdown."""
+    ladders = [measurement.rungs for measurement in measurements.values()]
+    rungs = [rung for rung in LADDER if any(rung in ladder for ladder in ladders)]
+    rows = [("rung", *measurements), ("---",) * (1 + len(measurements))]
+    rows += [(rung, *(_cell(rung, ladder.get(rung)) for ladder in ladders)) for rung in rungs]
     for name in ("steered", "changed"):
-        shares = (getattr(one.rungs["hybrid"], f"{name}_fraction") for one in measured.values())
+        shares = (getattr(ladder["hybrid"], f"{name}_fraction") for ladder in ladders)
         rows.append((f"*tokens {name} by the hybrid*", *(f"{share:.1%}" for share in shares)))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(rung: RungName, found: RungMeasurement | None) -> str:
-    if found is None:
+def _cell(rung: RungName, measured: RungMeasurement | None) -> str:
+    if measured is None:
         return ""
-    right = f"{found.accuracy:.1%} right"
-    if rung in ENDS or found.gap_recovered is None:
-        return f"{right} ({interval_text(found.accuracy_ci)})"
-    gained = f", {found.gains.shared:.0%} of gains" if found.gains else ""
-    return f"{found.gap_recovered:.0%} ({interval_text(found.gap_recovered_ci)}); {right}{gained}"
+    right = f"{measured.accuracy:.1%} right"
+    if rung in ENDS or measured.gap_recovered is None:
+        return f"{right} ({interval_text(measured.accuracy_ci)})"
+    gained = f", {measured.gains.shared:.0%} of gains" if measured.gains else ""
+    interval = interval_text(measured.gap_recovered_ci)
+    return f"{measured.gap_recovered:.0%} ({interval}); {right}{gained}"
 
 
 def main(name: str, runs: Sequence[Path]) -> None:
     """Write the figure and print the table."""
-    measured = {run.stem: read(run) for run in runs}
+    measurements = {run.stem: read(run) for run in runs}
     height = -(-len(runs) // 2)
     figure, grid = plt.subplots(height, 2, figsize=(10, 3.4 * height), squeeze=False)
     for axes in grid.flat[len(runs) :]:
         axes.axis("off")
-    for axes, (run, measurement) in zip(grid.flat, measured.items(), strict=False):
+    for axes, (run, measurement) in zip(grid.flat, measurements.items(), strict=False):
         draw(axes, run, measurement)
-        axes.set_xlim(*reach(measured.values()))
+        axes.set_xlim(*x_limits(measurements.values()))
     figure.suptitle("Share of the gap recovered, by rung (95 % intervals)", fontsize=11)
     figure.tight_layout(w_pad=3)
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
-    print(table(measured))
+    print(table(measurements))
 
 
 if __name__ == "__main__":

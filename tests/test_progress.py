@@ -5,7 +5,6 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from howwhen import progress
 from howwhen.progress import NotebookReporter, Reporter, make_reporter
 
 
@@ -13,7 +12,7 @@ from howwhen.progress import NotebookReporter, Reporter, make_reporter
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that tests set by hand."""
     seconds = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr("howwhen.progress.time.monotonic", lambda: seconds[0])
     return seconds
 
 
