@@ -25,7 +25,7 @@ class WhereUnsure(Steer):
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """Decisions at which the base hardly prefers its own token."""
-        best = context.base_scores.topk(2, dim=1).values
+        best = context.base.scores.topk(2, dim=1).values
         return context.is_decision & (best[:, 0] - best[:, 1] < self.margin)
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         traces = decode(models, problems, rung, settings.hybrid)
         answers = [(t.text, p.answer, p.dataset) for t, p in zip(traces, problems, strict=True)]
         right = sum(grade is Grade.CORRECT for grade in grade_answers(answers))
-        steered = sum(token.category >= 0 for trace in traces for token in trace.tokens)
+        steered = sum(token.category is not None for trace in traces for token in trace.tokens)
         tokens = sum(len(trace.tokens) for trace in traces)
         print(f"{name:33} {right} of 60 right, {steered} of {tokens} tokens steered")
 

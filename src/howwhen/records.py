@@ -166,7 +166,7 @@ def titles_of(rung: str, titles: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Candidate(NamedTuple):
-    """One way of steering that was tried at a decision."""
+    """One way of steering that was tried at a disagreement."""
 
     strength: float
     """Multiple of what the vector set adds."""
@@ -174,8 +174,9 @@ class Candidate(NamedTuple):
     """Number of last positions steered."""
     id: int
     """The token the steered base would emit."""
-    thinking_log_prob: float
-    """Log-probability of that token under the thinking model, in nats."""
+    thinking_log_prob: float | None
+    """Log-probability of that token under the thinking model, in nats; None where that model was
+    not run or cannot write the token."""
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -187,20 +188,23 @@ class HybridToken(NamedTuple):
     id: int
     base_id: int
     """Greedy token of the unsteered base here."""
-    thinking_id: int
-    """Greedy token of the thinking model here; -1 where it was not run."""
-    category: int
-    """Category steered with; -1 where the base was not steered."""
-    strength: float
-    """Coefficient used, in multiples of the category's vector; 0 where not steered."""
+    thinking_id: int | None
+    """Greedy token of the thinking model here; None where it was not run."""
+    category: int | None
+    """Category steered with; None where the base was not steered."""
+    coefficient: float | None
+    """Multiple of the category's vector that was added: the strength asked for times the learned
+    coefficient. None where the base was not steered."""
     window: int
     """Number of last positions steered; 0 where not steered."""
     is_decision: bool
     """Whether the rung intervened at this token (by steering or otherwise)."""
-    base_log_prob: float
-    """Log-probability of `id` under the unsteered base, in nats."""
-    thinking_log_prob: float
-    """Log-probability of `id` under the thinking model, in nats; 0 where it was not run."""
+    base_log_prob: float | None
+    """Log-probability of `id` under the unsteered base, in nats; None where the base cannot write
+    it."""
+    thinking_log_prob: float | None
+    """Log-probability of `id` under the thinking model, in nats; None where that model was not run
+    or cannot write it."""
     candidates: tuple[Candidate, ...] = ()
     """What a sweep tried here; empty for a policy with a single strength."""
 
@@ -221,10 +225,15 @@ class HybridTrace:
     tokens: tuple[HybridToken, ...]
     sample: int = 0
     """Number of the sampled answer; 0 where each problem is answered once."""
-    category: int = -1
-    """The category of a knock-out; -1 elsewhere."""
+    category: int | None = None
+    """The category of a knock-out; None elsewhere."""
 
     __repr__ = one_line
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Token ids of the answer, end token included."""
+        return tuple(token.id for token in self.tokens)
 
     @property
     def decisions(self) -> int:
@@ -239,12 +248,26 @@ class HybridTrace:
     @property
     def steered_passes(self) -> int:
         """How often the base read a token once more, steered: once for every candidate."""
-        return sum(max(1, len(one.candidates)) for one in self.tokens if one.category >= 0)
+        steered = (token for token in self.tokens if token.category is not None)
+        return sum(max(1, len(token.candidates)) for token in steered)
 
     @property
     def needs_thinking(self) -> bool:
         """Whether the thinking model read the answer."""
-        return any(token.thinking_id >= 0 for token in self.tokens)
+        return any(token.thinking_id is not None for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class HybridSummary:
+    """What the hybrid step did, as far as later steps need it (`4-hybrid/summary.json`)."""
+
+    steered_fraction: float
+    """Steered tokens of the hybrid, per token."""
+    decisions_per_category: tuple[int, ...]
+    """Tokens of the hybrid that were steered with each category."""
+    work: "Work"
+
+    __repr__ = one_line
 
 
 class Grade(StrEnum):

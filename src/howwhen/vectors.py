@@ -150,6 +150,12 @@ class VectorSet:
         bias = tensors.get("bias")
         return replace(self, vectors=tensors["vectors"], bias=bias, modulation=modulation)
 
+    def to(self, device: torch.device) -> "VectorSet":
+        """The same set on a device."""
+        if self.vectors.device == device:
+            return self
+        return self.with_tensors({name: value.to(device) for name, value in self.tensors().items()})
+
     def __add__(self, other: "VectorSet") -> "VectorSet":
         """Sum of two static sets of one model, layer and size."""
         self._check_alike(other)

@@ -11,6 +11,7 @@ from howwhen.hybrid.choice import (
     BiasOnly,
     DecisionContext,
     Guardrail,
+    ModelView,
     RandomCategory,
     RandomPositions,
     Rung,
@@ -23,6 +24,7 @@ from howwhen.hybrid.choice import (
     randomise,
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
+from howwhen.hybrid.streams import PromptCache
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.hybrid import _idle_decisions
@@ -279,7 +281,8 @@ def test_a_token_of_the_trace_explains_itself(make_model: MakeModel) -> None:
         assert token.thinking_id == int(thinking.argmax())
         assert token.base_log_prob == pytest.approx(float(base[token.id]), abs=2e-4)
         assert token.thinking_log_prob == pytest.approx(float(thinking[token.id]), abs=2e-4)
-        assert (token.strength > 0) == token.is_decision == (token.category >= 0)
+        assert (token.coefficient is not None) == token.is_decision == (token.category is not None)
+        assert token.coefficient is None or token.coefficient > 0
         ids.append(token.id)
         other.append(token.id)
 
@@ -401,11 +404,16 @@ def test_a_block_ends_where_the_context_does(make_model: MakeModel) -> None:
     assert max(len(trace.tokens) for trace in block) == 256 - longest
 
 
+def context_of(base: torch.Tensor, thinking: torch.Tensor | None) -> DecisionContext:
+    view = None if thinking is None else ModelView(thinking)
+    return DecisionContext(ModelView(base), view, torch.tensor([8]), lambda: torch.rand(1, 2))
+
+
 def test_the_guardrail_stays_within_the_bases_nucleus() -> None:
     base = torch.full((1, 9), -torch.inf)
     base[0, [4, 7]] = torch.tensor([2.0, 1.0])
     thinking = torch.arange(9.0)[None]
-    context = DecisionContext(base, thinking, {}, None, None, torch.tensor([8]))
+    context = context_of(base, thinking)
     assert Guardrail(5).act(context).token.tolist() == [7]
     thinking[0, 7] = -torch.inf
     assert Guardrail(5).act(context).token.tolist() == [4]
@@ -439,7 +447,7 @@ def test_the_bias_alone_has_one_category_and_no_vector(make_model: MakeModel) ->
     expected = make_forms()["bias"].bias
     assert expected is not None
     assert torch.equal(alone.delta(residual, torch.zeros(3).long()), expected.expand(3, -1))
-    trace = decode(make_models(make_model), PROBLEMS[:1], BiasOnly(None, alone), SETTINGS)[0]
+    trace = decode(make_models(make_model), PROBLEMS[:1], BiasOnly(make_gate(), alone), SETTINGS)[0]
     assert {t.category for t in trace.tokens if t.is_decision} == {0}
 
 
@@ -473,10 +481,12 @@ def test_the_self_gate_steers_where_its_probe_says_without_a_thinking_model(
             assert token.is_decision == (float(read[0]) >= 0)
             expected = next_logits(models.base, prompt)
             if token.is_decision:
+                assert token.category is not None
                 assert token.category == int(read[1:].argmax())
                 expected = steered_next_logits(models.base, prompt, vectors, token.category)
             assert token.id == int(expected.argmax())
-            assert token.thinking_id == -1
+            assert token.thinking_id is None
+            assert token.thinking_log_prob is None
             said.append(token.id)
     assert 0 < sum(t.decisions for t in traces) < sum(len(t.tokens) for t in traces)
 
@@ -553,3 +563,96 @@ def test_a_cancelled_answer_is_written_no_further_and_the_others_are_whole(
     assert [len(answers[row]) for row in (1, 2)] == [written[row] for row in (1, 2)]
     assert [answers[row] for row in (0, 3)] == [whole[row] for row in (0, 3)]
     assert written[1] < len(whole[1])
+
+
+EVERY_RUNG: dict[str, Rung] = {
+    "base": Base(),
+    "thinking": Thinking(),
+    "guardrail": Guardrail(3),
+    "takeover": Takeover(),
+    "positions": RandomPositions(make_gate(), make_vectors(), rate=0.2),
+    "category": RandomCategory(make_gate(), make_vectors()),
+    "steer": Steer(make_gate(), make_vectors()),
+    "sweep": Steer(make_gate(), make_vectors(), sweep([0.3, 1.0], [1, 3, "answer"])),
+    "self-gate": SelfGated(make_probe(0.0), make_vectors()),
+}
+
+
+def expect_equal(traces: list[HybridTrace], expected: list[HybridTrace]) -> None:
+    """The same tokens for the same reasons; log-probabilities up to the last digit kept."""
+    for trace, other in zip(traces, expected, strict=True):
+        assert trace.text == other.text
+        assert len(trace.tokens) == len(other.tokens)
+        for token, wanted in zip(trace.tokens, other.tokens, strict=True):
+            ours, theirs = (
+                [[one.strength, one.window, one.id] for one in t.candidates]
+                for t in (token, wanted)
+            )
+            assert ours == theirs
+            assert token[:4] == wanted[:4]
+            assert token[5:7] == wanted[5:7]
+            for value, number in zip(
+                (token[4], *token[7:9]), (wanted[4], *wanted[7:9]), strict=True
+            ):
+                assert (value is None) == (number is None)
+                assert value is None or value == pytest.approx(number, abs=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("cache_policy", ["transient", "persistent"])
+@pytest.mark.parametrize("kind", EVERY_RUNG)
+def test_answers_known_from_other_rungs_change_nothing(
+    make_model: MakeModel, kind: str, cache_policy: str, temperature: float
+) -> None:
+    models, problems = make_models(make_model), tally_problems(6, seed=8)
+    how = HybridSettings(max_new_tokens=24, block_tokens=4, temperature=temperature)
+    how = how.model_copy(update={"cache_policy": cache_policy})
+    known: list[list[tuple[int, ...]]] = [[] for _ in problems]
+    for rung in EVERY_RUNG.values():
+        for answers, trace in zip(known, decode(models, problems, rung, how, seed=2), strict=True):
+            answers.append(trace.ids)
+    prompts = PromptCache()
+    rung = EVERY_RUNG[kind]
+    expected = decode(models, problems, rung, how, seed=2)
+    for given in (known, [one[:3] for one in known], [[one[0][:5]] for one in known]):
+        traces = decode(models, problems, rung, how, seed=2, known=given, prompts=prompts)
+        expect_equal(traces, expected)
+
+
+def test_a_known_answer_takes_a_pass_where_writing_it_takes_many(make_model: MakeModel) -> None:
+    models, how = make_models(make_model), HybridSettings(max_new_tokens=40, block_tokens=4)
+    rung = Takeover()
+    known = [[trace.ids] for trace in decode(models, PROBLEMS, rung, how)]
+    passes: list[int] = []
+    models.base.model.register_forward_hook(lambda *_: passes.append(1))
+    decode(models, PROBLEMS, rung, how)
+    alone = len(passes)
+    passes.clear()
+    decode(models, PROBLEMS, rung, how, known=known)
+    assert len(passes) * 5 < alone
+
+
+def test_prompts_are_read_once_for_all_rungs(make_model: MakeModel) -> None:
+    models, prompts = make_models(make_model), PromptCache()
+    read: list[int] = []
+    models.base.model.get_input_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: read.append(inputs[0].numel())
+    )
+    how = HybridSettings(max_new_tokens=1)
+    for rung in (Steer(make_gate(), make_vectors()), Base(), Takeover()):
+        read.clear()
+        decode(models, PROBLEMS, rung, how, prompts=prompts)
+        longest = max(len(models.base.prompt_ids(one.question)) for one in PROBLEMS)
+        first = len(PROBLEMS) * (longest - 1) if isinstance(rung, Steer) else 0
+        assert read[0] == first or (first == 0 and read[0] == len(PROBLEMS))
+    small = PromptCache(max_bytes=10)
+    for _ in range(2):
+        read.clear()
+        decode(models, PROBLEMS, Base(), how, prompts=small)
+        assert read[0] > len(PROBLEMS)
+
+
+def test_a_rung_that_runs_no_thinking_model_cannot_ask_for_it() -> None:
+    context = context_of(torch.zeros(1, 9), None)
+    with pytest.raises(SettingsError, match="`needs_thinking = False` asked for the thinking"):
+        Takeover().act(context)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PretrainedConfig
 
 from howwhen.errors import ModelError
-from howwhen.hybrid.streams import check_streams, open_streams
+from howwhen.hybrid.streams import Places, check_streams, open_streams
 from tests.conftest import ARCHITECTURES, MakeModel
 from tests.factories import random
 from tests.oracles.naive import next_logits, next_logits_with, residual_at
@@ -53,10 +53,11 @@ def test_a_branch_equals_steering_from_scratch_and_leaves_the_cache_alone(
     streams.rollback(torch.tensor([0, 1]))
     texts = [[3, 9, 14, 27, 4, 5], [5, 11, 6]]
     reach, delta = torch.tensor([3, 2]), 2 * random(2, 4, 3, 32)
-    branch = streams.branch(torch.arange(2), reach, delta)
+    steered = Places.last(torch.arange(2), reach)
+    branch = streams.branch(steered, delta)
     for row, text in enumerate(texts):
         expect_last(
-            streams.recent(torch.arange(2), reach)[row][-int(reach[row]) :],
+            streams.residuals_at(steered)[row][-int(reach[row]) :],
             residual_at(model, text, 1)[-int(reach[row]) :],
         )
         for candidate in range(4):

@@ -58,7 +58,7 @@ def steered_next_logits(
 
 class NaiveToken(NamedTuple):
     id: int
-    category: int
+    category: int | None
     tried: tuple[tuple[float, int, int], ...]
     """Strength, window and token of every candidate."""
 
@@ -96,7 +96,7 @@ class NaiveHybrid:
         thinking = next_logits(self.models.thinking, thinking_ids)
         token, wanted = (self.pick(one, problem, len(said)) for one in (plain, thinking))
         if token == wanted or {token, wanted} <= self.models.end_ids:
-            return NaiveToken(token, -1, ())
+            return NaiveToken(token, None, ())
         state = residual_at(self.models.thinking, thinking_ids, self.gate.layer)[-1:]
         category = int(self.gate.categorise(state)[0])
         tried, best, best_score, best_deltas = [], -1, -torch.inf, {}

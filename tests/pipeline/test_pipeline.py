@@ -15,7 +15,7 @@ from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.formats.saelens import read_saelens
-from howwhen.hybrid.choice import Guardrail
+from howwhen.hybrid.choice import Guardrail, Steer
 from howwhen.hybrid.strength import fixed
 from howwhen.pipeline.doctor import examine_run
 from howwhen.pipeline.files import STEPS
@@ -466,6 +466,7 @@ def test_what_is_served_steers_as_the_run_did(finished: Path, tmp_path: Path) ->
     ready = open_rungs("tally-rl", run)
     assert set(ready.rungs) == set(open_rungs("tally-rl", finished).rungs)
     hybrid, guardrail = ready.rungs["hybrid"], ready.rungs["guardrail-only"]
+    assert isinstance(hybrid, Steer)
     assert hybrid.strength == fixed(0.3)
     assert isinstance(guardrail, Guardrail)
     assert guardrail.top_k == 2

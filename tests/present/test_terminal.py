@@ -8,11 +8,11 @@ from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 IDS = TOKENIZER("Ann starts with 7 pens.", add_special_tokens=False)["input_ids"]
-PLAIN = [HybridToken(i, i, i, -1, 0.0, 0, False, -0.1, -0.1) for i in IDS]
+PLAIN = [HybridToken(i, i, i, None, None, 0, False, -0.1, -0.1) for i in IDS]
 STEERED = HybridToken(
     IDS[1], IDS[2], IDS[1], 1, 1.5, 1, True, -2.0, -0.1, (Candidate(0.5, 1, IDS[2], -3.0),)
 )
-OWN = HybridToken(IDS[3], IDS[4], IDS[3], -1, 0.0, 0, True, -2.0, -0.1)
+OWN = HybridToken(IDS[3], IDS[4], IDS[3], None, None, 0, True, -2.0, -0.1)
 TOKENS = [PLAIN[0], STEERED, PLAIN[2], OWN, *PLAIN[4:]]
 
 

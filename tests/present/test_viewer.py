@@ -28,11 +28,11 @@ def graded(problem: Problem, **changes: Any) -> GradedTrace:
 
 
 def trace(problem: Problem) -> HybridTrace:
-    plain = [HybridToken(i, i, i, -1, 0.0, 0, False, -0.125, -0.5) for i in IDS]
+    plain = [HybridToken(i, i, i, None, None, 0, False, -0.125, -0.5) for i in IDS]
     tried = Candidate(0.5, 1, IDS[4], -3.0)
-    plain[3] = HybridToken(IDS[3], IDS[4], -1, 1, 1.5, 2, True, -2.0, -0.25, (tried,))
+    plain[3] = HybridToken(IDS[3], IDS[4], None, 1, 1.5, 2, True, -2.0, -0.25, (tried,))
     end = TOKENIZER.eos_token_id
-    tokens = (*plain, HybridToken(end, end, end, -1, 0.0, 0, False, 0.0, 0.0))
+    tokens = (*plain, HybridToken(end, end, end, None, None, 0, False, 0.0, 0.0))
     return HybridTrace(problem.id, "hybrid", 0, TEXT, Finish.STOP, tokens)
 
 
@@ -67,7 +67,7 @@ def test_a_packed_viewer_holds_every_token_and_every_decision() -> None:
     assert place == 3
     assert found["pieces"][wrote] == TOKENIZER.decode([IDS[3]])
     assert found["pieces"][base] == TOKENIZER.decode([IDS[4]])
-    assert thinking == -1
+    assert thinking is None
     assert rest == [1, 1.5, 2, -200, -25, [[0.5, 1, base, -300]]]
     assert answer["reason"] == "read 7 (stated), which equals 7"
     assert len(answer["base"]) == len(answer["thinking"]) == len(words)

@@ -84,7 +84,7 @@ def test_the_official_client_streams_with_every_token_explained(serve: Serve) ->
     assert usage.completion_tokens == len(trace.tokens) == len(told)
     assert [one["category"] for one in told] == [one.category for one in trace.tokens]
     assert any(one["is_decision"] for one in told)
-    decided = next(one for one in told if one["category"] >= 0)
+    decided = next(one for one in told if one["category"] is not None)
     assert decided["title"]
     assert decided["strength"] > 0
 
@@ -109,7 +109,7 @@ def test_rung_and_strength_are_chosen_per_request(serve: Serve) -> None:
         for strength in (0.5, 3.0)
     ]
     first = [
-        next(one["strength"] for one in reply["howwhen"]["tokens"] if one["category"] >= 0)
+        next(one["strength"] for one in reply["howwhen"]["tokens"] if one["category"] is not None)
         for reply in told
     ]
     assert first[1] == pytest.approx(6 * first[0], rel=1e-3)

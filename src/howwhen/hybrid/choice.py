@@ -1,6 +1,6 @@
 """The ladder's rungs: who writes the next token, and with what steering.
 
-A `Rung` looks at both models at some positions and returns a `Action`: tokens to emit as they are,
+A `Rung` looks at both models at some positions and returns an `Action`: tokens to emit as they are,
 and positions at which the base is to be steered first. The controls differ from the full hybrid in
 one thing each; none is a flag. What happens at one position never depends on another, so the same
 rung serves stepwise and block decoding.
@@ -8,7 +8,7 @@ rung serves stepwise and block decoding.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from howwhen.errors import SettingsError
 from howwhen.hybrid.strength import LEARNED, Strength
 from howwhen.probes import Gate, SelfGate
 from howwhen.records import RungName
@@ -24,60 +25,72 @@ from howwhen.vectors import VectorSet
 
 
 @dataclass(frozen=True)
-class DecisionContext:
-    """What a choice may look at: n positions, of any streams."""
+class ModelView:
+    """What one model says at n positions, of any streams."""
 
-    base_scores: Float[Tensor, "n vocabulary"]
-    """The base writes the token with the highest score: its logits, under greedy decoding."""
-    thinking_scores: Float[Tensor, "n thinking_vocabulary"] | None
-    """None where the rung does not run the thinking model; as wide as the base's unless the rung is
-    free."""
-    base_residual: Mapping[int, Float[Tensor, "n d_model"]]
-    """Of the layers that the choice asked for."""
-    thinking_residual: Float[Tensor, "n d_model"] | None
-    """At the gate's layer."""
-    uniforms: Float[Tensor, "n 2"] | None
-    """Uniform random numbers that depend on seed, problem and position only; None where the rung
-    needs none."""
+    scores: Float[Tensor, "n vocabulary"]
+    """The model's token is the one with the highest score: its logits, under greedy decoding."""
+    residual: Mapping[int, Float[Tensor, "n d_model"]] = field(default_factory=dict)
+    """Of the layers that the rung asked for."""
+
+    @cached_property
+    def token(self) -> Int[Tensor, " n"]:
+        """What the model would write."""
+        return self.scores.argmax(1)
+
+
+@dataclass(frozen=True)
+class DecisionContext:
+    """What a rung may look at: n positions, of any streams."""
+
+    base: ModelView
+    thinking_view: ModelView | None
+    """None where the rung does not run the thinking model. As wide as the base's, unless the rung
+    may write tokens that only one model knows."""
     ends: Int[Tensor, " end"]
     """Tokens of either model that end an answer."""
+    draw_uniforms: Callable[[], Float[Tensor, "n 2"]]
+    """Draws the numbers that `uniforms` returns."""
+
+    @property
+    def thinking(self) -> ModelView:
+        """The thinking model.
+
+        Raises:
+            SettingsError: the rung says that it does not need the thinking model.
+        """
+        if self.thinking_view is None:
+            raise SettingsError(
+                "a rung with `needs_thinking = False` asked for the thinking model's opinion; "
+                "set `needs_thinking = True` in its class"
+            )
+        return self.thinking_view
 
     @cached_property
-    def base_token(self) -> Int[Tensor, " n"]:
-        """What the unsteered base writes."""
-        return self.base_scores.argmax(1)
-
-    @cached_property
-    def thinking_token(self) -> Int[Tensor, " n"]:
-        """What the thinking model would write."""
-        if self.thinking_scores is None:
-            raise RuntimeError("this rung looks at the thinking model but does not run it")
-        return self.thinking_scores.argmax(1)
+    def uniforms(self) -> Float[Tensor, "n 2"]:
+        """Uniform random numbers that depend on seed, problem and position only."""
+        return self.draw_uniforms()
 
     @cached_property
     def is_decision(self) -> Bool[Tensor, " n"]:
         """Whether the two tokens differ; two end tokens mean the same."""
-        differ = self.base_token != self.thinking_token
+        ours, theirs = self.base.token, self.thinking.token
+        differ = ours != theirs
         if not differ.any():
             return differ
-        both_end = torch.isin(self.base_token, self.ends) & torch.isin(
-            self.thinking_token, self.ends
-        )
-        return differ & ~both_end
+        return differ & ~(torch.isin(ours, self.ends) & torch.isin(theirs, self.ends))
 
     def categories(self, gate: Gate, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Category of the thinking model's residual, read where asked; -1 elsewhere."""
-        if self.thinking_residual is None:
-            raise RuntimeError("this rung reads a category but does not run the thinking model")
-        category = torch.full_like(self.base_token, -1)
+        """Category that a gate reads in the thinking model, where asked; -1 elsewhere."""
+        category = torch.full_like(self.base.token, -1)
         if where.any():
-            category[where] = gate.categorise(self.thinking_residual[where].float())
+            category[where] = gate.categorise(self.thinking.residual[gate.layer][where].float())
         return category
 
 
 @dataclass(frozen=True)
 class Action:
-    """What to do at every position of a view."""
+    """What to do at every position of a context."""
 
     token: Int[Tensor, " n"]
     """Token to emit where the base is not steered."""
@@ -87,35 +100,48 @@ class Action:
     """Category to steer the base with; -1 where it is not steered."""
 
 
+@dataclass(frozen=True)
+class Steering:
+    """What a rung steers the base with."""
+
+    vectors: VectorSet
+    strength: Strength
+    categories: int
+    """How many vectors the rung chooses among."""
+
+
 class Rung(ABC):
     """One rung of the ladder."""
 
     name: ClassVar[RungName]
     needs_thinking: ClassVar[bool] = True
     """Whether the thinking model must run."""
-    needs_uniforms: ClassVar[bool] = False
-    """Whether it looks at random numbers."""
     allows_banned_tokens: ClassVar[bool] = False
-    """Whether tokens that only one model knows may be written whatever the policy."""
-    strength: Strength = LEARNED
-    vectors: VectorSet | None = None
-    gate: Gate | None = None
-    base_prompt: str | None = None
-    """Asks the base otherwise than its own prompt does."""
+    """Whether tokens that only one model knows may be written, whatever the policy."""
+
+    @property
+    def prompt(self) -> str | None:
+        """Replaces the base's own prompt; None keeps it."""
+        return None
 
     @property
     def base_layers(self) -> tuple[int, ...]:
-        """Blocks of the base whose residuals the view must show."""
+        """Blocks of the base whose residuals the context must hold."""
         return ()
 
     @property
-    def categories(self) -> int | None:
-        """How many vectors it chooses among; None where it does not steer."""
-        return None if self.gate is None else self.gate.size
+    def thinking_layers(self) -> tuple[int, ...]:
+        """The same of the thinking model."""
+        return ()
+
+    @property
+    def steering(self) -> Steering | None:
+        """What it steers with; None where it never steers."""
+        return None
 
     @abstractmethod
     def act(self, context: DecisionContext) -> Action:
-        """Decide at every position of a view."""
+        """Decide at every position of a context."""
 
 
 def _emit(token: Tensor, is_decision: Tensor) -> Action:
@@ -131,15 +157,20 @@ class Base(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the base's token."""
-        return _emit(context.base_token, torch.zeros_like(context.base_token, dtype=torch.bool))
+        return _emit(context.base.token, torch.zeros_like(context.base.token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class BaseStepByStep(Base):
     """The base alone, asked to reason step by step."""
 
-    base_prompt: str | None = None
+    base_prompt: str
     name: ClassVar[RungName] = "base-step-by-step"
+
+    @property
+    def prompt(self) -> str:
+        """Asks for steps."""
+        return self.base_prompt
 
 
 @dataclass(frozen=True)
@@ -151,80 +182,88 @@ class Thinking(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the thinking model's token."""
-        return _emit(context.thinking_token, torch.zeros_like(context.is_decision))
+        token = context.thinking.token
+        return _emit(token, torch.zeros_like(token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
 class Takeover(Rung):
-    """The ceiling: at a decision the thinking model's token is emitted."""
+    """The ceiling: at a disagreement the thinking model's token is emitted."""
 
     name: ClassVar[RungName] = "takeover"
 
     def act(self, context: DecisionContext) -> Action:
-        """Emit the base's token, or at a decision the thinking model's."""
+        """Emit the base's token, or at a disagreement the thinking model's."""
         return _emit(
-            torch.where(context.is_decision, context.thinking_token, context.base_token),
+            torch.where(context.is_decision, context.thinking.token, context.base.token),
             context.is_decision,
         )
 
 
 @dataclass(frozen=True)
 class Guardrail(Rung):
-    """No vectors: at a decision the thinking model picks among the base's own top tokens."""
+    """No vectors: at a disagreement the thinking model picks among the base's top tokens."""
 
     top_k: int
     name: ClassVar[RungName] = "guardrail-only"
 
     def act(self, context: DecisionContext) -> Action:
-        """Rerank the base's `top_k` tokens by the thinking model at a decision."""
-        token = context.base_token.clone()
-        where = context.is_decision
-        if where.any() and context.thinking_scores is not None:
-            scores, own = context.base_scores[where].topk(self.top_k, dim=1)
-            theirs = context.thinking_scores[where].gather(1, own)
+        """Rerank the base's `top_k` tokens by the thinking model at a disagreement."""
+        token, where = context.base.token.clone(), context.is_decision
+        if where.any():
+            scores, top = context.base.scores[where].topk(self.top_k, dim=1)
+            wanted = context.thinking.scores[where].gather(1, top)
             is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
-            best = theirs.masked_fill(is_outside, -torch.inf).argmax(1)
-            token[where] = own.gather(1, best[:, None])[:, 0]
+            best = wanted.masked_fill(is_outside, -torch.inf).argmax(1)
+            token[where] = top.gather(1, best[:, None])[:, 0]
         return _emit(token, where)
 
 
 @dataclass(frozen=True)
 class Steer(Rung):
-    """The full hybrid: at a decision, steer the base with the category that the gate reads."""
+    """The full hybrid: at a disagreement, steer the base with the category that the gate reads."""
 
-    gate: Gate | None
-    vectors: VectorSet | None
+    gate: Gate
+    vectors: VectorSet
     strength: Strength = LEARNED
     name: ClassVar[RungName] = "hybrid"
+
+    @property
+    def thinking_layers(self) -> tuple[int, ...]:
+        """The gate's."""
+        return (self.gate.layer,)
+
+    @property
+    def steering(self) -> Steering:
+        """With a vector for every category of the gate."""
+        return Steering(self.vectors, self.strength, self.gate.size)
 
     def act(self, context: DecisionContext) -> Action:
         """Steer where the two tokens differ."""
         where = self.choose_where(context)
-        return Action(context.base_token, where, self.choose_category(context, where))
+        return Action(context.base.token, where, self.choose_category(context, where))
 
     def choose_category(
         self, context: DecisionContext, where: Bool[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
         """What the gate reads in the thinking model."""
-        if self.gate is None:
-            raise RuntimeError(f"the rung {self.name} needs a gate")
         return context.categories(self.gate, where)
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
-        """The decisions."""
+        """The disagreements."""
         return context.is_decision
 
 
 @dataclass(frozen=True)
 class SharedVector(Steer):
-    """One vector for all categories, trained on the same decisions."""
+    """One vector for all categories (K = 1), trained on the same disagreements."""
 
     name: ClassVar[RungName] = "shared-vector"
 
     @property
-    def categories(self) -> int:
-        """The single one."""
-        return 1
+    def steering(self) -> Steering:
+        """With the single vector."""
+        return Steering(self.vectors, self.strength, 1)
 
     def choose_category(
         self, context: DecisionContext, where: Bool[Tensor, " n"]
@@ -245,14 +284,11 @@ class RandomCategory(Steer):
     """The right moments with a category drawn evenly among those that have a vector."""
 
     name: ClassVar[RungName] = "random-category"
-    needs_uniforms: ClassVar[bool] = True
 
     def choose_category(
         self, context: DecisionContext, where: Bool[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
         """A uniform draw."""
-        if self.vectors is None or context.uniforms is None:
-            raise RuntimeError(f"the rung {self.name} needs vectors and draws")
         trained = self.vectors.trained()
         drawn = trained[(context.uniforms[:, 0] * len(trained)).long()]
         return drawn.masked_fill(~where, -1)
@@ -265,12 +301,9 @@ class RandomPositions(Steer):
     rate: float = 0.0
     """Share of tokens to steer."""
     name: ClassVar[RungName] = "random-positions"
-    needs_uniforms: ClassVar[bool] = True
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """Each position with probability `rate`."""
-        if context.uniforms is None:
-            raise RuntimeError(f"the rung {self.name} needs draws")
         return context.uniforms[:, 1] < self.rate
 
 
@@ -283,14 +316,14 @@ class RandomVectors(Steer):
 
 @dataclass(frozen=True)
 class WithoutCategory(Steer):
-    """The full hybrid but for one category: at its decisions the base goes on unsteered."""
+    """The full hybrid without one category: at its disagreements the base goes on unsteered."""
 
     category: int = 0
     name: ClassVar[RungName] = "without-category"
 
     def act(self, context: DecisionContext) -> Action:
-        """Steer at the decisions of every other category."""
-        return _only_where(super().act(context), lambda found: found != self.category)
+        """Steer at the disagreements of every other category."""
+        return _only_where(super().act(context), lambda category: category != self.category)
 
 
 @dataclass(frozen=True)
@@ -301,13 +334,13 @@ class OneCategory(Steer):
     name: ClassVar[RungName] = "one-category"
 
     def act(self, context: DecisionContext) -> Action:
-        """Steer at the decisions of this category."""
-        return _only_where(super().act(context), lambda found: found == self.category)
+        """Steer at the disagreements of this category."""
+        return _only_where(super().act(context), lambda category: category == self.category)
 
 
-def _only_where(act: Action, wanted: Callable[[Tensor], Tensor]) -> Action:
-    kept = act.is_decision & wanted(act.category)
-    return Action(act.token, kept, act.category.masked_fill(~kept, -1))
+def _only_where(action: Action, is_wanted: Callable[[Tensor], Tensor]) -> Action:
+    kept = action.is_decision & is_wanted(action.category)
+    return Action(action.token, kept, action.category.masked_fill(~kept, -1))
 
 
 @dataclass(frozen=True)
@@ -315,7 +348,7 @@ class SelfGated(Rung):
     """No thinking model at all: a probe on the base's own residual says when, and which."""
 
     probe: SelfGate
-    vectors: VectorSet | None
+    vectors: VectorSet
     strength: Strength = LEARNED
     name: ClassVar[RungName] = "self-gate"
     needs_thinking = False
@@ -326,17 +359,17 @@ class SelfGated(Rung):
         return self.probe.layers
 
     @property
-    def categories(self) -> int:
-        """The probe's: all its outputs but the one for the moment."""
-        return len(self.probe.outputs) - 1
+    def steering(self) -> Steering:
+        """With a vector for every output of the probe, apart from the one for the moment."""
+        return Steering(self.vectors, self.strength, len(self.probe.outputs) - 1)
 
     def act(self, context: DecisionContext) -> Action:
-        """Steer where the probe's log-odds of a decision reach its threshold."""
-        features = torch.cat([context.base_residual[layer] for layer in self.probe.layers], dim=1)
-        read = self.probe.read(features.float())
-        where = read[:, 0] >= self.probe.threshold
-        category = read[:, 1:].argmax(1).masked_fill(~where, -1)
-        return Action(context.base_token, where, category)
+        """Steer where the probe's log-odds of a disagreement reach its threshold."""
+        features = torch.cat([context.base.residual[layer] for layer in self.probe.layers], dim=1)
+        outputs = self.probe.read(features.float())
+        where = outputs[:, 0] >= self.probe.threshold
+        category = outputs[:, 1:].argmax(1).masked_fill(~where, -1)
+        return Action(context.base.token, where, category)
 
 
 def randomise(vectors: VectorSet, seed: int) -> VectorSet:

@@ -1,49 +1,78 @@
-"""Steering the base at its last position: candidates in one pass, the best of them taken."""
+"""Steering the base at some positions: candidates in one pass, the best of them taken."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from howwhen.errors import SteeringError
-from howwhen.hybrid.choice import Rung
-from howwhen.hybrid.streams import Branch, Streams
-from howwhen.hybrid.strength import Strength, Window
+from howwhen.errors import ModelError, SteeringError
+from howwhen.hybrid.choice import Rung, Steering
+from howwhen.hybrid.streams import Branch, Places, Streams
+from howwhen.hybrid.strength import Window
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.residual import check_layer
+from howwhen.lm.residual import add_to_residual, check_layer
 from howwhen.records import Candidate
 from howwhen.vectors import VectorSet, all_finite
 
+MIN_PLACES = 32
+"""Places that may be steered in one pass, however few streams there are."""
 TokenPicker = Callable[[Tensor, int], Tensor]
-"""Token of each candidate, from its logits (candidate, vocabulary) and its place among `rows`."""
+"""Token of each candidate, from its logits (candidate, vocabulary) and the index of its place."""
 
 
-class SteeringInfo(NamedTuple):
+class Steered(NamedTuple):
     """How one token was steered."""
 
+    token: int
     category: int
-    strength: float
+    coefficient: float
     window: int
     candidates: tuple[Candidate, ...]
 
 
-UNSTEERED = SteeringInfo(-1, 0.0, 0, ())
-
-
 @dataclass(frozen=True)
-class SteeringResult:
-    """What came of steering some streams."""
+class SteeredPlaces:
+    """Positions to be steered, and all that depends on them."""
 
-    token: Int[Tensor, " stream"]
-    """Token of every stream, steered or not."""
-    infos: dict[int, SteeringInfo]
+    rows: Int[Tensor, " place"]
+    """The stream of each."""
+    back: Int[Tensor, " place"]
+    """How many tokens the stream has read after it."""
+    category: Int[Tensor, " place"]
+    answered: Int[Tensor, " place"]
+    """Tokens of the answer that come before it."""
+    thinking: Float[Tensor, "place vocabulary"] | None
+    """Log-probabilities under the thinking model, to choose among several candidates."""
 
-    def info(self, stream: int) -> SteeringInfo:
-        """How this stream was steered."""
-        return self.infos.get(stream, UNSTEERED)
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def cut(self, rows: slice) -> "SteeredPlaces":
+        """Some of them."""
+        return SteeredPlaces(
+            rows=self.rows[rows],
+            back=self.back[rows],
+            category=self.category[rows],
+            answered=self.answered[rows],
+            thinking=None if self.thinking is None else self.thinking[rows],
+        )
+
+    def reaching(self, window: Window, base: Streams) -> Places:
+        """The same with the positions before them that a window holds.
+
+        The last position of the prompt predicts the answer's first token.
+        """
+        reach = self.answered + 1
+        if window == "everything":
+            reach = base.lengths[self.rows] - self.back
+        elif window != "answer":
+            reach = reach.clamp(max=window)
+        return Places(self.rows, self.back, reach)
 
 
 def check_vectors(base: LanguageModel, rung: Rung) -> None:
@@ -53,16 +82,12 @@ def check_vectors(base: LanguageModel, rung: Rung) -> None:
         SteeringError: wrong width, model, number of categories, or values that are not finite.
         ModelError: a layer that the base does not have.
     """
-    vectors = rung.vectors
-    if vectors is None:
+    steering = rung.steering
+    if steering is None:
         return
+    vectors, strength = steering.vectors, steering.strength
     check_layer(base.model, vectors.layer)
-    width, expected = vectors.vectors.shape[1], base.model.config.hidden_size
-    if width != expected:
-        raise SteeringError(
-            f"vectors of width {width} cannot steer {base.name}, whose residual has width "
-            f"{expected}; train vectors in this base (howwhen elicit)"
-        )
+    _check_width(vectors, base.name, base.model.config.hidden_size)
     if vectors.model != base.name:
         raise SteeringError(
             f"these vectors were trained in {vectors.model!r} and would steer {base.name!r}; train "
@@ -71,100 +96,168 @@ def check_vectors(base: LanguageModel, rung: Rung) -> None:
         )
     if not all_finite(vectors.tensors().values()):
         raise SteeringError("a steering vector holds a value that is not finite; train it again")
-    if rung.strength.is_sweep and not rung.needs_thinking:
+    if strength.is_sweep and not rung.needs_thinking:
         raise SteeringError(
             f"the rung {rung.name} runs no thinking model, which would have to choose among the "
-            f"{len(rung.strength.candidates)} candidates of a sweep; give it one strength"
+            f"{len(strength.candidates)} candidates of a sweep; give it one strength"
         )
-    categories = rung.categories
-    if categories is not None and categories != vectors.size:
+    if steering.categories != vectors.size:
         raise SteeringError(
-            f"{vectors.size} vectors for the {categories} categories of the rung {rung.name}; "
-            "every category needs its vector (howwhen elicit makes one for each)"
+            f"{vectors.size} vectors for the {steering.categories} categories of the rung "
+            f"{rung.name}; every category needs its vector (howwhen elicit makes one for each)"
         )
 
 
-def steer_last(
-    base: Streams,
+def _check_width(vectors: VectorSet, name: str, expected: int) -> None:
+    width = vectors.vectors.shape[1]
+    if width != expected:
+        raise SteeringError(
+            f"vectors of width {width} cannot steer {name}, whose residual has width "
+            f"{expected}; train vectors in this base (howwhen elicit)"
+        )
+
+
+@contextmanager
+def apply_vectors(
+    model: PreTrainedModel | LanguageModel,
     vectors: VectorSet,
-    strength: Strength,
-    *,
-    rows: Int[Tensor, " row"],
-    category: Int[Tensor, " row"],
-    answered: Int[Tensor, " row"],
-    unsteered: Int[Tensor, " stream"],
-    thinking: Float[Tensor, "row vocabulary"] | None,
-    pick_tokens: TokenPicker,
-    is_persistent: bool,
-) -> SteeringResult:
-    """Steer the last position of `rows` with every candidate and keep the best token of each.
+    category: int = 0,
+    coefficient: float = 1.0,
+    positions: slice | None = None,
+) -> Iterator[None]:
+    """While open, every forward pass of a model is steered with one category's vector.
+
+    The vectors need not have been trained in this model. On leaving, the model is as it was before,
+    even after an error.
 
     Args:
-        base: the streams; their last tokens are the positions steered.
-        vectors: what to add.
-        strength: the candidates.
-        rows: streams to steer.
-        category: of each of them.
-        answered: tokens that each has already been answered with.
-        unsteered: token of every stream without steering.
-        thinking: log-probabilities under the thinking model, to choose among several candidates.
-        pick_tokens: makes tokens of logits.
-        is_persistent: whether the cache keeps the steered states.
+        model: any causal language model of transformers whose residual is as wide as the vectors.
+        vectors: what to add, at the output of block `vectors.layer`.
+        category: which of them.
+        coefficient: multiple of what the set adds at strength 1.
+        positions: which positions of every forward pass are steered, by default all.
+            `slice(-1, None)` steers the last one only: in `generate`, the end of the prompt and
+            every token written.
+
+    Raises:
+        SteeringError: the vectors do not fit the model, or hold no such category.
     """
-    branches: list[tuple[Window, list[float], Branch]] = []
-    for window, strengths in strength.by_window().items():
-        reach = _reach(base, window, rows, answered)
-        delta = _delta(base, vectors, rows, category, reach)
+    inner = model.model if isinstance(model, LanguageModel) else model
+    name = model.name if isinstance(model, LanguageModel) else type(model).__name__
+    try:
+        check_layer(inner, vectors.layer)
+    except ModelError as error:
+        raise SteeringError(f"these vectors cannot steer {name}: {error}") from error
+    _check_width(vectors, name, inner.config.get_text_config().hidden_size)
+    if not 0 <= category < vectors.size:
+        raise SteeringError(
+            f"no category {category}: these vectors have the categories 0 to {vectors.size - 1}"
+        )
+    chosen = slice(None) if positions is None else positions
+
+    def edit(residual: Tensor) -> Tensor:
+        part = residual[:, chosen]
+        flat = part.flatten(0, 1).float()
+        on_device = vectors.to(residual.device)
+        numbers = torch.full((len(flat),), category, device=residual.device)
+        added = torch.zeros_like(residual, dtype=torch.float32)
+        added[:, chosen] = coefficient * on_device.delta(flat, numbers).view(part.shape)
+        return added
+
+    with add_to_residual(inner, vectors.layer, edit):
+        yield
+
+
+def steer(
+    base: Streams,
+    steering: Steering,
+    places: SteeredPlaces,
+    pick_tokens: TokenPicker,
+    *,
+    is_persistent: bool,
+) -> list[Steered]:
+    """Steer each place with every candidate, and keep the best token.
+
+    Args:
+        base: the streams, which have read the places.
+        steering: vectors and candidates.
+        places: what to steer.
+        pick_tokens: makes tokens of logits.
+        is_persistent: whether the cache keeps the steered states from here on.
+    """
+    size = max(MIN_PLACES, len(base.valid))  # a pass copies the cache once for every place
+    steered: list[Steered] = []
+    for start in range(0, len(places), size):
+        cut = places.cut(slice(start, start + size))
+
+        def pick(logits: Tensor, index: int, first: int = start) -> Tensor:
+            return pick_tokens(logits, first + index)
+
+        steered += _steer(base, steering, cut, pick, is_persistent)
+    return steered
+
+
+def _steer(
+    base: Streams,
+    steering: Steering,
+    places: SteeredPlaces,
+    pick_tokens: TokenPicker,
+    is_persistent: bool,
+) -> list[Steered]:
+    vectors = steering.vectors
+    branches: list[tuple[Sequence[float], Branch]] = []
+    for window, strengths in steering.strength.by_window().items():
+        reaching = places.reaching(window, base)
+        delta = _delta(base, vectors, reaching, places.category)
         scaled = delta[:, None] * torch.tensor(strengths)[:, None, None]
-        branches.append((window, strengths, base.branch(rows, reach, scaled)))
-    coefficient = vectors.coefficient(_last_residual(base, rows), category)
-    token, infos = unsteered.clone(), {}
-    for index, row in enumerate(rows.tolist()):
-        tried, place = _score_candidates(branches, index, thinking, pick_tokens)
-        best = max(range(len(tried)), key=lambda one: tried[one].thinking_log_prob)
-        token[row] = tried[best].id
-        used = round(tried[best].strength * float(coefficient[index]), 4)
-        shown = tuple(tried) if len(tried) > 1 else ()
-        infos[row] = SteeringInfo(int(category[index]), used, tried[best].window, shown)
+        branches.append((strengths, base.branch(reaching, scaled)))
+    alone = Places(places.rows, places.back, torch.ones_like(places.rows))
+    residual = base.residuals_at(alone)[:, 0].float()
+    coefficients = vectors.coefficient(residual, places.category).tolist()
+    steered = []
+    for index, category in enumerate(places.category.tolist()):
+        thinking = None if places.thinking is None else places.thinking[index]
+        candidates, origins = _score_candidates(branches, index, thinking, pick_tokens)
+        best = max(range(len(candidates)), key=lambda number: _score(candidates[number]))
+        chosen = candidates[best]
+        coefficient = round(chosen.strength * coefficients[index], 4)
+        shown = tuple(candidates) if len(candidates) > 1 else ()
+        steered.append(Steered(chosen.id, category, coefficient, chosen.window, shown))
         if is_persistent:
-            base.commit(branches[place[best][0]][2], index, place[best][1])
-    return SteeringResult(token, infos)
+            base.commit(origins[best][0], index, origins[best][1])
+    return steered
+
+
+def _score(candidate: Candidate) -> float:
+    log_prob = candidate.thinking_log_prob
+    return -torch.inf if log_prob is None else log_prob
 
 
 def _score_candidates(
-    branches: list[tuple[Window, list[float], Branch]],
+    branches: Sequence[tuple[Sequence[float], Branch]],
     index: int,
     thinking: Tensor | None,
     pick_tokens: TokenPicker,
-) -> tuple[list[Candidate], list[tuple[int, int]]]:
-    """Every candidate of one stream, and where it stands: (branch, candidate)."""
-    tried, place = [], []
-    for number, (_, strengths, branch) in enumerate(branches):
-        size = int(branch.exists[index].sum())
+) -> tuple[list[Candidate], list[tuple[Branch, int]]]:
+    """Every candidate of one place, and where it is from: its branch and number."""
+    candidates, origins = [], []
+    for strengths, branch in branches:
+        window = int(branch.exists[index].sum())
         tokens = pick_tokens(branch.logits[index], index).tolist()
-        for rank, (strength, one) in enumerate(zip(strengths, tokens, strict=True)):
-            known = thinking is not None and one < thinking.shape[1]
-            score = float(thinking[index, one]) if known and thinking is not None else 0.0
-            tried.append(Candidate(strength, size, one, round(score, 4)))
-            place.append((number, rank))
-    return tried, place
-
-
-def _reach(base: Streams, window: Window, rows: Tensor, answered: Tensor) -> Int[Tensor, " row"]:
-    """Positions steered in each row: the last of the prompt predicts the answer's first token."""
-    if window == "everything":
-        return base.lengths[rows]
-    return answered + 1 if window == "answer" else (answered + 1).clamp(max=window)
+        for number, (strength, token) in enumerate(zip(strengths, tokens, strict=True)):
+            is_known = thinking is not None and token < len(thinking)
+            log_prob = (
+                round(float(thinking[token]), 4) if thinking is not None and is_known else None
+            )
+            candidates.append(Candidate(strength, window, token, log_prob))
+            origins.append((branch, number))
+    return candidates, origins
 
 
 def _delta(
-    base: Streams, vectors: VectorSet, rows: Tensor, category: Tensor, reach: Tensor
-) -> Float[Tensor, "row window d_model"]:
-    residual = base.recent(rows, reach)
-    window = residual.shape[1]
+    base: Streams, vectors: VectorSet, places: Places, category: Tensor
+) -> Float[Tensor, "place window d_model"]:
+    residual = base.residuals_at(places)
     flat = residual.flatten(0, 1).float()
-    return vectors.delta(flat, category.repeat_interleave(window)).view(residual.shape)
-
-
-def _last_residual(base: Streams, rows: Tensor) -> Float[Tensor, "row d_model"]:
-    return base.recent(rows, torch.ones_like(rows))[:, 0].float()
+    repeated = category.repeat_interleave(residual.shape[1])
+    return vectors.delta(flat, repeated).view(residual.shape)

@@ -1,24 +1,30 @@
 """One model reading a batch of growing texts: its cache, and three things a plain cache cannot do.
 
-Tokens can be taken back, each text by its own count; columns of the cache that hold padding or a
-token taken back are masked, never read. And the last positions can be passed through the upper
-blocks again with their residual steered, many candidates in one pass, without touching the cache.
-It never sees text or categories.
+Tokens can be rolled back, by a different number in each text. Columns of the cache that hold
+padding or a token that was rolled back are masked and never read. Positions read before can be
+passed through the upper blocks again with their residual steered, many candidates in one pass,
+without touching the cache. Nothing here knows of text or categories.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from howwhen.errors import ModelError
+from howwhen.lm.cache import Columns, growing_cache
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import additive_mask, cache_of, pad
 from howwhen.lm.residual import capture_residuals, check_layer, resume_from_layer
+
+MIN_DROPPED = 0.2
+"""Share of a cache's columns that makes moving the others worthwhile."""
+PROMPT_BYTES = 2**30
+"""Most memory spent on keeping prompts."""
 
 
 @dataclass
@@ -32,13 +38,15 @@ class Streams:
     """Block whose residual is kept for every position, so that it can be steered."""
     valid: Bool[Tensor, "stream column"]
     """Which columns of the cache hold a token of the stream."""
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: Cache = field(default_factory=growing_cache)
     logits: Float[Tensor, "stream new vocabulary"] = field(init=False)
     """Of the token after each position read last."""
     residual: dict[int, Float[Tensor, "stream new d_model"]] = field(init=False)
     """Per layer, of the positions read last."""
     history: Float[Tensor, "stream column d_model"] | None = None
     """At `steer_layer`, of every column."""
+    history_columns: Columns = field(default_factory=Columns)
+    """Where `history` grows."""
     is_unpadded: bool = field(init=False)
     """Whether every column holds a token, so that no mask is needed."""
     is_open: bool = False
@@ -88,16 +96,16 @@ class Streams:
         self.logits = output.logits.float()
         self.residual = {layer: read[layer] for layer in self.layers}
         if self.steer_layer is not None:
-            fresh, before = read[self.steer_layer], self.history
-            self.history = fresh if before is None else torch.cat([before, fresh], dim=1)
+            self.history = self.history_columns.append(self.history, read[self.steer_layer])
 
     def _places(self, count: int) -> dict[str, Tensor]:
-        """Mask and positions of the last `count` columns, where a model cannot tell them itself."""
+        """Mask and positions of the last `count` columns, unless the model can infer them."""
         if self.is_unpadded and (count == 1 or count == self.valid.shape[1]):
             return {}
-        every = self.valid[:, None].expand(-1, count, -1)
-        allowed = every.tril(self.valid.shape[1] - count)
-        # A stream that is full reads on beside the others, which is taken back: at its last place.
+        columns = self.valid[:, None].expand(-1, count, -1)
+        allowed = columns.tril(self.valid.shape[1] - count)
+        # A stream whose context is full reads on with the others, at its last position. Whatever it
+        # reads is rolled back.
         last = (self.model.context or self.valid.shape[1]) - 1
         positions = (self.valid.cumsum(1) - 1).clamp(0, last)[:, -count:]
         return {
@@ -106,7 +114,7 @@ class Streams:
         }
 
     def rollback(self, counts: Int[Tensor, " stream"]) -> None:
-        """Forget the last `counts` tokens of every stream, at most those fed last."""
+        """Forget the last `counts` tokens of every stream, no more than were read last."""
         width, common = self.valid.shape[1], int(counts.min())
         if common:
             self.cache.crop(-common)
@@ -114,42 +122,64 @@ class Streams:
             self.history = None if self.history is None else self.history[:, : width - common]
         if int(counts.max()) == common:
             return
-        own = self.valid.flip(1).cumsum(1).flip(1)  # 1 on the last token of a stream, 2 before it
-        self.valid = self.valid & (own > (counts - common)[:, None])
+        self.valid = self.valid & (_ranks(self.valid) > (counts - common)[:, None])
         self.is_unpadded = False
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Go on with these streams only; one that is named several times goes on as so many."""
+        """Keep only these streams; an index that occurs several times makes as many copies."""
         self.cache.batch_select_indices(rows)
         self.valid = self.valid[rows]
         self.history = None if self.history is None else self.history[rows]
 
-    def last_columns(
-        self, rows: Int[Tensor, " row"], reach: Int[Tensor, " row"]
-    ) -> tuple[Int[Tensor, "row window"], Bool[Tensor, "row window"]]:
-        """Columns of the last `reach` tokens of some streams, and which of them exist."""
-        wanted = torch.arange(int(reach.max()), 0, -1)
+    def repack(self) -> None:
+        """Move every text to the right end, once that drops enough columns to be worth a copy."""
+        width = int(self.lengths.max())
+        if width > (1 - MIN_DROPPED) * self.valid.shape[1]:
+            return
+        columns = self.valid.long().argsort(dim=1, stable=True)[:, -width:]  # those in use are last
+        for layer in self.cache.layers:
+            where = columns[:, None, :, None]
+            layer.keys = layer.keys.gather(2, where.expand(-1, *_around(layer.keys)))
+            layer.values = layer.values.gather(2, where.expand(-1, *_around(layer.values)))
+        if self.history is not None:
+            where = columns[:, :, None]
+            self.history = self.history.gather(1, where.expand(-1, -1, self.history.shape[2]))
+        self.valid = self.valid.gather(1, columns)
+        self.is_unpadded = bool(self.valid.all())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its states take."""
+        states = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        if self.history is not None:
+            states.append(self.history)
+        return sum(part.nbytes for part in states)
+
+    def copy(self) -> "Streams":
+        """Streams that have read the same and go on independently."""
+        states = [(layer.keys, layer.values) for layer in self.cache.layers]
+        return replace(self, cache=growing_cache(states), history_columns=Columns())
+
+    def columns_of(self, places: "Places") -> tuple[Tensor, Tensor]:
+        """Columns of the positions to be steered, (place, window), and which of them exist."""
+        offsets = torch.arange(int(places.reach.max()), 0, -1)
+        wanted = offsets + places.back[:, None]  # ranks, counted from the end of the stream
+        is_wanted = offsets <= places.reach[:, None]
         if self.is_unpadded:
-            exists = wanted <= reach[:, None]
-            return (self.valid.shape[1] - wanted).clamp(min=0).expand(len(rows), -1), exists
-        valid = self.valid[rows]
-        rank = valid.flip(1).cumsum(1).flip(1)  # of each token, counted from the end
-        matches = (rank[:, None, :] == wanted[:, None]) & valid[:, None, :]
-        return matches.long().argmax(2), matches.any(2) & (wanted <= reach[:, None])
+            return (self.valid.shape[1] - wanted).clamp(min=0), is_wanted
+        valid = self.valid[places.rows]
+        matches = (_ranks(valid)[:, None, :] == wanted[:, :, None]) & valid[:, None, :]
+        return matches.long().argmax(2), matches.any(2) & is_wanted
 
     def branch(
-        self,
-        rows: Int[Tensor, " row"],
-        reach: Int[Tensor, " row"],
-        delta: Float[Tensor, "row candidate window d_model"],
+        self, places: "Places", delta: Float[Tensor, "place candidate window d_model"]
     ) -> "Branch":
-        """Pass the last positions through the upper blocks once more, steered.
+        """Pass some positions through the upper blocks once more, steered.
 
         Args:
-            rows: streams to steer.
-            reach: last positions of each that are steered; `window` is the largest.
-            delta: what to add at `steer_layer` to these positions, per candidate, all in one pass;
-                a candidate sees its own steered positions and the unsteered ones before them.
+            places: which; `window` is their largest reach.
+            delta: what to add at `steer_layer` to these positions, per candidate, all in one pass.
+                A candidate sees its own steered positions and the unsteered ones before them.
 
         Returns:
             The candidates' logits, and their keys and values for `commit`.
@@ -157,65 +187,83 @@ class Streams:
         if self.steer_layer is None:
             raise RuntimeError("these streams were opened without a layer to steer")
         _, candidates, window, _ = delta.shape
-        columns, exists = self.last_columns(rows, reach)
-        steered = self.recent(rows, reach)[:, None]
+        columns, exists = self.columns_of(places)
+        steered = self.residuals_at(places)[:, None]
         steered = steered + delta.to(steered.dtype)
         upper = range(self.steer_layer + 1, self.model.layer_count)
-        cache = cache_of({i: self._rows(i, rows) for i in upper})
-        position = (self.valid[rows].cumsum(1) - 1).clamp(min=0).gather(1, columns)
-        allowed = _branch_view(self.valid[rows], columns, exists, candidates)
+        cache = cache_of({i: self._rows(i, places.rows) for i in upper})
+        valid = self.valid[places.rows]
+        position = (valid.cumsum(1) - 1).clamp(min=0).gather(1, columns)
+        seen = valid & (_ranks(valid) > places.back[:, None])
+        allowed = _branch_view(seen, columns, exists, candidates)
         with resume_from_layer(self.model.model, self.steer_layer, steered.flatten(1, 2)):
             output = self.model.model(
-                input_ids=torch.zeros(len(rows), candidates * window, dtype=torch.long),
+                input_ids=torch.zeros(len(valid), candidates * window, dtype=torch.long),
                 position_ids=position.repeat(1, candidates),
                 attention_mask=additive_mask(allowed, self.model.model.dtype),
                 past_key_values=cache,
                 use_cache=True,
             )
-        return Branch(output.logits[:, window - 1 :: window].float(), rows, columns, exists, cache)
+        logits = output.logits[:, window - 1 :: window].float()
+        return Branch(logits, places.rows, columns, exists, cache)
 
     def _rows(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.cache.layers[layer]
-        if len(rows) == len(kept.keys):
+        if len(rows) == len(kept.keys) and torch.equal(rows, torch.arange(len(rows))):
             return kept.keys, kept.values
         return kept.keys[rows], kept.values[rows]
 
-    def recent(
-        self, rows: Int[Tensor, " row"], reach: Int[Tensor, " row"]
-    ) -> Float[Tensor, "row window d_model"]:
-        """Residual at `steer_layer` of the last `reach` tokens of some streams."""
+    def residuals_at(self, places: "Places") -> Float[Tensor, "place window d_model"]:
+        """Unsteered residual at `steer_layer` of the positions to be steered."""
         if self.history is None:
             raise RuntimeError("these streams were opened without a layer to steer")
-        columns, _ = self.last_columns(rows, reach)
-        return self.history[rows[:, None], columns]
+        columns, _ = self.columns_of(places)
+        return self.history[places.rows[:, None], columns]
 
     def commit(self, branch: "Branch", index: int, candidate: int) -> None:
         """Let one stream's cache hold a candidate's steered states from here on.
 
         Args:
             branch: what `branch` returned, before anything more was read.
-            index: place of the stream among the branch's rows.
+            index: of the place that was steered.
             candidate: which of its candidates.
         """
         window = branch.columns.shape[1]
-        real, row = branch.exists[index], int(branch.rows[index])
-        columns = branch.columns[index][real]
+        exists, row = branch.exists[index], int(branch.rows[index])
+        columns = branch.columns[index][exists]
         start = self.valid.shape[1] + candidate * window
         for kept, steered in zip(self.cache.layers, branch.cache.layers, strict=True):
             if steered.is_initialized:
                 for old, new in ((kept.keys, steered.keys), (kept.values, steered.values)):
-                    old[row, :, columns] = new[index, :, start : start + window][:, real]
+                    old[row, :, columns] = new[index, :, start : start + window][:, exists]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Positions to be steered: each is the last one of a window in some stream."""
+
+    rows: Int[Tensor, " place"]
+    """The stream of each."""
+    back: Int[Tensor, " place"]
+    """How many tokens the stream has read after it."""
+    reach: Int[Tensor, " place"]
+    """How many positions are steered, this one and those before it."""
+
+    @classmethod
+    def last(cls, rows: Int[Tensor, " place"], reach: Int[Tensor, " place"]) -> "Places":
+        """The last positions of some streams."""
+        return cls(rows, torch.zeros_like(rows), reach)
 
 
 @dataclass(frozen=True)
 class Branch:
-    """What came of steering the last positions of some streams."""
+    """What came of steering some places."""
 
-    logits: Float[Tensor, "row candidate vocabulary"]
-    rows: Int[Tensor, " row"]
-    columns: Int[Tensor, "row window"]
-    exists: Bool[Tensor, "row window"]
-    cache: DynamicCache
+    logits: Float[Tensor, "place candidate vocabulary"]
+    rows: Int[Tensor, " place"]
+    columns: Int[Tensor, "place window"]
+    exists: Bool[Tensor, "place window"]
+    cache: Cache
 
 
 def open_streams(
@@ -224,7 +272,7 @@ def open_streams(
     layers: tuple[int, ...] = (),
     steer_layer: int | None = None,
 ) -> Streams:
-    """Streams that have read all of each prompt but its last token, which is to be fed first."""
+    """Streams that have read each prompt up to its last token, which is to be read next."""
     for layer in layers if steer_layer is None else (*layers, steer_layer):
         check_layer(model.model, layer)
     batch = pad([prompt[:-1] for prompt in prompts], left=True)
@@ -233,29 +281,66 @@ def open_streams(
     if batch.ids.shape[1]:
         valid = batch.mask.bool()
         streams.is_unpadded = bool(valid.all())
-        streams._forward(batch.ids, valid, 1)  # nobody asks what a prompt might have been
+        streams._forward(batch.ids, valid, 1)
     return streams
 
 
+class PromptCache:
+    """Prompts that a model has read, kept so that another rung need not read them again."""
+
+    def __init__(self, max_bytes: int = PROMPT_BYTES) -> None:
+        self._bytes_left = max_bytes
+        self._opened: dict[tuple[int, tuple[tuple[int, ...], ...]], Streams] = {}
+
+    def open(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        layers: tuple[int, ...] = (),
+        steer_layer: int | None = None,
+    ) -> Streams:
+        """As `open_streams`."""
+        key = id(model.model), tuple(tuple(prompt) for prompt in prompts)
+        opened = self._opened.get(key)
+        if opened is None or steer_layer not in (None, opened.steer_layer):
+            opened = open_streams(model, prompts, layers, steer_layer).copy()
+            size = opened.nbytes
+            if key not in self._opened and size <= self._bytes_left:
+                self._bytes_left -= size
+                self._opened[key] = opened
+        history = None if steer_layer is None else opened.history
+        return replace(opened.copy(), layers=layers, steer_layer=steer_layer, history=history)
+
+
+def _around(states: Tensor) -> tuple[int, int, int]:
+    """Sizes that `repack` keeps: heads, any number of columns, width of a head."""
+    return states.shape[1], -1, states.shape[3]
+
+
+def _ranks(valid: Bool[Tensor, "stream column"]) -> Int[Tensor, "stream column"]:
+    """Rank of every token counted from the end of its stream: 1 for the last, 2 before it."""
+    return valid.flip(1).cumsum(1).flip(1)
+
+
 def _branch_view(
-    valid: Bool[Tensor, "row column"],
-    columns: Int[Tensor, "row window"],
-    exists: Bool[Tensor, "row window"],
+    seen: Bool[Tensor, "place column"],
+    columns: Int[Tensor, "place window"],
+    exists: Bool[Tensor, "place window"],
     candidates: int,
-) -> Bool[Tensor, "row query key"]:
+) -> Bool[Tensor, "place query key"]:
     """What each steered position may look at: the unsteered columns before, its own candidate."""
     window = columns.shape[1]
-    steered = torch.zeros_like(valid).scatter(1, columns, exists)
-    past = (valid & ~steered)[:, None].expand(-1, candidates * window, -1)
+    steered = torch.zeros_like(seen).scatter(1, columns, exists)
+    past = (seen & ~steered)[:, None].expand(-1, candidates * window, -1)
     causal = torch.ones(window, window).tril()
-    own = torch.kron(torch.eye(candidates), causal).bool()
-    own = own & exists.repeat(1, candidates)[:, None]
-    return torch.cat([past, own], dim=2)
+    same = torch.kron(torch.eye(candidates), causal).bool()
+    same = same & exists.repeat(1, candidates)[:, None]
+    return torch.cat([past, same], dim=2)
 
 
 @torch.no_grad()
 def check_streams(model: LanguageModel, layer: int) -> None:
-    """Prove on dummy prompts that caching, masking, taking back and branching change no logits.
+    """Prove on dummy prompts that caching, masking, rolling back and branching change no logits.
 
     Raises:
         ModelError: a model whose attention cannot be masked column by column.
@@ -278,10 +363,11 @@ def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     streams.extend(torch.tensor([[4], [7]]))
     texts = [[*long, 5, 4], [*short, 7]]
     nothing = torch.zeros(2, 2, 1, model.model.config.hidden_size)
-    branched = streams.branch(torch.arange(2), torch.ones(2, dtype=torch.long), nothing).logits
+    last = Places.last(torch.arange(2), torch.ones(2, dtype=torch.long))
+    branched = streams.branch(last, nothing).logits
     off = []
     for row, text in enumerate(texts):
         plain = model.model(input_ids=torch.tensor([text])).logits[0, -1].float()
-        found = torch.stack([streams.logits[row, -1], *branched[row]])
-        off.append(float((found - plain).abs().max() / plain.abs().max()))
+        cached = torch.stack([streams.logits[row, -1], *branched[row]])
+        off.append(float((cached - plain).abs().max() / plain.abs().max()))
     return max(off) <= 0.02

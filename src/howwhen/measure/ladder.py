@@ -30,8 +30,8 @@ class GradedTrace:
     problem_id: str
     seed: int
     sample: int
-    category: int
-    """The category of a knock-out; -1 elsewhere."""
+    category: int | None
+    """The category of a knock-out; None elsewhere."""
     flexible: Grade
     strict: Grade
     answer: str | None

@@ -166,8 +166,13 @@ class StepFiles:
         if (self.path / folder).exists():
             shutil.rmtree(self.path / folder)
 
-    def finish(self, key: Key, counts: Json) -> None:
-        """Write the provenance, with a hash of every output file. The step is then done."""
+    def finish(self, key: Key, counts: Any) -> None:
+        """Write the provenance, with a hash of every output file. The step is then done.
+
+        Args:
+            key: what the output depends on.
+            counts: what the step notes about its work: a record, or plain JSON.
+        """
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
         outputs = {
             str(path.relative_to(self.path)): _hash(path)
@@ -181,7 +186,7 @@ class StepFiles:
                 "key": key.digest,
                 "models": key.models,
                 "upstream": key.upstream,
-                "counts": counts,
+                "counts": TypeAdapter(type(counts)).dump_python(counts, mode="json"),
                 "versions": {name: version(name) for name in ("howwhen", "torch", "transformers")},
                 "outputs": outputs,
             },

@@ -1,47 +1,110 @@
 """Step 4: the test problems on every rung of the ladder."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from howwhen.formats.safetensors import Json
 from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.session import Answer
+from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
-from howwhen.records import HybridTrace, Problem, RungName, Split, Work
+from howwhen.records import HybridSummary, HybridTrace, Problem, RungName, Split, Work
 from howwhen.vectors import VectorSet
 
+SUMMARY = "summary.json"
+"""File with what later steps need to know of this one."""
 
-def hybrid(run: Run, step: StepFolder) -> Json:
+
+@dataclass(frozen=True)
+class HybridCounts:
+    """What the step notes about its work."""
+
+    problems: int
+    steered_fraction: float
+    """Steered tokens of the hybrid, per token."""
+    decisions_without_vector: int
+    """Disagreements of the hybrid whose category has no vector to steer with."""
+    decisions_per_category: tuple[int, ...]
+    answers: Mapping[RungName, int]
+    """Per rung, over seeds and samples."""
+    work: Work
+
+
+def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     """Decode the test problems on every rung of the ladder."""
     problems = run.problems(Split.TEST)
     check_test_problems(problems)
-    models = run.models()
+    ladder = _Ladder(run, step, run.models(), problems)
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
-    samples = [_decode(run, step, models, problems, one) for one in rungs.hybrids()]
+    samples = [ladder.decode(rung_pass) for rung_pass in rungs.hybrids()]
     traces = [trace for sample in samples for trace in sample]
-    found = _decisions_per_category(traces, rungs.gate.size)
-    others = rungs.controls(_steered_fraction(samples[0]))  # the same whatever the extent
+    per_category = _decisions_per_category(traces, rungs.gate.size)
+    others = rungs.controls(_steered_fraction(samples[0]))  # the same however many samples
     if run.settings.hybrid.knock_outs:
-        others += rungs.knock_outs(n for n, count in enumerate(found) if count)
+        others += rungs.knock_outs(n for n, count in enumerate(per_category) if count)
     answers: Counter[RungName] = Counter({"hybrid": len(traces)})
-    for one in others:
-        answers[one.rung.name] += len(_decode(run, step, models, problems, one))
-    step.write_json("passes.json", [one.file for one in (*rungs.hybrids(), *others)])
-    rate = _steered_fraction(traces)
-    _warn(run, rate, idle := _idle_decisions(traces, rungs.vectors))
-    return {
-        "problems": len(problems),
-        "steered_fraction": rate,
-        "decisions_without_vector": idle,
-        "decisions_per_category": found,
-        "answers": answers,
-        "work": _work(models, rungs.vectors.layer)._asdict(),
-    }
+    for rung_pass in others:
+        answers[rung_pass.rung.name] += len(ladder.decode(rung_pass))
+    step.write_json("passes.json", [rung_pass.file for rung_pass in (*rungs.hybrids(), *others)])
+    summary = HybridSummary(
+        _steered_fraction(traces), per_category, _work(ladder.models, rungs.vectors.layer)
+    )
+    step.write_record(SUMMARY, summary)
+    idle = _idle_decisions(traces, rungs.vectors)
+    _warn(run, summary.steered_fraction, idle)
+    return HybridCounts(
+        problems=len(problems),
+        steered_fraction=summary.steered_fraction,
+        decisions_without_vector=idle,
+        decisions_per_category=per_category,
+        answers=answers,
+        work=summary.work,
+    )
+
+
+@dataclass
+class _Ladder:
+    """The passes over the test problems, and what a later pass can take from earlier ones."""
+
+    run: Run
+    step: StepFolder
+    models: ModelPair
+    problems: Sequence[Problem]
+    prompts: PromptCache = field(default_factory=PromptCache)
+    known: dict[tuple[int, str], list[Answer]] = field(default_factory=lambda: defaultdict(list))
+    """By sample and problem, the answers of earlier rungs."""
+
+    def decode(self, rung_pass: RungPass) -> list[HybridTrace]:
+        """The traces of a pass, as far as they are not in its file already."""
+        settings = self.run.settings.hybrid
+        sample = rung_pass.sample
+        seeded = settings.model_copy(update={"seed": settings.seed + sample})
+
+        def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
+            traces = decode(
+                self.models,
+                batch,
+                rung_pass.rung,
+                seeded,
+                rung_pass.seed,
+                known=[self.known[sample, problem.id] for problem in batch],
+                prompts=self.prompts,
+            )
+            return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
+
+        with self.run.reporter.task(rung_pass.label, len(self.problems)) as advance:
+            traces = self.step.grow_records(
+                rung_pass.file, HybridTrace, self.problems, settings.batch_size, answer, advance
+            )
+        for trace in traces:
+            self.known[sample, trace.problem_id].append(array("i", trace.ids))
+        return traces
 
 
 def _work(models: ModelPair, layer: int) -> Work:
@@ -60,33 +123,17 @@ def _warn(run: Run, rate: float, idle: int) -> None:
         )
 
 
-def _decode(
-    run: Run, step: StepFolder, models: ModelPair, problems: Sequence[Problem], one: RungPass
-) -> list[HybridTrace]:
-    settings = run.settings.hybrid
-    drawn = settings.model_copy(update={"seed": settings.seed + one.sample})
-
-    def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
-        traces = decode(models, batch, one.rung, drawn, one.seed)
-        return [replace(trace, sample=one.sample, category=one.category) for trace in traces]
-
-    with run.reporter.task(one.label, len(problems)) as advance:
-        return step.grow_records(
-            one.file, HybridTrace, problems, settings.batch_size, answer, advance
-        )
-
-
 def _steered_fraction(traces: Sequence[HybridTrace]) -> float:
     return sum(trace.decisions for trace in traces) / sum(len(trace.tokens) for trace in traces)
 
 
-def _decisions_per_category(traces: Sequence[HybridTrace], size: int) -> list[int]:
-    found = Counter(token.category for trace in traces for token in trace.tokens)
-    return [found[category] for category in range(size)]
+def _decisions_per_category(traces: Sequence[HybridTrace], size: int) -> tuple[int, ...]:
+    counts = Counter(token.category for trace in traces for token in trace.tokens)
+    return tuple(counts[category] for category in range(size))
 
 
 def _idle_decisions(traces: Sequence[HybridTrace], vectors: VectorSet) -> int:
-    """Decisions at which steering could do nothing: no vector, and no bias vector either."""
+    """Disagreements at which steering could do nothing: no vector, and no bias vector either."""
     if vectors.bias is not None:
         return 0
     nonzero_categories = set(vectors.nonzero_categories().tolist())

@@ -17,7 +17,7 @@ from howwhen.pipeline.collect import collect
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.discover import discover
 from howwhen.pipeline.elicit import elicit
-from howwhen.pipeline.files import STEPS, Json, StepName
+from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.hybrid import hybrid
 from howwhen.pipeline.keys import step_key
 from howwhen.pipeline.measure import measure
@@ -28,7 +28,7 @@ from howwhen.pipeline.store import StepFolder
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
 
-STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], Json]] = {
+STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], object]] = {
     "collect": collect,
     "discover": discover,
     "elicit": elicit,

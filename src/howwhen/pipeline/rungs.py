@@ -40,14 +40,14 @@ class RungPass:
     seed: int = 0
     """Of a random rung."""
     sample: int = 0
-    category: int = -1
+    category: int | None = None
     """Of a knock-out."""
 
     @property
     def file(self) -> str:
         """Where its traces are kept."""
         sample = f"-sample{self.sample}" if self.sample else ""
-        category = f"-category{self.category}" if self.category >= 0 else ""
+        category = "" if self.category is None else f"-category{self.category}"
         return f"traces/{self.rung.name}-{self.seed}{sample}{category}.jsonl"
 
     @property
@@ -58,7 +58,7 @@ class RungPass:
             self.rung.name,
             f"seed {self.seed}" if is_random else "",
             f"sample {self.sample}" if self.sample else "",
-            f"category {self.category}" if self.category >= 0 else "",
+            "" if self.category is None else f"category {self.category}",
         ]
         return ", ".join(part for part in parts if part)
 

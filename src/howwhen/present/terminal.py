@@ -43,7 +43,7 @@ class Painter:
 
     def legend(self, tokens: Iterable[HybridToken]) -> Text:
         """The categories that were steered with, in their colours."""
-        used = sorted({token.category for token in tokens if token.category >= 0})
+        used = sorted({token.category for token in tokens if token.category is not None})
         legend = Text()
         for category in used:
             legend.append(f" {category} {self._title(category)} ", style=_colour(category))
@@ -64,25 +64,25 @@ class Painter:
                     self._word(token.base_id),
                     self._word(token.thinking_id),
                     self._title(token.category),
-                    f"{token.strength:.2f}" if token.category >= 0 else "",
-                    f"{token.base_log_prob:.2f}",
-                    f"{token.thinking_log_prob:.2f}" if token.thinking_id >= 0 else "",
+                    _two_digits(token.coefficient),
+                    _two_digits(token.base_log_prob),
+                    _two_digits(token.thinking_log_prob),
                     ", ".join(f"{c.strength:g}: {self._word(c.id)}" for c in token.candidates),
                 )
         return table
 
-    def _word(self, token: int) -> str:
-        return repr(str(self.tokenizer.decode([token]))) if token >= 0 else ""
+    def _word(self, token: int | None) -> str:
+        return "" if token is None else repr(str(self.tokenizer.decode([token])))
 
-    def _title(self, category: int) -> str:
-        return self.titles[category] if category >= 0 else ""
+    def _title(self, category: int | None) -> str:
+        return "" if category is None else self.titles[category]
 
 
 def style(token: HybridToken) -> str:
     """A category's colour where the base was steered, underlined where that changed the token."""
     if not token.is_decision:
         return ""
-    colour = _colour(token.category) if token.category >= 0 else OWN_CHOICE
+    colour = OWN_CHOICE if token.category is None else _colour(token.category)
     return f"bold {colour} underline" if token.id != token.base_id else f"bold {colour}"
 
 
@@ -105,6 +105,10 @@ def show(console: Console, painter: Painter, tokens: Iterable[HybridToken], is_w
     console.print(summary(seen), style="dim")
     if is_why:
         console.print(painter.why(seen))
+
+
+def _two_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _colour(category: int) -> str:

@@ -138,7 +138,7 @@ class _Packer:
             self.word(token.base_id),
             self.word(token.thinking_id),
             token.category,
-            round(token.strength, 2),
+            None if token.coefficient is None else round(token.coefficient, 2),
             token.window,
             _hundredths(token.base_log_prob),
             _hundredths(token.thinking_log_prob),
@@ -148,9 +148,9 @@ class _Packer:
             ],
         ]
 
-    def _word(self, token: int) -> int:
-        """A token on its own; -1 where there was none."""
-        return -1 if token < 0 else self._piece(str(self.tokenizer.decode([token])))
+    def _word(self, token: int | None) -> int | None:
+        """A token on its own; None where there was none."""
+        return None if token is None else self._piece(str(self.tokenizer.decode([token])))
 
     def _piece(self, text: str) -> int:
         return self.pieces.setdefault(text, len(self.pieces))
@@ -169,5 +169,5 @@ def reason(graded: GradedTrace, problem: Problem) -> str:
     return f"read {graded.answer} ({how}), which {verb} {problem.answer}"
 
 
-def _hundredths(log_prob: float) -> int:
-    return round(100 * log_prob)
+def _hundredths(log_prob: float | None) -> int | None:
+    return None if log_prob is None else round(100 * log_prob)

@@ -51,18 +51,18 @@ class Reply:
             "base": self._alone(token.base_id),
             "thinking": self._alone(token.thinking_id),
             "category": token.category,
-            "title": titles[token.category] if token.category >= 0 else "",
-            "strength": round(token.strength, 4),
+            "title": "" if token.category is None else titles[token.category],
+            "strength": token.coefficient,
             "window": token.window,
             "base_log_prob": token.base_log_prob,
-            "thinking_log_prob": token.thinking_log_prob if token.thinking_id >= 0 else None,
+            "thinking_log_prob": token.thinking_log_prob,
             "candidates": [
                 {**one._asdict(), "text": self._alone(one.id)} for one in token.candidates
             ],
         }
 
-    def _alone(self, token: int) -> str | None:
-        return None if token < 0 else str(self.service.tokenizer.decode([token]))
+    def _alone(self, token: int | None) -> str | None:
+        return None if token is None else str(self.service.tokenizer.decode([token]))
 
     def chunk(
         self, text: str, details: Sequence[Mapping[str, Any]], finish: Finish | None = None

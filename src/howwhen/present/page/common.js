@@ -1,7 +1,7 @@
 "use strict";
 const COLOURS = 8;
 const find = (id) => document.getElementById(id);
-const colour = (category) => (category < 0 ? "" : `--own: var(--c${category % COLOURS})`);
+const colour = (category) => (category === null ? "" : `--own: var(--c${category % COLOURS})`);
 
 function make(tag, options = {}, ...children) {
   const { data: attributes = {}, ...rest } = options;
@@ -17,7 +17,7 @@ const several = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 function decisionButton(text, { category, name, isKept, isFirst = false, className = "" }, explain) {
   const button = make("button", {
     type: "button", textContent: text || "⏎", tabIndex: isFirst ? 0 : -1, className: `token${isKept ? " kept" : ""}${text && !text.trim() ? " blank" : ""}${className}`,
-    data: { style: colour(category), "aria-pressed": "false", "aria-label": `${text ? text.trim() || "space" : "end"}, decision${category >= 0 ? `, ${name}` : ""}` },
+    data: { style: colour(category), "aria-pressed": "false", "aria-label": `${text ? text.trim() || "space" : "end"}, decision${category === null ? "" : `, ${name}`}` },
   });
   const tell = () => {
     document.querySelectorAll("button.token[aria-pressed=true]").forEach((one) => one.setAttribute("aria-pressed", "false"));

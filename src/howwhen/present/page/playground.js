@@ -2,6 +2,7 @@
   const told = JSON.parse(find("told").textContent);
   let running = null;
 
+  const logProb = (nats) => (nats === null ? "none" : nats.toFixed(2));
   const quoted = (text) => (text === null ? "nothing" : JSON.stringify(text));
 
   async function* events(response) {
@@ -64,7 +65,7 @@
       return;
     }
     state.decisions += 1;
-    if (token.category >= 0) state.used.set(token.category, token.title);
+    if (token.category !== null) state.used.set(token.category, token.title);
     const how = { category: token.category, name: token.title, isKept: token.id === token.base_id, isFirst: state.decisions === 1 };
     tokens.append(decisionButton(token.text, how, () => explain(state.rung, place, token)));
   }
@@ -72,10 +73,10 @@
   function explain(rung, place, token) {
     const rows = [["written", quoted(token.text)], ["base wanted", quoted(token.base)]];
     if (token.thinking !== null) rows.push(["thinking model wanted", quoted(token.thinking)]);
-    if (token.category >= 0) rows.push(["steered with", steering(token.category, token.title, token.strength, token.window)]);
-    const theirs = token.thinking_log_prob === null ? "" : `, ${token.thinking_log_prob.toFixed(2)} thinking model`;
-    rows.push(["log-probability", `${token.base_log_prob.toFixed(2)} base${theirs} (nats)`]);
-    if (token.candidates.length) rows.push(["tried", token.candidates.map((one) => `${one.strength} on ${one.window}: ${quoted(one.text)} (${one.thinking_log_prob.toFixed(2)})`).join("; ")]);
+    if (token.category !== null) rows.push(["steered with", steering(token.category, token.title, token.strength, token.window)]);
+    const theirs = token.thinking_log_prob === null ? "" : `, ${logProb(token.thinking_log_prob)} thinking model`;
+    rows.push(["log-probability", `${logProb(token.base_log_prob)} base${theirs} (nats)`]);
+    if (token.candidates.length) rows.push(["tried", token.candidates.map((one) => `${one.strength} on ${one.window}: ${quoted(one.text)} (${logProb(one.thinking_log_prob)})`).join("; ")]);
     tellWhy(rung, place, token.is_decision, rows);
   }
 

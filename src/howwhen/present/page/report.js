@@ -23,9 +23,9 @@
     steered: (one) => one.answers.hybrid?.decisions.length > 0,
   };
 
-  const quoted = (piece) => (piece < 0 ? "nothing" : JSON.stringify(data.pieces[piece]));
-  const logProb = (hundredths) => (hundredths / 100).toFixed(2);
-  const title = (rung, category) => (category < 0 ? "" : data.titles[rung][category]);
+  const quoted = (piece) => (piece === null ? "nothing" : JSON.stringify(data.pieces[piece]));
+  const logProb = (hundredths) => (hundredths === null ? "none" : (hundredths / 100).toFixed(2));
+  const title = (rung, category) => (category === null ? "" : data.titles[rung][category]);
 
   function list() {
     const wanted = find("search").value.trim().toLowerCase();
@@ -51,7 +51,7 @@
     if (!problem) return;
     find("problems").value = problem.id;
     find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
-    const used = problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one >= 0);
+    const used = problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one !== null);
     showLegend(new Map(used.map((category) => [category, title(state.rung, category)])));
     if (state.isReady) history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
   }
@@ -90,9 +90,9 @@
       const wrote = quoted(decision[ID]);
       rows.push(["written", decision[ID] === decision[BASE] ? `${wrote}, the base's own choice after all` : wrote]);
       rows.push(["base wanted", quoted(decision[BASE])]);
-      if (decision[THINKING] >= 0) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
-      if (decision[CATEGORY] >= 0) rows.push(["steered with", steering(decision[CATEGORY], title(rung, decision[CATEGORY]), decision[STRENGTH], decision[WINDOW])]);
-      rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] >= 0 ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
+      if (decision[THINKING] !== null) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
+      if (decision[CATEGORY] !== null) rows.push(["steered with", steering(decision[CATEGORY], title(rung, decision[CATEGORY]), decision[STRENGTH], decision[WINDOW])]);
+      rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] !== null ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
       if (decision[TRIED].length) rows.push(["tried", decision[TRIED].map(([strength, window, id, log]) => `${strength} on ${window}: ${quoted(id)} (${logProb(log)})`).join("; ")]);
     } else {
       rows.push(["written", `${quoted(answer.tokens[place])}, as ${rung === "thinking" ? "the thinking model" : "the base"} chose`]);

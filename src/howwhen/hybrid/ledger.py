@@ -1,0 +1,118 @@
+"""Which tokens were written and how each came about, noted many rounds at a time.
+
+Log-probabilities need a model's logits of every emitted token. The ledger holds a round's logits
+back until there are enough of them: small tensor operations cost most.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from howwhen.hybrid.steering import Steered
+from howwhen.records import HybridToken
+
+MAX_BUFFERED_LOGITS = 2**23
+"""Logits that are held back before tokens are noted."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one model said at the positions of a round."""
+
+    token: Int[Tensor, "stream g"]
+    """The token that it would have written."""
+    logits: Float[Tensor, "stream g vocabulary"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round decided."""
+
+    rows: list[int]
+    """Which problem each stream answers."""
+    ids: list[list[int]]
+    """Tokens that each stream emitted; none where it had ended."""
+    is_decision: list[list[bool]]
+    """Per stream and position, whether the rung intervened."""
+    steered: dict[tuple[int, int], Steered]
+    """By stream and position."""
+    base: Opinion
+    thinking: Opinion | None
+    """None where the thinking model was not run."""
+
+    @property
+    def emitted(self) -> list[tuple[int, int]]:
+        """Stream and position of every emitted token, in order."""
+        return [(stream, n) for stream, ids in enumerate(self.ids) for n in range(len(ids))]
+
+
+@dataclass
+class Ledger:
+    """The answers of a batch, token by token."""
+
+    tokens: list[list[HybridToken]]
+    """Per problem, the tokens noted so far."""
+    pending: list[Round] = field(default_factory=list)
+    buffered_logits: int = 0
+    """How many logits the pending rounds hold."""
+
+    def add(self, done: Round) -> None:
+        """Take in a round. Its tokens are noted once enough logits are held back."""
+        self.pending.append(done)
+        self.buffered_logits += done.base.logits.numel()
+        if self.buffered_logits >= MAX_BUFFERED_LOGITS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Note the tokens of all pending rounds."""
+        if not self.pending:
+            return
+        ids = [token for done in self.pending for stream in done.ids for token in stream]
+        base = _notes([done.base for done in self.pending], self.pending, ids)
+        opinions = [done.thinking for done in self.pending if done.thinking is not None]
+        unknown: list[tuple[None, None]] = [(None, None)] * len(ids)
+        thinking = _notes(opinions, self.pending, ids) if opinions else unknown
+        places = [(done, *place) for done in self.pending for place in done.emitted]
+        for place, token, ours, theirs in zip(places, ids, base, thinking, strict=True):
+            done, stream, offset = place
+            steered = done.steered.get((stream, offset))
+            self.tokens[done.rows[stream]].append(
+                HybridToken(
+                    id=token,
+                    base_id=ours[0],
+                    thinking_id=theirs[0],
+                    category=steered.category if steered else None,
+                    coefficient=steered.coefficient if steered else None,
+                    window=steered.window if steered else 0,
+                    is_decision=done.is_decision[stream][offset],
+                    base_log_prob=ours[1],
+                    thinking_log_prob=theirs[1],
+                    candidates=steered.candidates if steered else (),
+                )
+            )
+        self.pending, self.buffered_logits = [], 0
+
+
+def _notes(
+    opinions: list[Opinion], rounds: list[Round], ids: list[int]
+) -> list[tuple[int, float | None]]:
+    """One model's own token at every emitted token, and the log-probability that it gave it."""
+    own, rows = [], []
+    for opinion, done in zip(opinions, rounds, strict=True):
+        places = torch.tensor(done.emitted, dtype=torch.long).view(-1, 2)
+        own.append(opinion.token[places[:, 0], places[:, 1]])
+        rows.append(opinion.logits[places[:, 0], places[:, 1]])
+    log_probs = _log_probs(torch.cat(rows), torch.tensor(ids))
+    return list(zip(torch.cat(own).tolist(), log_probs, strict=True))
+
+
+def _log_probs(
+    logits: Float[Tensor, "token vocabulary"], ids: Int[Tensor, " token"]
+) -> list[float | None]:
+    """Log-probability of each token under a model's own distribution, in nats; None outside it."""
+    size = logits.shape[1]
+    chosen = logits.gather(1, ids.clamp(max=size - 1)[:, None])[:, 0]
+    log_probs = (chosen - logits.logsumexp(1)).masked_fill(ids >= size, -torch.inf)
+    return [None if value == -torch.inf else round(value, 4) for value in log_probs.tolist()]

@@ -1,0 +1,422 @@
+"""A batch of answers being written: drafts, verifies, steers and stops, a round at a time.
+
+In a round tokens are drafted, the thinking model reads the whole draft in one pass, and the rung is
+asked about every position at once. Every stream keeps its draft up to the first position at which
+another token is written. There the base is steered, or the rung's own token taken, and the rest is
+rolled back.
+
+The base writes a draft token by token. Where an answer to the same problem is known from another
+rung, and agrees with all that was written so far, its continuation is the draft instead. The base
+reads that in one pass, and a stream goes on past a steered position whose token is the known one.
+
+Drafts decide only how fast an answer is written. Any draft gives the same tokens, up to ties in the
+last bits of a sum.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from howwhen.hybrid.block_size import BlockSizer
+from howwhen.hybrid.choice import Action, DecisionContext, ModelView, Rung
+from howwhen.hybrid.ledger import Opinion, Round
+from howwhen.hybrid.sampling import Sampler, gumbel_noise, uniform_numbers
+from howwhen.hybrid.steering import Steered, SteeredPlaces, steer
+from howwhen.hybrid.streams import Streams
+from howwhen.lm.alignment import ModelPair
+from howwhen.records import Problem
+from howwhen.settings import HybridSettings
+
+PASS_TOKENS = 2048
+"""About how many tokens of known answers all streams read in one pass. More would be wasted on
+streams whose answer is another or ends."""
+MAX_DRAFT_LOGITS = 2**24
+"""Logits of one model that such a pass may take, if it is longer than a block."""
+NOTHING = -1
+"""Drafted where no token is proposed: whatever is written there ends the stream's draft."""
+Answer = Sequence[int]
+"""Token ids of an answer."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Tokens that may be written next, and the base's opinion of them; g positions per stream."""
+
+    token: Int[Tensor, "stream g"]
+    logits: Float[Tensor, "stream g vocabulary"]
+    scores: Float[Tensor, "stream g shared"]
+    residual: dict[int, Float[Tensor, "stream g d_model"]]
+    noise: list[Float[Tensor, "stream vocabulary"] | None]
+    """Per position, what sampling adds to both models' scores; None under greedy decoding."""
+    low_confidence: list[list[bool]] | None = None
+    """Where the base gives its own token less than an even chance, per stream and position; None
+    for a draft that the base did not write."""
+
+    @property
+    def length(self) -> int:
+        """Positions per stream."""
+        return self.token.shape[1]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The thinking model's opinion of a draft."""
+
+    logits: Float[Tensor, "stream g vocabulary"]
+    scores: Float[Tensor, "stream g shared"]
+    residual: dict[int, Float[Tensor, "stream g d_model"]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A draft and what the rung does about it, as lists: per stream and position."""
+
+    drafted: list[list[int]]
+    token: list[list[int]]
+    is_decision: list[list[bool]]
+    category: list[list[int]]
+    passes_steering: bool
+    """Whether a stream may go on past a steered position. After one the base's own draft is seldom
+    right, and under the `persistent` policy any draft was read with other states. A known answer
+    often goes on."""
+
+    @classmethod
+    def of(cls, draft: Draft, action: Action, settings: HybridSettings) -> "_Plan":
+        """From tensors."""
+        is_known = draft.low_confidence is None
+        return cls(
+            drafted=draft.token.tolist(),
+            token=action.token.view(-1, draft.length).tolist(),
+            is_decision=action.is_decision.view(-1, draft.length).tolist(),
+            category=action.category.view(-1, draft.length).tolist(),
+            passes_steering=is_known and settings.cache_policy == "transient",
+        )
+
+
+@dataclass
+class Session:
+    """The streams of a batch, and all that decides how they go on. Made by `open_session`."""
+
+    models: ModelPair
+    rung: Rung
+    settings: HybridSettings
+    seed: int
+    problems: Sequence[Problem]
+    base: Streams
+    thinking: Streams | None
+    base_next: Int[Tensor, " stream"]
+    """Token that the base reads next; at first the last one of its prompt."""
+    thinking_next: Int[Tensor, " stream"]
+    known: list[list[Answer]]
+    """Answers to each problem that agree with all that was written of it so far, likeliest last."""
+    block_sizer: BlockSizer
+    uniforms: Float[Tensor, "problem position 2"] | None = None
+    """Random numbers of every position, once a rung has asked for them."""
+    rows: list[int] = field(init=False)
+    """Which problem of the batch each stream answers."""
+    is_done: list[bool] = field(init=False)
+    """Whether each stream has ended."""
+    written: list[int] = field(init=False)
+    """How many tokens each problem of the batch has been answered with."""
+
+    def __post_init__(self) -> None:
+        self.rows = list(range(len(self.problems)))
+        self.is_done = [False] * len(self.rows)
+        self.written = [0] * len(self.rows)
+        self.sampler = Sampler(self.settings.temperature, self.settings.top_p)
+        self.ends = torch.tensor(sorted(self.models.end_ids))
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Let both models keep what they read, with one set of hooks for many rounds."""
+        with ExitStack() as opened:
+            for streams in self._both():
+                opened.enter_context(streams.capturing())
+            yield
+
+    def _both(self) -> list[Streams]:
+        return [self.base] if self.thinking is None else [self.base, self.thinking]
+
+    @torch.no_grad()
+    def round(self, length: int | None = None) -> Round:
+        """Write the next tokens of every running stream.
+
+        Args:
+            length: tokens that the base drafts; by default the best number, or as many as known
+                answers propose.
+        """
+        draft = self._draft(length)
+        verdict = self._verify(draft)
+        action = self.rung.act(self._context(draft, verdict))
+        plan = _Plan.of(draft, action, self.settings)
+        steered = self._steer(draft, verdict, plan)
+        ids = [
+            [] if is_done else list(self._tokens(stream, plan, steered))
+            for stream, is_done in enumerate(self.is_done)
+        ]
+        if draft.low_confidence is not None:
+            kept = [len(stream) for stream in ids]
+            self.block_sizer.learn(draft.low_confidence, plan.is_decision, kept)
+        rows = self.rows
+        self._roll_back(draft.length, ids)
+        self._note(ids)
+        opinion = None if verdict is None else Opinion(verdict.scores.argmax(2), verdict.logits)
+        own = Opinion(draft.scores.argmax(2), draft.logits)
+        return Round(rows, ids, plan.is_decision, steered, own, opinion)
+
+    def compact(self) -> None:
+        """Leave finished streams behind once they are half of the batch."""
+        running = [stream for stream, is_done in enumerate(self.is_done) if not is_done]
+        if 2 * len(running) > len(self.rows):
+            return
+        self.rows = [self.rows[stream] for stream in running]
+        if not self.rows:
+            return
+        kept = torch.tensor(running)
+        for streams in self._both():
+            streams.select(kept)
+        self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
+        self.is_done = [False] * len(running)
+
+    def _draft(self, length: int | None) -> Draft:
+        left = self.settings.max_new_tokens - min(self.written[row] for row in self._running())
+        if length is None and (proposals := self._proposals()):
+            return self._propose(proposals, left)
+        return self._write_ahead(min(length or self.block_sizer.length(), left))
+
+    def _running(self) -> list[int]:
+        """Problems that are being answered."""
+        return [row for row, is_done in zip(self.rows, self.is_done, strict=True) if not is_done]
+
+    def _proposals(self) -> list[Answer] | None:
+        """How a known answer goes on, for every stream; None where too few streams have one."""
+        proposals: list[Answer] = [
+            [] if is_done or not self.known[row] else self.known[row][-1][self.written[row] :]
+            for row, is_done in zip(self.rows, self.is_done, strict=True)
+        ]
+        count = sum(len(proposal) > 0 for proposal in proposals)
+        return proposals if count and 2 * count >= len(self._running()) else None
+
+    def _propose(self, proposals: Sequence[Answer], left: int) -> Draft:
+        """A draft from known answers, which the base reads in one pass."""
+        vocabulary = self.base.model.model.get_output_embeddings().weight.shape[0]
+        tokens = min(PASS_TOKENS, MAX_DRAFT_LOGITS // vocabulary)
+        most = max(self.settings.block_tokens, tokens // len(self.rows))
+        length = min(max(len(proposal) for proposal in proposals) + 1, left, most)
+        token = torch.full((len(proposals), length), NOTHING)
+        for stream, proposal in enumerate(proposals):
+            part = torch.tensor(proposal[:length], dtype=torch.long)
+            token[stream, : len(part)] = part
+        read = torch.cat([self.base_next[:, None], token[:, :-1].clamp(min=0)], dim=1)
+        self.base.extend(self._readable(read, self.base))
+        noise = [self._noise(offset) for offset in range(length)]
+        scores = self._scores(self.base.logits, noise)
+        return Draft(token, self.base.logits, scores, self.base.residual, noise)
+
+    def _write_ahead(self, length: int) -> Draft:
+        """A draft that the base writes token by token."""
+        token, logits, scores, low_confidence, noise = [self.base_next], [], [], [], []
+        residual: dict[int, list[Tensor]] = {layer: [] for layer in self.base.layers}
+        for offset in range(length):
+            self.base.extend(self._readable(token[-1], self.base)[:, None])
+            logits.append(self.base.logits)
+            noise.append(self._noise(offset))
+            scores.append(self._scores(logits[-1], noise[-1:]))
+            token.append(scores[-1][:, 0].argmax(1))
+            for layer, parts in residual.items():
+                parts.append(self.base.residual[layer])
+            low_confidence.append(self._low_confidence(logits[-1][:, 0], token[-1]))
+            if self.block_sizer.ends_at_low_confidence and self._most_are(low_confidence[-1]):
+                break
+        return Draft(
+            torch.stack(token[1:], 1),
+            _joined(logits),
+            _joined(scores),
+            {layer: _joined(parts) for layer, parts in residual.items()},
+            noise,
+            [list(flags) for flags in zip(*low_confidence, strict=True)],
+        )
+
+    def _low_confidence(self, logits: Tensor, token: Tensor) -> list[bool]:
+        if not self.block_sizer.is_adaptive:
+            return [False] * len(self.rows)
+        log_prob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        low_confidence: list[bool] = (log_prob < self.block_sizer.confident_above).tolist()
+        return low_confidence
+
+    def _most_are(self, low_confidence: list[bool]) -> bool:
+        """Whether at least half of the running streams are unsure."""
+        pairs = zip(low_confidence, self.is_done, strict=True)
+        running = [is_low for is_low, is_done in pairs if not is_done]
+        return 2 * sum(running) >= len(running)
+
+    def _verify(self, draft: Draft) -> Verdict | None:
+        """Let the thinking model read the draft."""
+        if self.thinking is None:
+            return None
+        read = torch.cat([self.thinking_next[:, None], draft.token[:, :-1].clamp(min=0)], dim=1)
+        self.thinking.extend(self._readable(read, self.thinking))
+        logits = self.thinking.logits
+        return Verdict(logits, self._scores(logits, draft.noise), self.thinking.residual)
+
+    def _readable(self, tokens: Tensor, streams: Streams) -> Tensor:
+        """Tokens as a model can read them: an id without an embedding is read as an end token.
+
+        Only the thinking model's own rung writes such ids, and there the base's opinion is of no
+        consequence.
+        """
+        if not self.rung.allows_banned_tokens:
+            return tokens
+        rows = streams.model.model.get_input_embeddings().weight.shape[0]
+        return torch.where(tokens < rows, tokens, min(streams.model.end_ids, default=0))
+
+    def _scores(
+        self, logits: Float[Tensor, "n g vocabulary"], noise: Sequence[Tensor | None]
+    ) -> Float[Tensor, "n g shared"]:
+        """What each written token is the argmax of."""
+        if not self.rung.allows_banned_tokens:
+            allowed = self.models.alignment.allowed(logits.flatten(0, 1))
+            logits = allowed.view(*logits.shape[:2], -1)
+        columns = [
+            self.sampler.scores(logits[:, offset], numbers[:, : logits.shape[2]])
+            for offset, numbers in enumerate(noise)
+            if numbers is not None
+        ]
+        return torch.stack(columns, 1) if columns else logits
+
+    def _noise(self, offset: int) -> Tensor | None:
+        if self.sampler.is_greedy:
+            return None
+        names = [self.problems[row].id for row in self.rows]
+        positions = [self.written[row] + offset for row in self.rows]
+        size = max(
+            model.model.get_output_embeddings().weight.shape[0]
+            for model in (self.models.base, self.models.thinking)
+        )
+        return gumbel_noise(self.settings.seed, names, positions, size)
+
+    def _context(self, draft: Draft, verdict: Verdict | None) -> DecisionContext:
+        def view(opinion: Draft | Verdict) -> ModelView:
+            residual = {layer: part.flatten(0, 1) for layer, part in opinion.residual.items()}
+            return ModelView(opinion.scores.flatten(0, 1), residual)
+
+        return DecisionContext(
+            base=view(draft),
+            thinking_view=None if verdict is None else view(verdict),
+            ends=self.ends,
+            draw_uniforms=lambda: self._uniforms(draft.length),
+        )
+
+    def _uniforms(self, length: int) -> Float[Tensor, "n 2"]:
+        """Numbers of every position of a draft; drawn for whole answers when first needed."""
+        if self.uniforms is None:
+            name, count = self.rung.name, self.settings.max_new_tokens
+            numbers = [uniform_numbers(name, self.seed, one.id, count) for one in self.problems]
+            self.uniforms = torch.stack(numbers)
+        starts = torch.tensor([self.written[row] for row in self.rows])
+        positions = (starts[:, None] + torch.arange(length)).clamp(max=self.uniforms.shape[1] - 1)
+        return self.uniforms[torch.tensor(self.rows)[:, None], positions].flatten(0, 1)
+
+    def _steer(
+        self, draft: Draft, verdict: Verdict | None, plan: _Plan
+    ) -> dict[tuple[int, int], Steered]:
+        """Steer the base at every position that its stream may come to, by stream and position."""
+        steering = self.rung.steering
+        places = [] if steering is None else list(self._places(plan))
+        if steering is None or not places:
+            return {}
+        rows, offsets = (torch.tensor(part) for part in zip(*places, strict=True))
+        written = torch.tensor([self.written[self.rows[stream]] for stream, _ in places])
+        thinking = None
+        if verdict is not None and steering.strength.is_sweep:
+            thinking = verdict.logits[rows, offsets].log_softmax(1)
+
+        def pick(logits: Tensor, index: int) -> Tensor:
+            stream, offset = places[index]
+            noise = draft.noise[offset]
+            shared = None if noise is None else noise[stream].expand(len(logits), -1)
+            return self._scores(logits[:, None], [shared])[:, 0].argmax(1)
+
+        steered = steer(
+            self.base,
+            steering,
+            SteeredPlaces(
+                rows=rows,
+                back=draft.length - 1 - offsets,
+                category=torch.tensor([plan.category[stream][n] for stream, n in places]),
+                answered=written + offsets,
+                thinking=thinking,
+            ),
+            pick,
+            is_persistent=self.settings.cache_policy == "persistent",
+        )
+        return dict(zip(places, steered, strict=True))
+
+    def _places(self, plan: _Plan) -> Iterator[tuple[int, int]]:
+        """Stream and position of all that is steered."""
+        for stream, is_done in enumerate(self.is_done):
+            for offset in self._reachable(stream, plan) if not is_done else ():
+                if plan.category[stream][offset] >= 0:
+                    yield stream, offset
+
+    def _reachable(self, stream: int, plan: _Plan) -> Iterator[int]:
+        """Positions that a stream comes to if every steered token is the drafted one."""
+        drafted, token, category = (
+            part[stream] for part in (plan.drafted, plan.token, plan.category)
+        )
+        for offset in range(self._limit(stream, len(drafted))):
+            yield offset
+            is_steered = category[offset] >= 0
+            goes_on = plan.passes_steering if is_steered else token[offset] == drafted[offset]
+            if not goes_on or self._is_end(drafted[offset]):
+                return
+
+    def _limit(self, stream: int, length: int) -> int:
+        return min(length, self.settings.max_new_tokens - self.written[self.rows[stream]])
+
+    def _is_end(self, token: int) -> bool:
+        return token in self.models.end_ids
+
+    def _tokens(
+        self, stream: int, plan: _Plan, steered: dict[tuple[int, int], Steered]
+    ) -> Iterator[int]:
+        """What a stream emits: its draft, up to and including the first other token."""
+        for offset in self._reachable(stream, plan):
+            place = steered.get((stream, offset))
+            token = plan.token[stream][offset] if place is None else place.token
+            yield token
+            if token != plan.drafted[stream][offset]:
+                return
+
+    def _roll_back(self, length: int, ids: list[list[int]]) -> None:
+        """Let both models forget what was drafted and not written."""
+        counts = [length - len(stream) for stream in ids]
+        for streams in self._both():
+            if any(counts):
+                streams.rollback(torch.tensor(counts))
+            streams.repack()
+
+    def _note(self, ids: list[list[int]]) -> None:
+        """Note how long each answer is, what is read next, and which have ended."""
+        last = [stream[-1] if stream else 0 for stream in ids]
+        self.base_next = self.thinking_next = torch.tensor(last)
+        for stream, (row, new) in enumerate(zip(self.rows, ids, strict=True)):
+            start = self.written[row]
+            self.written[row] += len(new)
+            end = self.written[row]
+            self.known[row] = [
+                answer
+                for answer in self.known[row]
+                if len(answer) > end and list(answer[start:end]) == new
+            ]
+            if new and (self._is_end(new[-1]) or end >= self.settings.max_new_tokens):
+                self.is_done[stream] = True
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor (stream, g, ...) of g tensors (stream, 1, ...)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
