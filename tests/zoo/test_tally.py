@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from howwhen.cli import app
 from howwhen.collect.sentences import cut_sentences
 from howwhen.errors import OutOfTimeError, StoreError
 from howwhen.lm.models import load_model
@@ -202,6 +203,13 @@ def test_a_build_stops_at_its_time_budget_and_resumes(tmp_path: Path) -> None:
         (tmp_path / run / "base" / "model.safetensors").read_bytes() for run in ("whole", "parts")
     )
     assert whole == parts
+
+
+def test_the_command_stops_at_its_time_budget(tmp_path: Path) -> None:
+    command = ["zoo", "build", "tally", "--out", str(tmp_path / "z"), "--hours", "0"]
+    with pytest.raises(OutOfTimeError, match="base: the time is used up; the same command"):
+        app(command, exit_on_error=False, print_error=False)
+    assert (tmp_path / "z" / "work" / "base.safetensors").exists()
 
 
 def test_a_build_does_not_mix_settings(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _layer_of_vectors(files: Sequence[Path]) -> int:
     if len(layers) != 1:
         raise InputError(
             f"the steer layer is not known: {len(layers)} layers are named in the "
-            f"{len(sheets)} hyperparameter files beside the vectors; type --layer N"
+            f"{len(sheets)} hyperparameter files next to the vectors; type --layer N"
         )
     return layers.pop()
 
