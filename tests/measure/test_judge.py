@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from howwhen.errors import InputError
+from howwhen.judge.endpoint import Usage
 from howwhen.measure.grade import Item
 from howwhen.measure.judge import (
     END_CHARACTERS,
@@ -15,6 +17,7 @@ from howwhen.measure.judge import (
     START_CHARACTERS,
     Agreement,
     Judgement,
+    JudgeReport,
     agreement,
     judge_answers,
     read_vote,
@@ -281,6 +284,23 @@ def test_kappa_is_none_only_where_it_is_undefined(
 ) -> None:
     found = agreement(rules, judged_as(*judged))
     assert (found.raw, found.kappa) == (raw, kappa)
+
+
+def test_a_report_is_read_back_as_it_was_written_and_names_its_numbers() -> None:
+    usage = Usage(9, 1, 0, 0, 2, 0, 300, 40, None)
+    modes = {"flexible": Agreement(4, 1, 1, 3, 2, 0.5), "strict": Agreement(0, 0, 0, 0, 11, None)}
+    report = JudgeReport("m", 3, 1, modes, usage)  # type: ignore[arg-type]
+    written = TypeAdapter(JudgeReport).dump_python(report, mode="json")
+    assert TypeAdapter(JudgeReport).validate_python(written) == report
+    assert written["usage"] == usage._asdict()
+    assert written["agreement"]["flexible"] == {
+        "both_correct": 4, "rules_only": 1, "judge_only": 1, "neither_correct": 3, "left_out": 2,
+        "kappa": 0.5, "compared": 9, "raw": 7 / 9,
+    }  # fmt: skip
+    assert (written["agreement"]["strict"]["raw"], written["agreement"]["strict"]["kappa"]) == (
+        None,
+        None,
+    )
 
 
 def test_grades_and_judgements_must_be_of_the_same_answers() -> None:

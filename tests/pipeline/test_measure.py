@@ -175,9 +175,9 @@ def test_two_rungs_or_two_runs_are_compared(
     settings = MeasureSettings(bootstrap_samples=100)
     found = compare("takeover", "base", run_folder, settings)
     assert found.n == 12
-    assert found.found.difference == pytest.approx(found.accuracies[0] - found.accuracies[1])
+    assert found.comparison.difference == pytest.approx(found.accuracies[0] - found.accuracies[1])
     same = compare("base", f"{run_folder}:base", run_folder, settings)
-    assert (same.found.p_value, same.found.difference) == (1.0, 0.0)
+    assert (same.comparison.p_value, same.comparison.difference) == (1.0, 0.0)
     with pytest.raises(SettingsError, match="'self-gate' was not measured there; expected one of"):
         compare("base", "self-gate", run_folder, settings)
     with pytest.raises(SettingsError, match="'one-category' is a pass for every category"):

@@ -5,18 +5,19 @@ unusable. What cannot be read as a verdict is counted as that and is no verdict.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from sklearn.metrics import cohen_kappa_score
+from pydantic import PlainSerializer, computed_field
+from pydantic.dataclasses import dataclass as validated_dataclass
 
 from howwhen.errors import InputError
-from howwhen.judge.endpoint import Judge, Request
+from howwhen.judge.endpoint import Judge, Request, Usage
 from howwhen.judge.fencing import back_to_latex, code_of, cut_middle, read_object, sendable
 from howwhen.measure.answers import Kind
-from howwhen.measure.grade import Item, kind_of
+from howwhen.measure.grade import Item, Mode, kind_of
 from howwhen.records import Finish, Grade
 
 PROMPT = r"""Compare the final answer of a text with the correct answer. You are not shown the problem, and you need not solve it.
@@ -82,9 +83,9 @@ class Judgement:
     """What most of the majority read as the final answer; None without a majority."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass(frozen=True)
 class Agreement:
-    """Rules and judge side by side, as correct or not; the four counts are a 2 x 2 table."""
+    """On which answers rules and judge agree, as a 2 x 2 table: correct or not, by each."""
 
     both_correct: int
     rules_only: int
@@ -98,16 +99,32 @@ class Agreement:
     """Cohen's kappa: agreement beyond chance, from -1 to 1. None where it is undefined: nothing was
     compared, or rules and judge put everything into one and the same class."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def compared(self) -> int:
         """Answers with a verdict of both."""
         return self.both_correct + self.rules_only + self.judge_only + self.neither_correct
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def raw(self) -> float | None:
         """Share of the compared answers on which both say the same; None where there are none."""
         same = self.both_correct + self.neither_correct
         return same / self.compared if self.compared else None
+
+
+@dataclass(frozen=True)
+class JudgeReport:
+    """What a judge thinks of the grades of a run (`5-measure/judge.json`)."""
+
+    model: str
+    repeats: int
+    """Times that each answer was judged."""
+    unparsable: int
+    """Replies that are no verdict, of all answers and repeats."""
+    agreement: Mapping[Mode, Agreement]
+    """With the grades of each mode."""
+    usage: Annotated[Usage, PlainSerializer(Usage._asdict)]
 
 
 def judge_answers(items: Sequence[Item], client: Judge, repeats: int = 3) -> list[Judgement]:
@@ -216,5 +233,7 @@ def _count_votes(votes: Sequence[Vote | None]) -> Judgement:
 def _kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
     if len({answer for pair in pairs for answer in pair}) < 2:
         return None
+    from sklearn.metrics import cohen_kappa_score  # takes a second to import, needed only here
+
     rules, judge = zip(*pairs, strict=True)
     return float(cohen_kappa_score(rules, judge))

@@ -1,20 +1,47 @@
 """Step 1: the thinking model answers, or answers already written are read."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from howwhen.collect.rollouts import collect_rollouts, trace_rollout
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.collect.traces import Trace, Traces
-from howwhen.formats.safetensors import Json
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.problems import NO_TEST, draw_split, read_written
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import Finish, Problem, Rollout, Split
 
 
-def collect(run: Run, step: StepFolder) -> Json:
-    """The thinking model answers everything but the test problems, unless that is done already."""
+@dataclass(frozen=True)
+class TraceCounts:
+    """What became of the rows of the trace files."""
+
+    rows: int
+    kept: int
+    passed_over_by_role: Mapping[str, int]
+    """Rows of another role than the thinking model's."""
+    beyond_limit: int
+    truncated: int
+    """Kept answers that were cut off."""
+
+
+@dataclass(frozen=True)
+class CollectCounts:
+    """What the step notes about its work."""
+
+    problems: Mapping[Split, int]
+    rollouts: int
+    rollouts_stopped: int
+    """Rollouts that ended by themselves."""
+    tokens: int
+    sentences: int
+    traces: TraceCounts | None
+    """None where the thinking model was asked."""
+
+
+def collect(run: Run, step: StepFolder) -> CollectCounts:
+    """The thinking model answers all problems but those for tests, or its answers are read."""
     settings = run.settings.collect
     traces = read_written(settings)
     written = {trace.problem.id: trace for trace in traces.kept} if traces else {}
@@ -37,18 +64,18 @@ def collect(run: Run, step: StepFolder) -> Json:
             partial(_answer, run, written),
             advance,
         )
-    return {
-        "problems": {s.value: sum(p.split is s for p in problems) for s in Split},
-        "rollouts": len(rollouts),
-        "rollouts_stopped": sum(rollout.finish == "stop" for rollout in rollouts),
-        "tokens": sum(len(rollout.ids) for rollout in rollouts),
-        "sentences": sum(len(rollout.spans) for rollout in rollouts),
-        **({} if traces is None else {"traces": _count(traces, rollouts)}),
-    }
+    return CollectCounts(
+        problems={split: sum(problem.split is split for problem in problems) for split in Split},
+        rollouts=len(rollouts),
+        rollouts_stopped=sum(rollout.finish is Finish.STOP for rollout in rollouts),
+        tokens=sum(len(rollout.ids) for rollout in rollouts),
+        sentences=sum(len(rollout.spans) for rollout in rollouts),
+        traces=None if traces is None else _count(traces, rollouts),
+    )
 
 
 def _answer(run: Run, written: Mapping[str, Trace], batch: Sequence[Problem]) -> list[Rollout]:
-    """The rollouts of one batch of problems: asked for, or read where answers are written."""
+    """The rollouts of one batch of problems, from the thinking model or from the trace files."""
     settings = run.settings.collect
     if not written:
         return collect_rollouts(run.pair.thinking, batch, settings)
@@ -56,12 +83,11 @@ def _answer(run: Run, written: Mapping[str, Trace], batch: Sequence[Problem]) ->
     return [trace_rollout(run.pair.thinking, written[problem.id], segmenter) for problem in batch]
 
 
-def _count(traces: Traces, rollouts: Sequence[Rollout]) -> Json:
-    """Where every row of the files went."""
-    return {
-        "rows": traces.rows,
-        "kept": len(traces.kept),
-        "passed_over_by_role": dict(traces.passed_over),
-        "beyond_limit": traces.beyond_limit,
-        "truncated": sum(rollout.finish is Finish.LENGTH for rollout in rollouts),
-    }
+def _count(traces: Traces, rollouts: Sequence[Rollout]) -> TraceCounts:
+    return TraceCounts(
+        rows=traces.rows,
+        kept=len(traces.kept),
+        passed_over_by_role=traces.passed_over,
+        beyond_limit=traces.beyond_limit,
+        truncated=sum(rollout.finish is Finish.LENGTH for rollout in rollouts),
+    )

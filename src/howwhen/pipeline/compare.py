@@ -14,22 +14,25 @@ from howwhen.settings import MeasureSettings
 
 @dataclass(frozen=True)
 class Compared:
-    """Two rungs with their names, accuracies and what tells them apart."""
+    """Two rungs with their names, their accuracies and how they differ."""
 
     first: str
     second: str
     n: int
+    """Problems."""
     accuracies: tuple[float, float]
-    found: Comparison
+    comparison: Comparison
 
     def __str__(self) -> str:
-        one, other = self.accuracies
-        low, high = self.found.difference_ci
+        first, second = self.accuracies
+        comparison = self.comparison
+        low, high = comparison.difference_ci
         return (
-            f"{self.first} {one:.1%}, {self.second} {other:.1%} of {self.n} problems: difference "
-            f"{self.found.difference:+.1%} (interval {low * 100:+.1f} to {high * 100:+.1f} %). "
-            f"Only {self.first} right: {self.found.only_first}; only {self.second}: "
-            f"{self.found.only_second}; McNemar's exact p = {self.found.p_value:.3g}."
+            f"{self.first} {first:.1%}, {self.second} {second:.1%} of {self.n} problems: "
+            f"difference {comparison.difference:+.1%} (interval {low * 100:+.1f} to "
+            f"{high * 100:+.1f} %). Only {self.first} right: {comparison.only_first}; only "
+            f"{self.second}: {comparison.only_second}; McNemar's exact p = "
+            f"{comparison.p_value:.3g}."
         )
 
 
@@ -43,8 +46,8 @@ def compare(first: str, second: str, out: Path, settings: MeasureSettings) -> Co
         settings: mode and bootstrap.
 
     Raises:
-        SettingsError: a rung that was not measured, or runs over different problems.
-        StoreError: a run that is not measured, or damaged.
+        SettingsError: a rung was not measured, or the two answered different problems.
+        StoreError: a run is not measured, or damaged.
     """
     graded = [_read(name, out) for name in (first, second)]
     problems = [sorted({trace.problem_id for trace in traces}) for traces in graded]

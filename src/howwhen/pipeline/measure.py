@@ -1,21 +1,30 @@
 """Step 5: every answer graded, every rung on one scale."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
-from pydantic import TypeAdapter
-
-from howwhen.formats.safetensors import Json
 from howwhen.judge.endpoint import Judge, open_endpoint
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
-from howwhen.measure.judge import Judgement, agreement, judge_answers
+from howwhen.measure.judge import Judgement, JudgeReport, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.store import StepFolder
-from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Measurement, Problem, RungName, Split
+from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Problem, RungName, Split
+
+JUDGE_REPORT = "judge.json"
+"""File with what a judge thinks of the grades, if one was asked."""
 
 
-def measure(run: Run, step: StepFolder) -> Json:
+@dataclass(frozen=True)
+class MeasureCounts:
+    """What the step notes about its work."""
+
+    problems: int
+    rungs: int
+
+
+def measure(run: Run, step: StepFolder) -> MeasureCounts:
     """Grade every trace and put all rungs on one scale."""
     judge = open_endpoint(run.settings.measure, run.folder.judge_cache, run.reporter.say)
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
@@ -25,25 +34,24 @@ def measure(run: Run, step: StepFolder) -> Json:
     with open_grader(run.settings.measure.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
-            fresh = [_item(trace, problems[trace.problem_id]) for trace in traces]
-            graded.setdefault(traces[0].rung, []).extend(_grade(grader, traces, fresh))
-            items.setdefault(traces[0].rung, []).extend(fresh)
+            rung = traces[0].rung
+            rung_items = [_item(trace, problems[trace.problem_id]) for trace in traces]
+            graded.setdefault(rung, []).extend(_grade(grader, traces, rung_items))
+            items.setdefault(rung, []).extend(rung_items)
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
     measurement = measure_ladder(ladder, run.settings.measure, knock_outs, categories)
-    step.write_json(
-        "measurement.json", TypeAdapter(Measurement).dump_python(measurement, mode="json")
-    )
-    for rung, reduced in graded.items():
-        step.write_records(grades_file(rung), reduced)
+    step.write_record("measurement.json", measurement)
+    for rung, graded_traces in graded.items():
+        step.write_records(grades_file(rung), graded_traces)
     if judge is not None:
         _judge(run, step, judge, items, graded)
-    return {"problems": measurement.n, "rungs": len(measurement.rungs)}
+    return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
 
 
 def grades_file(rung: str) -> str:
-    """Where the graded answers of a rung are kept."""
+    """File of a rung's graded answers, relative to the step's folder."""
     return f"grades/{rung}.jsonl"
 
 
@@ -58,39 +66,35 @@ def _judge(
     items: Mapping[RungName, Sequence[Item]],
     graded: Mapping[RungName, Sequence[GradedTrace]],
 ) -> None:
-    """Ask a judge about every answer, and note how far it agrees with either mode.
+    """Ask a judge about every answer, and write how often it agrees with each mode.
 
     `judged/RUNG.jsonl` has a line for each line of `grades/RUNG.jsonl`.
     """
     settings = run.settings.measure
     judged: list[Judgement] = []
-    for rung, asked in items.items():
-        fresh = judge_answers(asked, judge, settings.judge_repeats)
-        step.write_records(f"judged/{rung}.jsonl", fresh)
-        judged += fresh
-    grades = [one for rung in items for one in graded[rung]]
+    for rung, rung_items in items.items():
+        judgements = judge_answers(rung_items, judge, settings.judge_repeats)
+        step.write_records(f"judged/{rung}.jsonl", judgements)
+        judged += judgements
+    traces = [trace for rung in items for trace in graded[rung]]
     modes: tuple[Mode, ...] = get_args(Mode)
-    found = {mode: agreement([one.grade(mode) for one in grades], judged) for mode in modes}
-    step.write_json(
-        "judge.json",
-        {
-            "model": judge.model,
-            "repeats": settings.judge_repeats,
-            "unparsable": sum(one.unparsable for one in judged),
-            "agreement": {
-                mode: {**vars(one), "compared": one.compared, "raw": one.raw}
-                for mode, one in found.items()
-            },
-            "usage": judge.usage._asdict(),
+    report = JudgeReport(
+        model=judge.model,
+        repeats=settings.judge_repeats,
+        unparsable=sum(judgement.unparsable for judgement in judged),
+        agreement={
+            mode: agreement([trace.grade(mode) for trace in traces], judged) for mode in modes
         },
+        usage=judge.usage,
     )
+    step.write_record(JUDGE_REPORT, report)
 
 
 def _grade(
     grader: Grader, traces: Sequence[HybridTrace], items: Sequence[Item]
 ) -> list[GradedTrace]:
-    both = zip(traces, grader.grade(items), grader.grade(items, "strict"), strict=True)
-    return [reduce_trace(trace, flexible, strict) for trace, flexible, strict in both]
+    grades = zip(traces, grader.grade(items), grader.grade(items, "strict"), strict=True)
+    return [reduce_trace(trace, flexible, strict) for trace, flexible, strict in grades]
 
 
 def _categories(run: Run) -> list[Category]:

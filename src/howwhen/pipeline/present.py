@@ -6,10 +6,11 @@ from typing import Any
 
 from howwhen.discover.categories import CategorySummary
 from howwhen.formats.safetensors import Json
+from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
 from howwhen.pipeline.discover import taxonomy_page
-from howwhen.pipeline.measure import grades_file
+from howwhen.pipeline.measure import JUDGE_REPORT, grades_file
 from howwhen.pipeline.store import StepFolder
 from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput, make_html
@@ -84,11 +85,10 @@ def _report(run: Run, chart: str | None) -> ReportInput:
     )
 
 
-def _read_judge(run: Run) -> Json | None:
+def _read_judge(run: Run) -> JudgeReport | None:
     if run.settings.measure.judge_url is None:
         return None
-    found: Json = run.folder.step("measure").read_json("judge.json")
-    return found
+    return run.folder.step("measure").read_record(JUDGE_REPORT, JudgeReport)
 
 
 def _viewer(run: Run, titles: tuple[str, ...]) -> PackedViewer:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from howwhen.discover.categories import CategorySummary
-from howwhen.judge.endpoint import Usage, usage_line
+from howwhen.judge.endpoint import usage_line
+from howwhen.measure.judge import JudgeReport
 from howwhen.present.tables import (
     Table,
     cost_table,
@@ -56,8 +57,8 @@ class ReportInput:
     """How each model was asked, by role."""
     chart: str | None = None
     """File with the chart of the knock-outs."""
-    judge: Mapping[str, Any] | None = None
-    """What a judge thought of the grades, where one was asked."""
+    judge: JudgeReport | None = None
+    """What a judge thinks of the grades; None if none was asked."""
 
 
 def verdict(measurement: Measurement) -> str:
@@ -137,15 +138,15 @@ def grading_text(measurement: Measurement) -> str:
     )
 
 
-def _judge_parts(judge: Mapping[str, Any] | None) -> list[str]:
+def _judge_parts(judge: JudgeReport | None) -> list[str]:
     return [] if judge is None else [judge_text(judge), _markdown(judge_table(judge))]
 
 
-def judge_text(judge: Mapping[str, Any]) -> str:
-    """Who judged, and how well that could be read."""
-    used = usage_line(judge["model"], Usage(**judge["usage"]))
+def judge_text(judge: JudgeReport) -> str:
+    """Who judged, and how many replies could not be read."""
+    used = usage_line(judge.model, judge.usage)
     return (
-        f"Majority of {judge['repeats']} verdicts of the {used}; {judge['unparsable']} "
+        f"Majority of {judge.repeats} verdicts of the {used}; {judge.unparsable} "
         "replies could not be read. Rules and judge on which answers are correct:"
     )
 

@@ -1,8 +1,9 @@
 """The numbers of a measurement as tables of text, for every kind of report."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from howwhen.measure.judge import JudgeReport
 from howwhen.records import Gains, Interval, KnockOut, Measurement, RungMeasurement, Work
 
 MODE_COLUMNS = (
@@ -17,7 +18,6 @@ MODE_COLUMNS = (
     "only the hybrid right",
     "McNemar p",
 )
-_JUDGE_COUNTS = ("both_correct", "rules_only", "judge_only", "neither_correct", "left_out")
 
 
 class Table(NamedTuple):
@@ -88,15 +88,19 @@ def cost_table(measurement: Measurement, work: Work) -> Table:
     return Table((*columns, "work, thinking = 1"), rows)
 
 
-def judge_table(judge: Mapping[str, Any]) -> Table:
-    """How far the rules and a judge agree."""
+def judge_table(judge: JudgeReport) -> Table:
+    """How often rules and judge agree, by grading mode."""
     rows = [
         (
             mode,
-            *(str(found[name]) for name in _JUDGE_COUNTS),
-            "undefined" if found["kappa"] is None else f"{found['kappa']:.2f}",
+            str(agreement.both_correct),
+            str(agreement.rules_only),
+            str(agreement.judge_only),
+            str(agreement.neither_correct),
+            str(agreement.left_out),
+            "undefined" if agreement.kappa is None else f"{agreement.kappa:.2f}",
         )
-        for mode, found in judge["agreement"].items()
+        for mode, agreement in judge.agreement.items()
     ]
     columns = ("mode", "both", "rules only", "judge only", "neither", "no verdict", "kappa")
     return Table(columns, rows)
