@@ -50,12 +50,9 @@ class Answer:
         )
 
     def _repr_html_(self) -> str:
-        from howwhen.present.cards import answer_card
+        from howwhen.present.cards import trace_card
 
-        html: str = answer_card(
-            self.trace, self.pair.tokenizer, self.titles, self.problem, self.graded
-        )
-        return html
+        return trace_card(self.trace, self.pair.tokenizer, self.titles, self.problem, self.graded)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the run knows of its categories.
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from howwhen.discover.categories import CategorySummary
 from howwhen.hybrid.steering import apply_vectors
@@ -47,7 +47,7 @@ class RunVectors(VectorSet):
 
     def apply(
         self,
-        model: nn.Module | LanguageModel,
+        model: PreTrainedModel | LanguageModel,
         category: int = 0,
         coefficient: float = 1.0,
         positions: slice | None = None,
