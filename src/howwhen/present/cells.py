@@ -87,7 +87,7 @@ def run_cell(heading: Heading, measurement: Measurement, confidence: float) -> s
         "ladder": {"columns": columns, **_ladder(measurement)},
         "note": _LADDER_NOTE,
     }
-    return _render("run", {**heading._asdict(), **given})
+    return render_cell("run", {**heading._asdict(), **given})
 
 
 def unfinished_cell(
@@ -102,7 +102,7 @@ def unfinished_cell(
         next_step: what to type.
     """
     given = {"finished": finished, "missing": missing, "next_step": next_step, "ladder": None}
-    return _render("run", {**heading._asdict(), **given})
+    return render_cell("run", {**heading._asdict(), **given})
 
 
 def taxonomy_cell(
@@ -119,7 +119,7 @@ def taxonomy_cell(
     rows = [
         _category_row(number, text, by_number.get(number)) for number, text in enumerate(titles)
     ]
-    return _render("taxonomy", {"title": title, "rows": rows})
+    return render_cell("taxonomy", {"title": title, "rows": rows})
 
 
 def vectors_cell(
@@ -148,7 +148,7 @@ def vectors_cell(
         for number, text in enumerate(titles)
     ]
     given = {"title": title, "rows": rows, "has_counts": bool(counts), "note": _VECTOR_NOTE}
-    return _render("vectors", given)
+    return render_cell("vectors", given)
 
 
 def _category_row(number: int, title: str, summary: CategorySummary | None) -> Mapping[str, Any]:
@@ -215,7 +215,13 @@ def _environment() -> Environment:
     return template_environment(PackageLoader("howwhen.present", "page"))
 
 
-def _render(macro: str, given: Mapping[str, Any]) -> str:
+def render_cell(macro: str, given: Mapping[str, Any]) -> str:
+    """A fragment with its style around it.
+
+    Args:
+        macro: of `cells.html`.
+        given: what the macro shows.
+    """
     environment = _environment()
     style = environment.get_template("cells.css").render()
     body = getattr(environment.get_template("cells.html").module, macro)(given)
