@@ -326,6 +326,18 @@ class Gains:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """Problems on which a rung and the base differ, by the majority of their answers."""
+
+    gained: int
+    """Wrong to right: the base is wrong, the rung is right."""
+    lost: int
+    """Right to wrong: the base is right, the rung is wrong."""
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True)
 class RungMeasurement:
     """What one rung of the ladder achieved, over all its seeds and samples."""
 
@@ -340,11 +352,12 @@ class RungMeasurement:
     truncated_fraction: float
     """Answers that reached the token limit, whatever their grade."""
     steered_fraction: float
-    """Decisions per token, pooled."""
+    """Tokens at which the rung intervened, per token, pooled."""
     changed_fraction: float
     """Tokens that differ from the unsteered base's, per token, pooled."""
     gap_recovered: float | None
-    """(rung - base) / (thinking - base), signed; None where the gap may be zero."""
+    """(rung - base) / (thinking - base), signed (recovery, Rec. %). None where the interval of the
+    gap contains 0."""
     gap_recovered_ci: Interval | None
     gap_recovered_clamped: float | None
     """The same limited to 0..1, as the reference code prints it."""
@@ -364,6 +377,9 @@ class RungMeasurement:
     gains: Gains | None = None
     """How many of the thinking model's gains are the rung's too; None where there are none, and in
     runs measured before they were counted."""
+    flips: Flips | None = None
+    """This rung against the base; None for the base itself, and in runs measured before they were
+    counted."""
 
     __repr__ = one_line
 

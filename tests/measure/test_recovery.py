@@ -6,8 +6,16 @@ from scipy import stats
 
 from howwhen.errors import StoreError
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
-from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, mcnemar, pass_at_k, wilson
-from howwhen.records import Finish, Gains, Grade, RungName
+from howwhen.measure.recovery import (
+    Bootstrap,
+    Outcomes,
+    find_flips,
+    find_gains,
+    mcnemar,
+    pass_at_k,
+    wilson,
+)
+from howwhen.records import Finish, Flips, Gains, Grade, RungName
 from howwhen.settings import MeasureSettings
 
 SETTINGS = MeasureSettings(bootstrap_samples=2000)
@@ -210,6 +218,8 @@ def test_the_measurement_adds_up() -> None:
     assert (hybrid.flexible_accuracy, hybrid.strict_accuracy) == (0.6, 0.5)
     assert hybrid.against_hybrid is None
     assert hybrid.gains == Gains(30, 20 / 30, 0.5)
+    assert hybrid.flips == Flips(gained=20, lost=0)
+    assert measurement.rungs["base"].flips is None
     drawn = measurement.rungs["random-vectors"]
     assert drawn.seeds == (0, 1)
     assert drawn.accuracy == pytest.approx(0.3)
@@ -245,6 +255,23 @@ def test_gains_are_those_of_most_answers_and_shared_by_each_answer() -> None:
     assert (found.problems, found.shared) == (2, 0.5)
     assert found.elsewhere == pytest.approx(1 / 3)
     assert find_gains(seeds[:2], base[:2], thinking[:2]) == Gains(2, 0.5, None)
+
+
+def test_flips_count_problems_by_the_majority_of_their_answers() -> None:
+    base = np.array([0, 0, 1, 1, 1.0]).reshape(5, 1, 1)
+    answers = [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0.0]]
+    rung = np.array(answers)[:, :, None]
+    assert find_flips(rung, base) == Flips(gained=1, lost=2)
+    assert find_flips(base, rung) == Flips(gained=2, lost=1)
+    assert find_flips(base, base) == Flips(0, 0)
+
+
+def test_flips_differ_by_the_change_of_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    base, rung = ((rng.random((500, 1, 1)) < share).astype(float) for share in (0.4, 0.6))
+    flips = find_flips(rung, base)
+    assert min(flips.gained, flips.lost) > 0
+    assert flips.gained - flips.lost == rung.sum() - base.sum()
 
 
 def test_rungs_are_held_against_the_hybrid() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from howwhen.errors import StoreError
 from howwhen.measure.answers import Rule
 from howwhen.measure.grade import Graded, Mode
-from howwhen.measure.recovery import Bootstrap, Outcomes, find_gains, pass_at_k
+from howwhen.measure.recovery import Bootstrap, Outcomes, find_flips, find_gains, pass_at_k
 from howwhen.records import (
     Comparison,
     Finish,
@@ -159,6 +159,7 @@ class _Scale:
             pass_at_k={k: pass_at_k(outcomes[:, 0], k) for k in ks} if len(seeds) == 1 else {},
             against_hybrid=self._against_hybrid(name, outcomes),
             gains=find_gains(outcomes, self.base, self.thinking),
+            flips=None if name == "base" else find_flips(outcomes, self.base),
         )
 
     def _against_hybrid(self, name: RungName, outcomes: Outcomes) -> Comparison | None:

@@ -13,9 +13,8 @@ from math import comb
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from scipy.stats import binomtest
 
-from howwhen.records import Comparison, Gains, Interval
+from howwhen.records import Comparison, Flips, Gains, Interval
 from howwhen.settings import MeasureSettings
 
 Outcomes = Float[np.ndarray, "problem _ _"]
@@ -145,6 +144,15 @@ def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains | No
     return Gains(int(gained.sum()), float(rung[gained].mean()), elsewhere)
 
 
+def find_flips(rung: Outcomes, base: Outcomes) -> Flips:
+    """How many problems a rung turns from wrong to right, and from right to wrong.
+
+    Both counts go by the majority of the answers to a problem.
+    """
+    rung_right, base_right = is_right(rung), is_right(base)
+    return Flips(int((rung_right & ~base_right).sum()), int((base_right & ~rung_right).sum()))
+
+
 def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:
     """Which problems are right in more than half of the answers."""
     right: Bool[np.ndarray, " problem"] = outcomes.mean((1, 2)) > 0.5
@@ -153,12 +161,16 @@ def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:
 
 def wilson(right: int, n: int, confidence: float) -> Interval:
     """Wilson's score interval of a share."""
-    found = binomtest(right, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    from scipy.stats import binomtest  # takes half a second to import
+
+    interval = binomtest(right, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(interval.low), float(interval.high))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of McNemar's exact test: the discordant problems as coin throws."""
+    from scipy.stats import binomtest  # takes half a second to import
+
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from howwhen.measure.judge import JudgeReport
-from howwhen.records import Gains, Interval, KnockOut, Measurement, RungMeasurement, Work
+from howwhen.records import Flips, Gains, Interval, KnockOut, Measurement, RungMeasurement, Work
 
 MODE_COLUMNS = (
     "rung",
@@ -14,6 +14,8 @@ MODE_COLUMNS = (
     "tokens per answer",
     "gains shared",
     "right elsewhere",
+    "wrong to right",
+    "right to wrong",
     "only it right",
     "only the hybrid right",
     "McNemar p",
@@ -60,6 +62,7 @@ def mode_table(measurement: Measurement) -> Table:
                 f"{rung.truncated_fraction:.1%}",
                 f"{rung.tokens_per_answer:.1f}",
                 *_gains(rung.gains),
+                *_flips(rung.flips),
                 *tests,
             )
         )
@@ -71,6 +74,10 @@ def _gains(gains: Gains | None) -> tuple[str, str]:
         return "", ""
     elsewhere = "" if gains.elsewhere is None else f"{gains.elsewhere:.0%}"
     return f"{gains.shared:.0%} of {gains.problems}", elsewhere
+
+
+def _flips(flips: Flips | None) -> tuple[str, str]:
+    return ("", "") if flips is None else (str(flips.gained), str(flips.lost))
 
 
 def cost_table(measurement: Measurement, work: Work) -> Table:
