@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from howwhen.collect.problems import PUBLISHED
 from howwhen.errors import MissingExtraError, ModelError, RedoError, SettingsError, SteeringError
 from howwhen.pipeline.files import STEPS, Json, StepName, settings_changes
 from howwhen.pipeline.folders import Owner, RunFiles
-from howwhen.pipeline.problems import check_test_problems, draw_split
+from howwhen.pipeline.problems import FileState, check_test_problems, draw_split, file_state
 from howwhen.settings import DiscoverSettings, JudgeSettings, RunSettings
 from howwhen.zoo.pairs import Pair, local_folder
 
@@ -90,12 +91,19 @@ def problems_digest(pair: Pair, settings: RunSettings) -> str:
     """Hash of the content of all problem and trace files. A name of a set stands for itself."""
     collect = settings.collect
     given = (collect.problems, *(collect.traces or ()), collect.test_problems)
-    sources = [source for source in given if source is not None]
+    sources = tuple(source for source in given if source is not None)
+    if not sources:
+        return pair.name
+    return _content_digest(sources, tuple(map(file_state, sources)))
+
+
+@lru_cache(maxsize=4)
+def _content_digest(sources: tuple[str, ...], _states: tuple[FileState | None, ...]) -> str:
     parts = [
         Path(source).read_bytes() if Path(source).exists() else source.encode()
         for source in sources
     ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest() if parts else pair.name
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def redo_message(root: Path, changes: Sequence[str], steps: Sequence[StepName]) -> str:

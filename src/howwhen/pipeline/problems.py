@@ -1,6 +1,12 @@
-"""The problems of a run, and which split each belongs to. Nothing here needs a model."""
+"""The problems of a run, and which split each belongs to. Nothing here needs a model.
+
+Checks and steps all ask for the problems of a run. A file is parsed once, and parsed again only
+after it has changed.
+"""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from howwhen.collect.problems import read_problems, split_problems
 from howwhen.collect.traces import Traces, read_traces
@@ -15,6 +21,18 @@ NO_TEST = (
     "published set"
 )
 
+FileState = tuple[int, int, int, int]
+"""Inode, size, and times of the last change of content and of inode, in nanoseconds."""
+
+
+def file_state(source: str) -> FileState | None:
+    """What changes whenever a file is written; None for a source that is not a file."""
+    path = Path(source)
+    if not path.exists():
+        return None
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
 
 def read_written(settings: CollectSettings) -> Traces | None:
     """The answers in the trace files, if the settings name any.
@@ -24,7 +42,8 @@ def read_written(settings: CollectSettings) -> Traces | None:
     """
     if settings.traces is None:
         return None
-    return read_traces(settings.traces, settings.limit, settings.seed)
+    states = tuple(map(file_state, settings.traces))
+    return _read_traces(settings.traces, states, settings.limit, settings.seed)
 
 
 def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
@@ -58,7 +77,7 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
     if traces := read_written(chosen):
         return [trace.problem for trace in traces.kept]
     if chosen.problems is not None:
-        return read_problems(chosen.problems, chosen.limit)
+        return _read_problems(chosen.problems, chosen.limit)
     if pair.draw_problems is None:
         raise SettingsError(
             f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
@@ -72,10 +91,26 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
 def _draw_test_problems(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
     """Test problems of a file or of the pair; None if they are a share of the problems."""
     if chosen.test_problems is not None:
-        return read_problems(chosen.test_problems, chosen.limit)
+        return _read_problems(chosen.test_problems, chosen.limit)
     if chosen.problems is None and pair.draw_test_problems is not None:
         return pair.draw_test_problems(_test_share(chosen), chosen.seed)
     return None if chosen.traces is None else ()
+
+
+def _read_problems(source: str, limit: int) -> list[Problem]:
+    return list(_read_problems_once(source, file_state(source), limit))
+
+
+@lru_cache(maxsize=4)
+def _read_problems_once(source: str, _state: FileState | None, limit: int) -> tuple[Problem, ...]:
+    return tuple(read_problems(source, limit))
+
+
+@lru_cache(maxsize=2)
+def _read_traces(
+    paths: tuple[str, ...], _states: tuple[FileState | None, ...], limit: int, seed: int
+) -> Traces:
+    return read_traces(paths, limit, seed)
 
 
 def _test_share(chosen: CollectSettings) -> int:
