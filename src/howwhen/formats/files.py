@@ -2,8 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from howwhen.errors import StoreError
+
+Json = dict[str, Any]
+"""An object as JSON holds it."""
 
 
 def write_whole(path: Path, content: bytes) -> None:

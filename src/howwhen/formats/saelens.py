@@ -13,9 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from howwhen.errors import InputError
-from howwhen.formats.files import write_whole
+from howwhen.formats.files import Json, write_whole
 from howwhen.formats.sae import agree_on_layer, assemble, check_sae, read_mean, read_safetensors
-from howwhen.formats.safetensors import Json
 from howwhen.probes import Sae, Taxonomy
 
 CONFIG = "cfg.json"

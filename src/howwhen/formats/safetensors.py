@@ -17,11 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from howwhen.errors import SteeringError, StoreError
-from howwhen.formats.files import write_whole
+from howwhen.formats.files import Json, write_whole
 from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.vectors import LinearCoefficient, LowRank, Modulation, Network, VectorSet, all_finite
-
-Json = dict[str, Any]
 
 _SCORERS: dict[str, type[Sae] | type[Clusters]] = {"Sae": Sae, "Clusters": Clusters}
 _FORMS: dict[str, type[Modulation]] = {

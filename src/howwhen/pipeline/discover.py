@@ -34,7 +34,7 @@ from howwhen.discover.taxonomy import (
 from howwhen.discover.titles import Assigned, Naming, name_by_words, name_with_judge
 from howwhen.discover.validate import confusion
 from howwhen.formats.saelens import export_saelens
-from howwhen.formats.safetensors import Json
+from howwhen.formats.files import Json
 from howwhen.judge.endpoint import Judge, describe_usage
 from howwhen.judge.local import open_judge
 from howwhen.lm.models import LanguageModel

@@ -21,11 +21,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from howwhen.errors import StoreError
-from howwhen.formats.files import cannot_write, write_whole
+from howwhen.formats.files import Json, cannot_write, write_whole
 
 StepName = Literal["collect", "discover", "elicit", "hybrid", "measure", "present"]
 STEPS: tuple[StepName, ...] = ("collect", "discover", "elicit", "hybrid", "measure", "present")
-Json = dict[str, Any]
 Record = TypeVar("Record")
 Item = TypeVar("Item")
 

@@ -1,8 +1,9 @@
 """What the output of each step depends on: settings, models, and the steps before it."""
 
+from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import Run
-from howwhen.pipeline.files import STEPS, Json, Key, StepName
+from howwhen.pipeline.files import STEPS, Key, StepName
 from howwhen.pipeline.plan import problems_digest, step_settings
 
 MODELS_USED: dict[StepName, tuple[str, ...]] = {

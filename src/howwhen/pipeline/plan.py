@@ -17,7 +17,8 @@ from typing import Any
 
 from howwhen.collect.problems import PUBLISHED
 from howwhen.errors import MissingExtraError, ModelError, RedoError, SettingsError, SteeringError
-from howwhen.pipeline.files import STEPS, Json, StepName, settings_changes
+from howwhen.formats.files import Json
+from howwhen.pipeline.files import STEPS, StepName, settings_changes
 from howwhen.pipeline.folders import Owner, RunFiles
 from howwhen.pipeline.problems import FileState, check_test_problems, draw_split, file_state
 from howwhen.settings import DiscoverSettings, JudgeSettings, RunSettings

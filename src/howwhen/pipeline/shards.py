@@ -18,7 +18,7 @@ from howwhen.discover.activations import (
     sentence_means,
 )
 from howwhen.errors import StoreError
-from howwhen.formats.safetensors import Json
+from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.store import StepFolder
 from howwhen.settings import DiscoverSettings

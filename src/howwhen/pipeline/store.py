@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from howwhen.formats.files import Json
 from howwhen.formats.safetensors import (
     load_taxonomy,
     load_vectors,
@@ -16,7 +17,7 @@ from howwhen.formats.safetensors import (
     tensors_and_notes,
     write_tensors,
 )
-from howwhen.pipeline.files import Json, StepFiles, StepName
+from howwhen.pipeline.files import StepFiles, StepName
 from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.probes import Gate, SelfGate, Taxonomy
 from howwhen.vectors import VectorSet
