@@ -1,7 +1,7 @@
 """Hostile input to the sentence rule and to the loaders of artifacts: nothing may crash or hang.
 
-A failure is an error that is not the package's own, a call that takes longer than a deadline, a
-text of which something is lost, or an artifact that loads and then cannot be used.
+A failure is an error that is not a `HowwhenError`, a call that takes longer than a deadline, a text
+of which something is lost, or an artifact that loads and then cannot be used.
 """
 
 import gzip
@@ -39,7 +39,7 @@ from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 INPUTS = 100_000
 DEADLINE_SECONDS = 5.0
 TRACES = Path(__file__).parents[2] / "shared" / "data" / "traces"
-"""Real answers, kept beside the checkout; the fuzzer does without them where they are not."""
+"""Real answers, kept next to the checkout. Without them, the fuzzer uses made-up texts only."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ def attempt(outcome: Outcome, kind: str, check: Callable[[], str]) -> None:
     signal.setitimer(signal.ITIMER_REAL, DEADLINE_SECONDS)
     try:
         outcome.kinds[check()] += 1
-    except Exception as error:  # noqa: BLE001  whatever it is, it is what we look for
+    except Exception as error:  # noqa: BLE001  any error is a failure that this looks for
         outcome.failures.append(f"{kind}, input {outcome.inputs}: {error!r}"[:300])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -103,7 +103,7 @@ MARKERS: list[ThinkTags] = [THINK_TAGS, THINK_TAGS, ("[", "]"), ("||", "||"), ("
 def _random_text(rng: random.Random) -> str:
     limit = rng.choice([0x80, 0x3000, 0xD800, 0x110000])
     code = (rng.randrange(limit) for _ in range(rng.randrange(120)))
-    return "".join(chr(one) if rng.random() < 0.7 else rng.choice(PIECES) for one in code)
+    return "".join(chr(point) if rng.random() < 0.7 else rng.choice(PIECES) for point in code)
 
 
 def _repeats(rng: random.Random) -> str:
@@ -128,10 +128,10 @@ def _check_text(text: str, ends: list[int], think_tags: ThinkTags) -> str:
         raise AssertionError("the sentences do not tile the text")
     spans = sentence_spans(text, ends, think_tags)
     start, end = thinking_part(text, think_tags)
-    said = "".join(text[span.start_char : span.end_char] for span in spans)
-    if spans and said != text[start:end]:
+    covered = "".join(text[span.start_char : span.end_char] for span in spans)
+    if spans and covered != text[start:end]:
         raise AssertionError("the spans do not tile the thinking part")
-    if any(one.end_token != two.start_token for one, two in pairwise(spans)):
+    if any(first.end_token != second.start_token for first, second in pairwise(spans)):
         raise AssertionError("the spans do not tile the tokens")
     return "with spans" if spans else "without spans"
 
@@ -209,13 +209,13 @@ def _read_weights(path: Path) -> object:
 
 
 def _originals(folder: Path) -> list[tuple[bytes, Load]]:
-    """Whole artifacts of every kind, with what reads them."""
+    """Undamaged artifacts of every kind, with the functions that read them."""
     rows = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
     scorers = (Sae(rows, torch.zeros(3), rows, torch.zeros(4), 1), Clusters(rows, rows[:, 0], "x"))
-    found: list[tuple[bytes, Load]] = []
+    originals: list[tuple[bytes, Load]] = []
     for scorer in scorers:
         save_taxonomy(folder / "t", Taxonomy("m", 1, torch.zeros(4), scorer, ("a", "b", "c")))
-        found.append(((folder / "t").read_bytes(), _use_taxonomy))
+        originals.append(((folder / "t").read_bytes(), _use_taxonomy))
     forms = (
         None,
         Network(torch.randn(2, 4), torch.randn(3, 2), torch.zeros(3)),
@@ -224,16 +224,16 @@ def _originals(folder: Path) -> list[tuple[bytes, Load]]:
     )
     for form in forms:
         save_vectors(folder / "v", VectorSet("m", 1, rows, modulation=form, bias=torch.ones(4)))
-        found.append(((folder / "v").read_bytes(), _use_vectors))
+        originals.append(((folder / "v").read_bytes(), _use_vectors))
     spans = (SentenceSpan(0, 2, 0, 1), SentenceSpan(2, 4, 1, 3))
     rollout = Rollout("a", (1, 2, 3), "A. é", Finish.STOP, spans)
     line = TypeAdapter(Rollout).dump_json(rollout) + b"\n"
-    found.append((line * 3, _read_records))
-    return [*found, *_foreign_originals(folder)]
+    originals.append((line * 3, _read_records))
+    return [*originals, *_foreign_originals(folder)]
 
 
 def _foreign_originals(folder: Path) -> list[tuple[bytes, Load]]:
-    """The same of the formats that others write."""
+    """The same for the formats of other tools."""
     row = {"question": "2 + 2?", "text": "<think>4.</think>4", "id": "a", "finish": "stop"}
     lines = b"".join(json.dumps({**row, "id": name}).encode() + b"\n" for name in "abc")
     rows = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
@@ -269,7 +269,7 @@ def edit_header(rng: random.Random, content: bytes) -> bytes:
     """Other types, shapes, names and offsets in the header, which stays well-formed."""
     header, rest = _open(content)
     for _ in range(rng.randrange(1, 4)):
-        name = rng.choice([one for one in header if one != "__metadata__"] or ["__metadata__"])
+        name = rng.choice([key for key in header if key != "__metadata__"] or ["__metadata__"])
         entry, other = ({**_mapping(header.get(key))} for key in (name, rng.choice([*header, ""])))
         change = rng.randrange(6)
         if change == 0:
@@ -304,7 +304,7 @@ def swap_types(rng: random.Random, content: bytes) -> bytes:
 def reshape_whole(rng: random.Random, content: bytes) -> bytes:
     """Another shape of as many elements, so that the file is a whole one."""
     header, rest = _open(content)
-    name = rng.choice([one for one in header if one != "__metadata__"])
+    name = rng.choice([key for key in header if key != "__metadata__"])
     header[name]["shape"] = _reshape(rng, header[name]["shape"])
     return _close(header, rest)
 
@@ -378,8 +378,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _reshape(rng: random.Random, shape: Any) -> Any:
     count = 1
-    for one in shape if isinstance(shape, list) else ():
-        count *= one if isinstance(one, int) else 1
+    for size in shape if isinstance(shape, list) else ():
+        count *= size if isinstance(size, int) else 1
     choices = [[count], [1, count], [count, 1], [0], [], [1, 1, count], [2**62, 4], [-1]]
     return rng.choice([*choices, list(reversed(shape)) if isinstance(shape, list) else []])
 

@@ -16,13 +16,13 @@ GRADINGS = 10_000
 
 
 def results() -> Iterator[Result]:
-    """Hostile gradings, then plain ones."""
+    """Hostile answers, then plain ones."""
     yield from hostile()
     yield numeric()
 
 
 def hostile() -> Iterator[Result]:
-    """Answers made to hang, to swell or to nest, none twice, one in twenty as bad as can be."""
+    """Answers that try to hang, or to use up memory or the stack. One in twenty always hangs."""
     rng = random.Random(0)
     longest, counts, memory = 0.0, dict.fromkeys(Grade, 0), []
     with open_grader(DEADLINE_SECONDS) as grader:
@@ -108,14 +108,14 @@ def _descendants() -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         if text := _read(folder / "stat"):
             parents[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
-    found = [os.getpid()]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+    pids = [os.getpid()]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids
 
 
 def _read(path: Path) -> str:
-    """A file of /proc; empty where its process has ended meanwhile."""
+    """A file of /proc; empty if its process has ended meanwhile."""
     try:
         return path.read_text()
     except (FileNotFoundError, ProcessLookupError):

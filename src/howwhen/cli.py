@@ -294,7 +294,7 @@ def print_published(measurement: Measurement) -> None:
     table = Table("paper", "pairs", "what", "paper's", "this run's", "source")
     hybrid = measurement.rungs["hybrid"]
     for figure in read_published():
-        cells = (figure.pairs, figure.what, figure.shown(), figure.beside(hybrid), figure.source)
+        cells = (figure.pairs, figure.what, figure.shown(), figure.measured(hybrid), figure.source)
         table.add_row(f"version {figure.version}", *cells)
     _print_table(table)
 

@@ -24,8 +24,10 @@ def one_line(record: Any) -> str:
         defaults: Mapping[str, Any] = getattr(record, "_field_defaults", {})
         names = list(getattr(record, "_fields", ()))
     else:
-        defaults = {one.name: one.default for one in fields(record) if one.default is not MISSING}
-        names = [one.name for one in fields(record) if one.repr]
+        defaults = {
+            field.name: field.default for field in fields(record) if field.default is not MISSING
+        }
+        names = [field.name for field in fields(record) if field.repr]
     values = {name: getattr(record, name) for name in names}
     shown = [
         f"{name}={_shortened(value)}"
@@ -284,7 +286,7 @@ class Grade(StrEnum):
 
 
 class Interval(NamedTuple):
-    """An interval of confidence."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -295,7 +297,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One rung held against another on the same problems."""
+    """One rung compared with another on the same problems."""
 
     only_first: int
     """Problems that only the first rung gets right (in more than half of its answers)."""
@@ -312,15 +314,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gains:
-    """Whether a rung is right where the thinking model is and the base is not, or elsewhere."""
+    """How often a rung is right on the thinking model's gains over the base, and elsewhere."""
 
     problems: int
-    """That the thinking model gets right and the base does not (in more than half of the answers);
-    the thinking model's gains."""
+    """The gains: problems that the thinking model gets right and the base does not, each by the
+    majority of its answers."""
     shared: float
-    """Share of the rung's answers to them that are right."""
+    """Share of the rung's answers to the gains that are right."""
     elsewhere: float | None
-    """Share of its answers to all other problems that are right; None where there are none."""
+    """Share of its answers to all other problems that are right; None if there are no others."""
 
     __repr__ = one_line
 
@@ -343,12 +345,12 @@ class RungMeasurement:
 
     accuracy: float
     accuracy_ci: Interval
-    """Wilson's where every problem was answered once, else a bootstrap."""
+    """Wilson's if every problem was answered once, else a bootstrap."""
     flexible_accuracy: float
-    """By the flexible grading mode; `accuracy` is one of the two."""
+    """By the flexible grading mode. `accuracy` is this or the strict one."""
     strict_accuracy: float
     counts: Mapping[str, int]
-    """Answers per grade; they add up to n times the number of seeds and samples."""
+    """Answers per grade. They add up to n times the number of seeds and samples."""
     truncated_fraction: float
     """Answers that reached the token limit, whatever their grade."""
     steered_fraction: float
@@ -367,7 +369,7 @@ class RungMeasurement:
     """Answers per problem and seed."""
     tokens_per_answer: float
     steered_passes_per_answer: float
-    """Tokens that the base read once more, steered; a sweep's candidates count one by one."""
+    """Tokens that the base read again, steered. Each candidate of a sweep counts."""
     needs_thinking: bool
     """Whether the thinking model read the answers."""
     pass_at_k: Mapping[int, float]
@@ -375,8 +377,8 @@ class RungMeasurement:
     against_hybrid: Comparison | None
     """This rung against the hybrid; None for the hybrid itself."""
     gains: Gains | None = None
-    """How many of the thinking model's gains are the rung's too; None where there are none, and in
-    runs measured before they were counted."""
+    """How many of the thinking model's gains the rung shares; None if there are none, and in runs
+    measured before they were counted."""
     flips: Flips | None = None
     """This rung against the base; None for the base itself, and in runs measured before they were
     counted."""
@@ -400,14 +402,15 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class KnockOut:
-    """What one category of the hybrid carries: steering without it, and with it alone."""
+    """What one category contributes: the hybrid without it, and with it alone."""
 
     category: int
     title: str
     decisions: int
-    """Decisions of the hybrid with this category."""
+    """Tokens that the hybrid steered with this category."""
     without: float | None
-    """Gap recovered when every other category is steered; None where the gap may be zero."""
+    """Gap recovered when every other category is steered; None where the gap may be zero, as in the
+    other shares."""
     without_ci: Interval | None
     drop: float | None
     """Gap recovered by the hybrid minus `without`."""

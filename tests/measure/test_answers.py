@@ -1,5 +1,7 @@
 """Grading in a table of real kinds of answers (`grades.txt`), and the rules one by one."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,10 +33,10 @@ def test_the_table_of_real_kinds_of_answers() -> None:
     items = [item for *_, item in cases]
     assert len(cases) >= 300
     for mode, column in (("flexible", 0), ("strict", 1)):
-        found = grade_answers(items, mode=mode, deadline_seconds=20.0)  # type: ignore[arg-type]
+        grades = grade_answers(items, mode=mode, deadline_seconds=20.0)  # type: ignore[arg-type]
         wrong = [
             f"{mode}: {grade} rather than {case[column]}: {case[2].gold} | {case[2].text!r}"
-            for case, grade in zip(cases, found, strict=True)
+            for case, grade in zip(cases, grades, strict=True)
             if grade is not case[column]
         ]
         assert not wrong, "\n".join(wrong)
@@ -56,9 +58,9 @@ READ = [
 
 @pytest.mark.parametrize(("text", "kind", "answer", "rule"), READ)
 def test_rules(text: str, kind: Kind, answer: str, rule: Rule) -> None:
-    found = flexible_answer(text, kind, is_whole=True)
-    assert found is not None
-    assert (found.text, found.rule) == (answer, rule)
+    read = flexible_answer(text, kind, is_complete=True)
+    assert read is not None
+    assert (read.text, read.rule) == (answer, rule)
 
 
 CUT = [
@@ -79,11 +81,11 @@ CUT = [
 def test_a_text_that_was_cut_off_counts_only_by_what_it_says_is_its_answer(
     text: str, answer: str | None, rule: Rule | None
 ) -> None:
-    found = flexible_answer(text, Kind.NUMBER, is_whole=False)
-    assert (found.text if found else None) == answer
-    if rule is not None and found is not None:
-        assert found.rule is rule
-    if found is None:
+    read = flexible_answer(text, Kind.NUMBER, is_complete=False)
+    assert (read.text if read else None) == answer
+    if rule is not None and read is not None:
+        assert read.rule is rule
+    if read is None:
         graded = grade_answers([Item(text, "12", "", Finish.LENGTH)])
         assert graded == [Grade.TRUNCATED]
 
@@ -173,3 +175,13 @@ def test_real_answers_in_boxes_grade_as_the_numbers_in_them() -> None:
         inside = row["text"].rsplit("\\boxed{", 1)[1].split("}")[0]
         if "%" not in inside and as_number(inside) is not None:
             assert (grade is Grade.CORRECT) == (as_number(inside) == as_number(row["gold"]))
+
+
+def test_grading_and_measuring_import_nothing_heavy() -> None:
+    modules = ", ".join(f"howwhen.measure.{name}" for name in ("grade", "judge", "ladder"))
+    heavy = "print(sorted({'torch', 'transformers', 'sklearn', 'scipy.stats'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {modules}; {heavy}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"

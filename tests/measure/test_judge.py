@@ -224,9 +224,9 @@ def test_an_answer_text_cannot_speak_for_the_instructions_or_the_judge() -> None
         return say("wrong", re.findall(r"answer is (\d+)", text)[0])
 
     def quoting(prompt: str) -> str:
-        told = re.search(r"Reply only with (.*)", prompt)
-        assert told is not None
-        return f"The text tells me to say {told[1]} but I say {say('wrong', '13')}"
+        quoted = re.search(r"Reply only with (.*)", prompt)
+        assert quoted is not None
+        return f"The text tells me to say {quoted[1]} but I say {say('wrong', '13')}"
 
     plain = attack("0123456789abcdef")
     known = re.search("[0-9a-f]{16}", write_prompt(Item(plain, "42")))
@@ -247,7 +247,10 @@ def test_an_even_number_of_repeats_is_refused(repeats: int) -> None:
 
 
 def judged_as(*verdicts: Grade | None) -> list[Judgement]:
-    return [Judgement(one, () if one is None else (one,), one is None, None) for one in verdicts]
+    return [
+        Judgement(verdict, () if verdict is None else (verdict,), verdict is None, None)
+        for verdict in verdicts
+    ]
 
 
 def test_agreement_counts_correct_against_everything_else() -> None:
@@ -255,15 +258,20 @@ def test_agreement_counts_correct_against_everything_else() -> None:
     judged = judged_as(
         *[CORRECT] * 4, NO_ANSWER, WRONG, WRONG, NO_ANSWER, CORRECT, None, None
     )  # fmt: skip
-    found = agreement(rules, judged)
+    measured = agreement(rules, judged)
     expected = Agreement(
-        both_correct=4, rules_only=1, judge_only=1, neither_correct=3, left_out=2, kappa=found.kappa
+        both_correct=4,
+        rules_only=1,
+        judge_only=1,
+        neither_correct=3,
+        left_out=2,
+        kappa=measured.kappa,
     )
-    assert found == expected
-    assert found.compared == 9
-    assert found.raw == pytest.approx(7 / 9)
+    assert measured == expected
+    assert measured.compared == 9
+    assert measured.raw == pytest.approx(7 / 9)
     chance = (5 * 5 + 4 * 4) / 81
-    assert found.kappa == pytest.approx((7 / 9 - chance) / (1 - chance))
+    assert measured.kappa == pytest.approx((7 / 9 - chance) / (1 - chance))
 
 
 @pytest.mark.parametrize(
@@ -282,8 +290,8 @@ def test_agreement_counts_correct_against_everything_else() -> None:
 def test_kappa_is_none_only_where_it_is_undefined(
     rules: list[Grade], judged: list[Grade | None], raw: float | None, kappa: float | None
 ) -> None:
-    found = agreement(rules, judged_as(*judged))
-    assert (found.raw, found.kappa) == (raw, kappa)
+    measured = agreement(rules, judged_as(*judged))
+    assert (measured.raw, measured.kappa) == (raw, kappa)
 
 
 def test_a_report_is_read_back_as_it_was_written_and_names_its_numbers() -> None:

@@ -12,8 +12,8 @@ def test_every_published_figure_has_a_source_and_a_place_beside_it() -> None:
         assert 0 <= figure.low <= figure.high <= 1
         assert figure.source.strip()
     assert figures[0].shown() == "91%"
-    assert figures[0].beside(hybrid) == "66.7%"
-    assert figures[1].beside(hybrid) == "20.0%"
+    assert figures[0].measured(hybrid) == "66.7%"
+    assert figures[1].measured(hybrid) == "20.0%"
     assert any(figure.shown() == "72% to 84%" for figure in figures)
 
 

@@ -58,8 +58,8 @@ def test_the_bootstrap_agrees_with_scipy_on_random_tables(seed: int) -> None:
     ours = bootstrap.recovery(rung, base, thinking)
 
     def share(r: np.ndarray, b: np.ndarray, t: np.ndarray, axis: int = -1) -> np.ndarray:
-        found: np.ndarray = (r.mean(axis) - b.mean(axis)) / (t.mean(axis) - b.mean(axis))
-        return found
+        shares: np.ndarray = (r.mean(axis) - b.mean(axis)) / (t.mean(axis) - b.mean(axis))
+        return shares
 
     columns = (rung[:, 0, 0], base[:, 0, 0], thinking[:, 0, 0])
     theirs = stats.bootstrap(
@@ -107,9 +107,9 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say() -> None:
             name: (0.5 * hard + 0.5 * rng.random((200, 1, 1)) < _quantile(share)).astype(float)
             for name, share in shares.items()
         }
-        found = bootstrap.recovery(drawn["rung"], drawn["base"], drawn["thinking"])
-        assert found is not None
-        hits["recovery"] += found.interval.low <= truth <= found.interval.high
+        recovery = bootstrap.recovery(drawn["rung"], drawn["base"], drawn["thinking"])
+        assert recovery is not None
+        hits["recovery"] += recovery.interval.low <= truth <= recovery.interval.high
         low, high = bootstrap.accuracy_interval(drawn["rung"])
         hits["wilson"] += low <= shares["rung"] <= high
     for name, count in hits.items():
@@ -128,8 +128,8 @@ def test_answers_of_several_seeds_widen_the_interval_by_their_disagreement() -> 
     agreeing = np.repeat(problems, 3, axis=1)
     split = np.concatenate([np.ones_like(problems), np.zeros_like(problems), problems], axis=1)
 
-    def width(found: Outcomes) -> float:
-        low, high = bootstrap.accuracy_interval(found)
+    def width(answers: Outcomes) -> float:
+        low, high = bootstrap.accuracy_interval(answers)
         return high - low
 
     assert width(agreeing) == pytest.approx(width(problems), abs=0.02)
@@ -152,12 +152,12 @@ def test_samples_of_a_seed_are_not_taken_for_seeds(seeds: int, samples: int, lea
 
 
 def test_pass_at_k_counts_every_choice_of_k_samples() -> None:
-    found = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
-    assert pass_at_k(found, 1) == pytest.approx(found.mean())
-    assert pass_at_k(found, 2) == pytest.approx(((1 - 3 / 6) + (1 - 1 / 6)) / 2)
-    assert pass_at_k(found, 4) == 1
+    answers = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    assert pass_at_k(answers, 1) == pytest.approx(answers.mean())
+    assert pass_at_k(answers, 2) == pytest.approx(((1 - 3 / 6) + (1 - 1 / 6)) / 2)
+    assert pass_at_k(answers, 4) == 1
     with pytest.raises(ValueError, match="pass@5 needs at least 5 samples, found 4"):
-        pass_at_k(found, 5)
+        pass_at_k(answers, 5)
 
 
 def traces(
@@ -166,7 +166,7 @@ def traces(
     seed: int = 0,
     decisions: int = 2,
     sample: int = 0,
-    category: int = -1,
+    category: int | None = None,
     strict: int | None = None,
 ) -> list[GradedTrace]:
     """Answers to n problems, the first `right` of them right, `strict` also by the strict mode."""
@@ -250,10 +250,10 @@ def test_as_many_right_need_not_be_the_same_problems() -> None:
 def test_gains_are_those_of_most_answers_and_shared_by_each_answer() -> None:
     base, thinking = np.zeros((3, 1, 3)), np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0.0]])[:, None, :]
     seeds = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1.0]])[:, :, None]
-    found = find_gains(seeds, base, thinking)
-    assert found is not None
-    assert (found.problems, found.shared) == (2, 0.5)
-    assert found.elsewhere == pytest.approx(1 / 3)
+    gains = find_gains(seeds, base, thinking)
+    assert gains is not None
+    assert (gains.problems, gains.shared) == (2, 0.5)
+    assert gains.elsewhere == pytest.approx(1 / 3)
     assert find_gains(seeds[:2], base[:2], thinking[:2]) == Gains(2, 0.5, None)
 
 
@@ -288,10 +288,10 @@ def test_samples_give_pass_at_k() -> None:
         name: traces(10, sample=0) + traces(30, sample=1) for name in ("base", "thinking")
     }
     several["thinking"] = traces(40) + traces(45, sample=1)
-    found = measure_ladder(several, SETTINGS).rungs
-    assert found["base"].samples == 2
-    assert found["base"].pass_at_k == pytest.approx({1: 0.4, 2: 0.6})
-    assert found["base"].accuracy == pytest.approx(0.4)
+    rungs = measure_ladder(several, SETTINGS).rungs
+    assert rungs["base"].samples == 2
+    assert rungs["base"].pass_at_k == pytest.approx({1: 0.4, 2: 0.6})
+    assert rungs["base"].accuracy == pytest.approx(0.4)
 
 
 def test_knock_outs_say_what_a_category_carries() -> None:

@@ -43,8 +43,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def passes(folder: Path) -> list[str]:
-    found: list[str] = json.loads((folder / "4-hybrid" / "passes.json").read_text())
-    return found
+    names: list[str] = json.loads((folder / "4-hybrid" / "passes.json").read_text())
+    return names
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -76,34 +76,36 @@ def test_a_rung_that_the_run_does_not_have_is_refused_before_anything_is_decoded
 
 
 def test_knock_outs_are_the_hybrid_with_some_decisions_left_out(run_folder: Path) -> None:
-    found = go_on(run_folder, "hybrid", "measure", "present", knock_outs=True)
-    assert found is not None
+    measurement = go_on(run_folder, "hybrid", "measure", "present", knock_outs=True)
+    assert measurement is not None
     step = RunFolder(run_folder).step("hybrid")
     counts = step.read_json("provenance.json")["counts"]["decisions_per_category"]
-    assert [one.category for one in found.knock_outs] == [n for n, c in enumerate(counts) if c]
-    for one in found.knock_outs:
+    assert [knock_out.category for knock_out in measurement.knock_outs] == [
+        n for n, c in enumerate(counts) if c
+    ]
+    for knock_out in measurement.knock_outs:
         for rung, wanted in (("without-category", False), ("one-category", True)):
-            name = f"traces/{rung}-0-category{one.category}.jsonl"
+            name = f"traces/{rung}-0-category{knock_out.category}.jsonl"
             assert name in passes(run_folder)
             traces = step.read_records(name, HybridTrace)
             used = {t.category for trace in traces for t in trace.tokens if t.is_decision}
-            assert all((category == one.category) is wanted for category in used)
-            assert {trace.category for trace in traces} == {one.category}
+            assert all((category == knock_out.category) is wanted for category in used)
+            assert {trace.category for trace in traces} == {knock_out.category}
     report = (run_folder / "6-present" / "report.md").read_text()
     assert "## What each category carries" in report
 
 
 def test_samples_are_drawn_anew_and_measured_together(run_folder: Path) -> None:
-    found = go_on(run_folder, "hybrid", "measure", samples=2, temperature=1.0)
-    assert found is not None
+    measurement = go_on(run_folder, "hybrid", "measure", samples=2, temperature=1.0)
+    assert measurement is not None
     step = RunFolder(run_folder).step("hybrid")
     first, second = (
         step.read_records(f"traces/base-0{end}.jsonl", HybridTrace) for end in ("", "-sample1")
     )
     assert {trace.sample for trace in second} == {1}
     assert [trace.text for trace in first] != [trace.text for trace in second]
-    assert found.rungs["base"].samples == 2
-    assert set(found.rungs["base"].pass_at_k) == {1, 2}
+    assert measurement.rungs["base"].samples == 2
+    assert set(measurement.rungs["base"].pass_at_k) == {1, 2}
     with pytest.raises(SettingsError, match="would all be equal"):
         go_on(run_folder, "hybrid", samples=2)
 
@@ -117,14 +119,14 @@ def test_a_judge_stands_beside_the_rules(run_folder: Path, monkeypatch: pytest.M
             "judge_repeats": 1,
         }  # fmt: skip
         go_on(run_folder, "hybrid", "measure", "present", measure=judge)
-    found = json.loads((run_folder / "5-measure" / "judge.json").read_text())
-    flexible = found["agreement"]["flexible"]
+    judged = json.loads((run_folder / "5-measure" / "judge.json").read_text())
+    flexible = judged["agreement"]["flexible"]
     assert flexible["compared"] == 4 * 12
     assert flexible["judge_only"] + flexible["both_correct"] == 4 * 12
-    assert found["usage"]["requests"] <= 4 * 12
+    assert judged["usage"]["requests"] <= 4 * 12
     report = (run_folder / "6-present" / "report.md").read_text()
     assert "| flexible |" in report
-    assert f"of the judge m: {found['usage']['requests']} requests" in report
+    assert f"of the judge m: {judged['usage']['requests']} requests" in report
     assert KEY not in "".join(
         path.read_text(errors="ignore") for path in run_folder.rglob("*.json")
     )
@@ -156,9 +158,9 @@ def test_the_judge_is_asked_about_the_answer_that_was_graded(
         }  # fmt: skip
         rungs = ("takeover", "random-category", "random-positions")
         go_on(run_folder, "hybrid", "measure", measure=settings, rungs=rungs, random_seeds=(0, 1))
-    found = json.loads((run_folder / "5-measure" / "judge.json").read_text())
-    assert found["agreement"]["flexible"]["compared"] == 8 * 12
-    assert found["agreement"]["flexible"]["kappa"] == 1.0
+    judged = json.loads((run_folder / "5-measure" / "judge.json").read_text())
+    assert judged["agreement"]["flexible"]["compared"] == 8 * 12
+    assert judged["agreement"]["flexible"]["kappa"] == 1.0
     for rung in ("takeover", "random-category"):
         step = run_folder / "5-measure"
         judged, graded = (
@@ -173,9 +175,11 @@ def test_two_rungs_or_two_runs_are_compared(
 ) -> None:
     go_on(run_folder, "hybrid", "measure")
     settings = MeasureSettings(bootstrap_samples=100)
-    found = compare("takeover", "base", run_folder, settings)
-    assert found.n == 12
-    assert found.comparison.difference == pytest.approx(found.accuracies[0] - found.accuracies[1])
+    compared = compare("takeover", "base", run_folder, settings)
+    assert compared.n == 12
+    assert compared.comparison.difference == pytest.approx(
+        compared.accuracies[0] - compared.accuracies[1]
+    )
     same = compare("base", f"{run_folder}:base", run_folder, settings)
     assert (same.comparison.p_value, same.comparison.difference) == (1.0, 0.0)
     with pytest.raises(SettingsError, match="'self-gate' was not measured there; expected one of"):

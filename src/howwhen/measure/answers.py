@@ -1,9 +1,9 @@
 r"""Reading the final answer out of a text, by named rules.
 
 Strict mode takes only an answer that is marked as one: in a box, after `####`, or in a short
-statement such as `the answer is 12`. Flexible mode goes on: it reads the number (or the expression)
-out of the sentence that concludes, and at last takes the last number. All rules take time linear in
-the text; none looks at the gold answer's value, only at its kind.
+statement such as `the answer is 12`. Flexible mode also reads the number (or the expression) in the
+sentence that concludes, and falls back to the last number. All rules take time linear in the text.
+None looks at the gold answer's value, only at its kind.
 """
 
 import re
@@ -24,11 +24,11 @@ class Rule(StrEnum):
     MARKED = "marked"
     """After `####` or `<answer>`, on the same line."""
     STATED = "stated"
-    """After `the answer is` or `Answer:`, short enough to be nothing but an answer."""
+    """After `the answer is` or `Answer:`, with nothing but an answer behind it."""
     CONCLUDED = "concluded"
     """In the sentence that concludes the text."""
     REPEATED = "repeated"
-    """What a text without end concludes most often."""
+    """What a text that was cut off concludes most often."""
     LAST_NUMBER = "last-number"
     """The last number of the text."""
 
@@ -51,11 +51,11 @@ class Kind(StrEnum):
 
 
 MAX_ANSWER_LENGTH = 500
-"""Characters of the longest text that can be an answer."""
+"""Longer texts are not answers."""
 MAX_READ_CHARACTERS = 20_000
-"""Characters of a text without end that are searched for what it repeats."""
+"""Characters at the end of a text that are searched for what it repeats."""
 TAIL = 2000
-"""Characters at the end of a text among which its conclusion is sought."""
+"""Characters at the end of a text that are searched for its conclusion."""
 
 _CLOSE = "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -143,52 +143,53 @@ _GOES_ON = re.compile(
 _OPTION = re.compile(
     r"(?:\((?=[A-J]\))|\b(?=[A-HJ]\b)|\b(?=I\b\s*(?:[.):*}$]|$)))(?P<letter>[A-J])\b\)?(?![\w'])"
 )
-"""An option; a bare `I` among other words is the writer."""
+"""An option. A bare `I` among other words is the pronoun."""
 
 
-def strict_answer(text: str, kind: Kind, is_whole: bool) -> Answer | None:
-    """The answer that a text marks as its own; None where it marks none.
+def strict_answer(text: str, kind: Kind, is_complete: bool) -> Answer | None:
+    """The answer that a text marks as its answer; None if it marks none.
 
-    After `</think>` only what follows counts, and of a text that was cut off not its last sentence.
+    If there is a `</think>`, only what follows it counts. The last sentence of a text that was cut
+    off does not count.
     """
     final = final_part(text)
     first = _first_problem(final, kind)
-    if not is_whole and len(first) == len(final):
+    if not is_complete and len(first) == len(final):
         first = _without_last_sentence(first)
     return _marked_answer(first, kind)
 
 
-def flexible_answer(text: str, kind: Kind, is_whole: bool) -> Answer | None:
-    """The answer that a reader would take a text to give; None where there is none.
+def flexible_answer(text: str, kind: Kind, is_complete: bool) -> Answer | None:
+    """The answer that a reader would understand a text to give; None if there is none.
 
     Args:
         text: everything the model wrote.
         kind: of the gold answer.
-        is_whole: whether the text ended by itself. Of one that was cut off, its last sentence is
-            left out; only what it marks, calls its answer or says over and over counts.
+        is_complete: whether the text ended by itself. The last sentence of a text that was cut off
+            is ignored. Only what it marks, calls its answer or repeats counts.
     """
     thoughts, _, rest = text.rpartition(_CLOSE)
     final = _first_problem(rest, kind)
-    if not is_whole and len(final) == len(rest):
+    if not is_complete and len(final) == len(rest):
         final = _without_last_sentence(final)
-    if found := _marked_answer(final, kind) or _marked_answer(thoughts, kind):
-        return found
-    if is_whole and final.strip():
+    if marked := _marked_answer(final, kind) or _marked_answer(thoughts, kind):
+        return marked
+    if is_complete and final.strip():
         return _concluded(final, kind)
-    if not _thinks_aloud(final) and (found := _called_answer(final, kind)):
-        return found
+    if not _thinks_aloud(final) and (called := _called_answer(final, kind)):
+        return called
     return _repeated(f"{thoughts}\n{final}", kind)
 
 
 def final_part(text: str) -> str:
-    """What follows the thinking, or everything where no thinking was closed."""
+    """What follows the thinking; everything if no thinking was closed."""
     return text.rpartition(_CLOSE)[2]
 
 
 def looks_truncated(text: str) -> bool:
-    """Whether a text stops in the middle: for texts whose finish is not known.
+    """Whether a text stops in the middle. For texts whose finish reason is not known.
 
-    One that thinks aloud and never says that it has thought enough is unfinished however it ends.
+    A text that thinks aloud without closing its thinking counts as truncated, however it ends.
     """
     end = final_part(text).rstrip()
     if not end:
@@ -199,14 +200,14 @@ def looks_truncated(text: str) -> bool:
 
 
 def _first_problem(text: str, kind: Kind) -> str:
-    """Cut where a text that has given its answer goes on to another problem, or starts again."""
-    for index, found in enumerate(_ANOTHER_PROBLEM.finditer(text)):
-        head = text[: found.start()]
+    """The text up to where it goes on to another problem or starts again after its answer."""
+    for index, match in enumerate(_ANOTHER_PROBLEM.finditer(text)):
+        head = text[: match.start()]
         if index == 8:
             break
-        if "Step 1" in found[0] and "Step 1" not in head:
+        if "Step 1" in match[0] and "Step 1" not in head:
             continue
-        if "assistant" in found[0] and head.strip():
+        if "assistant" in match[0] and head.strip():
             return head
         if _marked_answer(head, kind) or _called_answer(head, kind) or _ends_in_cue(head):
             return head
@@ -219,8 +220,8 @@ def _ends_in_cue(text: str) -> bool:
 
 
 def _without_last_sentence(text: str) -> str:
-    """A cut text up to its last whole sentence; as it is where it has none."""
-    ends = [found.start() for found in _SENTENCE_END.finditer(text, max(0, len(text) - TAIL))]
+    """A cut text up to its last complete sentence; unchanged if it has none."""
+    ends = [match.start() for match in _SENTENCE_END.finditer(text, max(0, len(text) - TAIL))]
     ends = [end for end in ends if text[:end].strip() and end < len(text.rstrip())]
     return text[: ends[-1]] if ends else text
 
@@ -228,29 +229,29 @@ def _without_last_sentence(text: str) -> str:
 def _repeated(text: str, kind: Kind) -> Answer | None:
     """What a cut text concludes most often.
 
-    In a text that thinks aloud, sentences about an answer weigh double and those that merely go on
-    with `so` half; per cents are steps rather than answers there, and the winner needs a weight of
-    4 and half as much again as the next.
+    In a text that thinks aloud, a sentence about an answer has weight 2, and one that only goes on
+    with `so` has weight 0.5. Percentages count as steps there, not as answers. The winner needs a
+    weight of at least 4 and 1.5 times that of the next.
     """
     text = text[-MAX_READ_CHARACTERS:]
     thinks_aloud = _thinks_aloud(text)
     weights: dict[Fraction | str, float] = {}
-    said: dict[Fraction | str, str] = {}
+    texts: dict[Fraction | str, str] = {}
     for sentence in _sentences(text):
         weight = _weight(sentence) if thinks_aloud else float(bool(_CUE.search(sentence)))
         value = _of_sentence(sentence, "", kind) if weight else None
         if value is not None and not (thinks_aloud and "%" in value):
             number = as_number(value)
             key = value if number is None else number
-            weights[key] = weights.pop(key, 0.0) + weight  # equal ones: the last said wins
-            said[key] = value
+            weights[key] = weights.pop(key, 0.0) + weight  # ties: the last one wins
+            texts[key] = value
     best = max(reversed(weights), key=lambda key: weights[key], default=None)
     if best is None:
         return None
     rest = max((weight for key, weight in weights.items() if key != best), default=0.0)
     if thinks_aloud and (weights[best] < 4 or weights[best] < 1.5 * rest):
         return None
-    return Answer(said[best], Rule.REPEATED)
+    return Answer(texts[best], Rule.REPEATED)
 
 
 def _thinks_aloud(text: str) -> bool:
@@ -272,39 +273,39 @@ def _sentences(text: str) -> list[str]:
 def _marked_answer(text: str, kind: Kind) -> Answer | None:
     if boxed := _last_boxed(text):
         return Answer(boxed, Rule.BOXED)
-    for found in _from_the_end(_MARKED, text):
-        if value := _value("\n" + found["answer"], kind):
+    for match in _from_the_end(_MARKED, text):
+        if value := _value("\n" + match["answer"], kind):
             return Answer(value, Rule.MARKED)
-    for found in _from_the_end(_STATED, text):
-        if value := _value(text[found.end() : found.end() + MAX_ANSWER_LENGTH], kind):
+    for match in _from_the_end(_STATED, text):
+        if value := _value(text[match.end() : match.end() + MAX_ANSWER_LENGTH], kind):
             return Answer(value, Rule.STATED)
     return None
 
 
-def _from_the_end(pattern: re.Pattern[str], text: str, most: int = 8) -> Iterator[re.Match[str]]:
-    """The last matches, the very last first."""
-    return iter(list(pattern.finditer(text))[: -most - 1 : -1])
+def _from_the_end(pattern: re.Pattern[str], text: str, limit: int = 8) -> Iterator[re.Match[str]]:
+    """The last `limit` matches, the last one first."""
+    return iter(list(pattern.finditer(text))[: -limit - 1 : -1])
 
 
 def _last_boxed(text: str) -> str | None:
-    """What the last box holds; boxes side by side are one answer of several parts."""
+    """The content of the last box; boxes side by side are one answer of several parts."""
     boxes: list[str] = []
     right = None
-    for found in _from_the_end(_BOX, text, 16):
-        end = closing_brace(text, found.end(), MAX_ANSWER_LENGTH)
+    for match in _from_the_end(_BOX, text, 16):
+        end = closing_brace(text, match.end(), MAX_ANSWER_LENGTH)
         if right is not None and not _BETWEEN_BOXES.fullmatch(text, end or right, right):
             break
         if end is None:
             continue
-        inside = text[found.end() : end - 1].strip()
+        inside = text[match.end() : end - 1].strip()
         if inside and (not boxes or inside != boxes[0]):
             boxes.insert(0, inside)
-        right = found.start()
+        right = match.start()
     return ", ".join(boxes) or None
 
 
 def _value(rest: str, kind: Kind) -> str | None:
-    """The answer at the start of `rest`, where nothing but an answer stands there."""
+    """The answer at the start of `rest`; None if anything but an answer is there."""
     if _LIST.match(rest):
         return None
     rest = re.sub(r"^[\s*_:>]+", "", rest)
@@ -318,12 +319,12 @@ def _value(rest: str, kind: Kind) -> str | None:
 
 
 def without_text(answer: str) -> str:
-    r"""LaTeX without its `\text{...}`, but with what they hold."""
+    r"""LaTeX with the content of each `\text{...}` in its place."""
     return re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", answer)
 
 
 def read_option(text: str) -> str | None:
-    """The option that a text begins with."""
+    """The option that a text begins with; None if it begins otherwise."""
     option = _OPTION.match(text.lstrip(" $\\({*"))
     return option["letter"] if option else None
 
@@ -367,19 +368,19 @@ def _inside(math: re.Match[str]) -> str:
 
 
 def _called_answer(text: str, kind: Kind) -> Answer | None:
-    """What a text calls its answer in a sentence of its own, somewhere."""
-    for found in _from_the_end(_STATED, text):
-        rest = text[found.end() : found.end() + MAX_ANSWER_LENGTH].lstrip(" *_:\n")
+    """What a text calls its answer in some sentence."""
+    for match in _from_the_end(_STATED, text):
+        rest = text[match.end() : match.end() + MAX_ANSWER_LENGTH].lstrip(" *_:\n")
         sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
         if _LABEL.sub("", sentence) != sentence:
             continue
-        if value := _of_sentence(sentence, text[: found.start()][-TAIL:], kind):
+        if value := _of_sentence(sentence, text[: match.start()][-TAIL:], kind):
             return Answer(value, Rule.CONCLUDED)
     return None
 
 
 def _concluded(text: str, kind: Kind) -> Answer | None:
-    """The answer in the sentence that concludes a whole text."""
+    """The answer in the sentence that concludes a complete text."""
     if called := _called_answer(text, kind):
         return called
     tail = text[-TAIL:]
@@ -395,14 +396,16 @@ def _concluded(text: str, kind: Kind) -> Answer | None:
 
 
 def _by_weight(sentences: list[str]) -> list[str]:
-    """The last sentences in the order in which they may give the answer.
+    """The last sentences, in the order in which they are searched for the answer.
 
-    First the last that starts with `therefore` or the like, unless something is computed after it;
-    then the others, latest first; those that only check or remark come after all others.
+    The last one that starts with `therefore` or the like comes first, unless something is computed
+    after it. Then the others, latest first. Those that only check or remark come last.
     """
     last = sentences[:-7:-1]
-    cues = [n for n, one in enumerate(last) if _CUE.search(one)]
-    if cues and not any(_COMPUTED.search(one) or _SO.search(one) for one in last[: cues[0]]):
+    cues = [index for index, sentence in enumerate(last) if _CUE.search(sentence)]
+    if cues and not any(
+        _COMPUTED.search(sentence) or _SO.search(sentence) for sentence in last[: cues[0]]
+    ):
         last.insert(0, last.pop(cues[0]))
         return last[:1] + sorted(last[1:], key=_is_aside)
     return sorted(last, key=_is_aside)
@@ -427,8 +430,8 @@ def _of_sentence(sentence: str, before: str, kind: Kind) -> str | None:
 def _number_of(sentence: str, before: str) -> str | None:
     """The number that a sentence is about.
 
-    What is computed in it, else what it says something *is*, else the result computed before it,
-    else the first number of its main clause.
+    That is the number computed in it, else the one it says something *is*, else the result computed
+    before it, else the first number of its main clause.
     """
     sentence = re.sub(r"\\[()\[\]]|[$*]", "", sentence)
     if len(_numbers(sentence)) <= 1:
@@ -438,44 +441,44 @@ def _number_of(sentence: str, before: str) -> str | None:
     consequence = _SO.split(sentence)[-1]
     sentence = consequence if NUMBER.search(consequence) else sentence
     main = _trimmed(_LEADING_CLAUSE.sub("", sentence), _TRAILING_CLAUSE) or sentence
-    said = [
+    stated = [
         number[0].strip()
         for copula in _COPULA.finditer(main)
         if (number := NUMBER.match(main, copula.end()))
     ]
-    if said:
-        return said[-1]
+    if stated:
+        return stated[-1]
     earlier = _last_computed(before)
-    if earlier is not None and as_number(earlier) in [as_number(one) for one in _numbers(main)]:
+    if earlier is not None and as_number(earlier) in map(as_number, _numbers(main)):
         return earlier
     return _numbers(_trimmed(main, _TRAILING_PHRASE) or main)[0]
 
 
 def _numbers(text: str) -> list[str]:
-    return [found[0].strip() for found in NUMBER.finditer(text)]
+    return [match[0].strip() for match in NUMBER.finditer(text)]
 
 
 def _trimmed(text: str, clause: re.Pattern[str]) -> str | None:
-    """A text up to the first such clause that has a number before it; None without numbers."""
+    """A text up to the first such clause that has a number before it; None without a number."""
     if not NUMBER.search(text):
         return None
-    for found in clause.finditer(text):
-        if NUMBER.search(text[: found.start()]):
-            return text[: found.start()]
+    for match in clause.finditer(text):
+        if NUMBER.search(text[: match.start()]):
+            return text[: match.start()]
     return text
 
 
 def _last_computed(text: str) -> str | None:
     """The number after the last equals sign that has one."""
-    for found in _from_the_end(_COMPUTED, text, 1):
-        if number := NUMBER.match(text, found.end()):
+    for match in _from_the_end(_COMPUTED, text, 1):
+        if number := NUMBER.match(text, match.end()):
             return number[0].strip()
     return None
 
 
 def _expression_of(sentence: str) -> str | None:
-    """The last piece of LaTeX of a sentence, or what stands after its last verb."""
-    pieces = [_inside(found) for found in _MATH.finditer(sentence)]
+    """What follows the last verb of a sentence, else its last piece of LaTeX."""
+    pieces = [_inside(math) for math in _MATH.finditer(sentence)]
     copulas = list(_COPULA.finditer(sentence))
     for copula in reversed(copulas):
         if value := _value(sentence[copula.end() :], Kind.EXPRESSION):

@@ -1,9 +1,9 @@
 r"""Five-way grading: exact arithmetic for numbers, Math-Verify in killable workers for the rest.
 
-Math-Verify can hang and, off the main thread or past its own time limit, says "wrong" when it means
-"do not know". Here it runs in processes of its own, with its time limits off, and a process is
-killed at our deadline. Nothing that fails becomes "wrong": what cannot be read as an answer is
-`no_answer`, what takes too long `timed_out`.
+Math-Verify can hang. Off the main thread, or past its own time limit, it says "wrong" when it means
+"do not know". Here it runs in separate processes without its time limits, and a process is killed
+at our deadline. A failure never becomes "wrong": an answer that cannot be read is `no_answer`, one
+that takes too long is `timed_out`.
 """
 
 import re
@@ -27,10 +27,10 @@ from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
 
 Mode = Literal["flexible", "strict"]
-"""Which rules of `answers` may find the answer: all of them, or only those that read marks."""
+"""Which rules of `answers` may find the answer: all of them, or only those for marked answers."""
 
 LONG_DECIMAL = 10
-"""Decimals from which on a gold answer is a rounded fraction rather than an exact number."""
+"""A gold answer with so many decimals or more counts as a rounded fraction."""
 
 
 class Item(NamedTuple):
@@ -41,13 +41,13 @@ class Item(NamedTuple):
     gold: str
     """The final answer only: a number, LaTeX, a word or an option."""
     dataset: str = ""
-    """Name of the problem set; `mmlu_pro` has options as answers, the others need no name."""
+    """Name of the problem set. It matters for `mmlu_pro` only, whose answers are options."""
     finish: Finish | None = None
-    """Why the text ended; None where nobody knows."""
+    """Why the text ended; None if that is not known."""
 
 
 class Graded(NamedTuple):
-    """A grade, and the answer it is about."""
+    """A grade, and the answer that was graded; None if none was found."""
 
     grade: Grade
     answer: Answer | None
@@ -61,14 +61,14 @@ def grade_answers(
 ) -> list[Grade]:
     """Grade answers, one five-way grade each, in order.
 
-    Works from any thread. Each call starts its own workers where it needs any; `open_grader` keeps
-    them for several calls.
+    Works from any thread. Each call starts its own workers if it needs them. Use `open_grader` to
+    keep them for several calls.
 
     Args:
-        items: answer text, gold answer and name of the data set; a fourth part may say why the
-            text ended (`Finish`), else it is guessed from how it ends.
-        mode: `flexible` reads what a reader would take for the answer; `strict` only an answer
-            that is marked as one.
+        items: answer text, gold answer and name of the data set. A fourth part may say why the text
+            ended (`Finish`). By default that is guessed from how the text ends.
+        mode: `flexible` also reads the sentence that concludes; `strict` only an answer that is
+            marked as one.
         deadline_seconds: longest time for one answer.
     """
     with open_grader(deadline_seconds) as grader:
@@ -77,7 +77,7 @@ def grade_answers(
 
 @dataclass
 class Grader:
-    """Grades answers; holds worker processes once they are needed. Made by `open_grader`."""
+    """Grades answers, with worker processes started when first needed. Made by `open_grader`."""
 
     workers: Workers
     _known: dict[tuple[str, str], Grade] = field(default_factory=dict)
@@ -86,40 +86,39 @@ class Grader:
         self, items: Sequence[Item | tuple[str, str, str]], mode: Mode = "flexible"
     ) -> list[Graded]:
         """Grade answers in order."""
-        everything = [one if isinstance(one, Item) else Item(*one) for one in items]
-        answers = [find_answer(item, mode) for item in everything]
+        named = [item if isinstance(item, Item) else Item(*item) for item in items]
+        answers = [find_answer(item, mode) for item in named]
         pairs = [
             (answer.text, item.gold) if isinstance(answer, Answer) else None
-            for item, answer in zip(everything, answers, strict=True)
+            for item, answer in zip(named, answers, strict=True)
         ]
-        verdicts = self.compare([pair for pair in pairs if pair is not None])
-        rest = iter(verdicts)
+        grades = iter(self.compare([pair for pair in pairs if pair is not None]))
         return [
-            Graded(next(rest), answer) if isinstance(answer, Answer) else Graded(answer, None)
+            Graded(next(grades), answer) if isinstance(answer, Answer) else Graded(answer, None)
             for answer in answers
         ]
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
         """Whether answers and gold answers mean the same, pair by pair."""
-        found: dict[tuple[str, str], Grade] = {}
-        hard = []
+        grades: dict[tuple[str, str], Grade] = {}
+        undecided = []
         for pair in dict.fromkeys(pairs):
             grade = self._known.get(pair) or compare_exactly(*pair)
             if grade is None:
-                hard.append(pair)
+                undecided.append(pair)
             else:
-                found[pair] = grade
-        sent = [(readable(answer), readable(gold)) for answer, gold in hard]
-        for pair, verdict in zip(hard, self.workers.ask(sent), strict=True):
-            found[pair] = _GRADE_OF[verdict]
+                grades[pair] = grade
+        readable_pairs = [(readable(answer), readable(gold)) for answer, gold in undecided]
+        for pair, verdict in zip(undecided, self.workers.ask(readable_pairs), strict=True):
+            grades[pair] = _GRADE_OF[verdict]
         if len(self._known) > MAX_KNOWN:
             self._known.clear()
-        self._known.update(found)
-        return [found[pair] for pair in pairs]
+        self._known.update(grades)
+        return [grades[pair] for pair in pairs]
 
 
 MAX_KNOWN = 100_000
-"""Comparisons kept in memory, so that equal answers are compared once."""
+"""Comparisons kept in memory, so that equal answers are compared only once."""
 _GRADE_OF: dict[Verdict, Grade] = {
     "same": Grade.CORRECT,
     "different": Grade.WRONG,
@@ -130,19 +129,19 @@ _GRADE_OF: dict[Verdict, Grade] = {
 
 @contextmanager
 def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Grader]:
-    """A grader whose workers end with the block."""
+    """A grader whose workers are ended when the block ends."""
     with Workers(deadline_seconds, workers) as pool:
         yield Grader(pool)
 
 
 def find_answer(item: Item, mode: Mode) -> Answer | Grade:
-    """The answer a text gives, or the grade of a text that gives none."""
+    """The answer that a text gives, or the grade of a text that gives none."""
     is_cut = looks_truncated(item.text) if item.finish is None else item.finish is Finish.LENGTH
     kind = kind_of(item.gold, item.dataset)
     read = strict_answer if mode == "strict" else flexible_answer
-    found = read(item.text, kind, not is_cut)
-    if found is not None:
-        return found
+    answer = read(item.text, kind, not is_cut)
+    if answer is not None:
+        return answer
     return Grade.TRUNCATED if is_cut else Grade.NO_ANSWER
 
 
@@ -161,7 +160,7 @@ def kind_of(gold: str, dataset: str = "") -> Kind:
 
 
 def compare_exactly(answer: str, gold: str) -> Grade | None:
-    """Compare by exact arithmetic or letter by letter; None where that does not decide."""
+    """Compare by exact arithmetic or letter by letter; None if that does not decide."""
     if _canonical(answer) == _canonical(gold):
         return Grade.CORRECT
     kind = kind_of(gold)
@@ -174,7 +173,7 @@ def compare_exactly(answer: str, gold: str) -> Grade | None:
     ours, theirs = as_number(answer), as_number(gold)
     if ours is None or theirs is None:
         return None
-    bare = as_number(without_scale(answer))  # where thousands are asked for
+    bare = as_number(without_scale(answer))  # if the question asks for thousands
     is_same = theirs == bare or _same_number(ours, theirs, answer, gold)
     return Grade.CORRECT if is_same else Grade.WRONG
 
@@ -188,21 +187,22 @@ def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bo
         return True
     if len(gold.partition(".")[2]) < LONG_DECIMAL:
         return False
-    off, decimals = abs(ours - theirs), len(re.sub(r"\D", "", answer.partition(".")[2]))
-    is_rounded = decimals >= 2 and off <= Fraction(1, 2 * 10**decimals) and off <= abs(theirs) / 100
-    return is_rounded or off <= abs(theirs) / 10**9
+    error, decimals = abs(ours - theirs), len(re.sub(r"\D", "", answer.partition(".")[2]))
+    half_unit = Fraction(1, 2 * 10**decimals)
+    is_rounded = decimals >= 2 and error <= half_unit and error <= abs(theirs) / 100
+    return is_rounded or error <= abs(theirs) / 10**9
 
 
 def _contains_words(answer: str, gold: str) -> bool:
-    """Whether an answer in words has the gold words in it, and does not deny them."""
+    """Whether an answer in words contains the gold words and does not negate them."""
     ours, theirs = (re.findall(r"[a-z0-9]+", without_text(text).lower()) for text in (answer, gold))
     if {"not", "neither", "nor"} & set(ours):
         return ours == theirs
-    return any(ours[n : n + len(theirs)] == theirs for n in range(len(ours)))
+    return any(ours[start : start + len(theirs)] == theirs for start in range(len(ours)))
 
 
 def _canonical(answer: str) -> str:
-    """LaTeX without what does not change its meaning: blanks, sizes, dollars, final stops."""
+    """LaTeX without what does not change its meaning: blanks, sizes, dollar signs, final stops."""
     text = re.sub(r"\\(?:left|right|!|,|;|\s)|[\s$]", "", answer)
     return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")
 
@@ -218,11 +218,11 @@ _UNICODE = str.maketrans(
 
 
 def readable(answer: str) -> str:
-    """LaTeX for Math-Verify, of what was written in plain text."""
+    """Plain text as LaTeX that Math-Verify can read."""
     text = answer.translate(_UNICODE)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*(\d+|\([^()]*\))", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<![\\A-Za-z])(pi|infinity|inf)\b", lambda m: _NAMED[m[1]], text)
+    text = re.sub(r"(?<![\\A-Za-z])(pi|infinity|inf)\b", lambda match: _NAMED[match[1]], text)
     return re.sub(r"(?<=\d)\s*\*\*\s*(?=[\d{(])", "^", text)
 
 

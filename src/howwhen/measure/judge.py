@@ -1,7 +1,7 @@
-"""A language model's opinion of answers, and how far it agrees with the rules of `grade`.
+"""A language model's opinion of answers, and how often it agrees with the rules of `grade`.
 
-The judge is never the measure: it is a second reader, asked several times, whose replies may be
-unusable. What cannot be read as a verdict is counted as that and is no verdict.
+The judge does not change a grade. It is a second reader, asked several times, whose replies may be
+unusable. Replies that cannot be read as a verdict are counted separately.
 """
 
 from collections import Counter
@@ -66,7 +66,7 @@ class Vote(NamedTuple):
     verdict: Grade
     """Never `timed_out`."""
     final_answer: str
-    """As the judge read it; empty where it found none."""
+    """As the judge read it; empty if it found none."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Agreement:
     """Correct by the judge, not by the rules."""
     neither_correct: int
     left_out: int
-    """Answers without a verdict of the judge; they are in no other count."""
+    """Answers without a verdict of the judge. They are in no other count."""
     kappa: float | None
-    """Cohen's kappa: agreement beyond chance, from -1 to 1. None where it is undefined: nothing was
+    """Cohen's kappa: agreement beyond chance, from -1 to 1. None if it is undefined: nothing was
     compared, or rules and judge put everything into one and the same class."""
 
     @computed_field  # type: ignore[prop-decorator]
@@ -108,7 +108,7 @@ class Agreement:
     @computed_field  # type: ignore[prop-decorator]
     @property
     def raw(self) -> float | None:
-        """Share of the compared answers on which both say the same; None where there are none."""
+        """Share of the compared answers on which both agree; None if nothing was compared."""
         same = self.both_correct + self.neither_correct
         return same / self.compared if self.compared else None
 
@@ -132,12 +132,12 @@ def judge_answers(items: Sequence[Item], client: Judge, repeats: int = 3) -> lis
 
     Args:
         items: the answers.
-        client: the judge. Repeats differ only where its sampling is random.
-        repeats: times that each answer is judged; odd.
+        client: the judge. Repeats differ only if its sampling is random.
+        repeats: how often each answer is judged. An odd number.
 
     Raises:
         InputError: `repeats` is not odd.
-        JudgeError: the judge gives no reply; what it replied before is in the client's cache.
+        JudgeError: the judge does not reply. Earlier replies are kept in the client's cache.
     """
     if repeats < 1 or repeats % 2 == 0:
         raise InputError(f"repeats is {repeats}; expected an odd number, so that halves cannot tie")
@@ -151,18 +151,18 @@ def judge_answers(items: Sequence[Item], client: Judge, repeats: int = 3) -> lis
 
 
 def agreement(rules: Sequence[Grade], judged: Sequence[Judgement]) -> Agreement:
-    """How far rules and judge agree on which answers are correct.
+    """How often rules and judge agree on which answers are correct.
 
-    Every grade but `correct` counts as not correct, `timed_out` included, as it does in an
-    accuracy. Kappa is undefined, and None, where rules and judge put everything into one and the
-    same class: then they could not have agreed less by chance.
+    Every other grade counts as not correct, `timed_out` included, as it does in an accuracy. Kappa
+    is undefined, and None, if rules and judge put everything into one and the same class: they
+    could not have agreed less by chance.
 
     Args:
         rules: grades by `grade_answers`.
         judged: judgements of the same answers, in the same order.
 
     Raises:
-        InputError: the two are not equally long.
+        InputError: the two have different lengths.
     """
     if len(rules) != len(judged):
         raise InputError(
@@ -170,9 +170,9 @@ def agreement(rules: Sequence[Grade], judged: Sequence[Judgement]) -> Agreement:
             "every answer, in the same order"
         )
     pairs = [
-        (grade is Grade.CORRECT, one.verdict is Grade.CORRECT)
-        for grade, one in zip(rules, judged, strict=True)
-        if one.verdict is not None
+        (grade is Grade.CORRECT, judgement.verdict is Grade.CORRECT)
+        for grade, judgement in zip(rules, judged, strict=True)
+        if judgement.verdict is not None
     ]
     table = Counter(pairs)
     return Agreement(
@@ -201,14 +201,14 @@ def write_prompt(item: Item) -> str:
 
 
 def read_vote(reply: str) -> Vote | None:
-    """The verdict in a judge's reply; None where it is not exactly one JSON object with a verdict.
+    """The verdict in a judge's reply; None unless the reply has exactly one JSON object with one.
 
-    How the object is found: `read_object`.
+    `read_object` finds the object.
     """
-    found = read_object(reply)
-    if found is None:
+    fields = read_object(reply)
+    if fields is None:
         return None
-    verdict, answer = (found.get(key, False) for key in ("verdict", "final_answer"))
+    verdict, answer = (fields.get(key, False) for key in ("verdict", "final_answer"))
     if not isinstance(verdict, str) or verdict.strip().lower() not in _VERDICTS:
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):

@@ -1,7 +1,7 @@
 """From graded traces to the measurement: every rung, with counts, intervals and cost."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class GradedTrace:
 
 @dataclass(frozen=True)
 class Category:
-    """A category of the taxonomy, and how often the hybrid decided for it."""
+    """A category of the taxonomy, and how often the hybrid steered with it."""
 
     number: int
     title: str
@@ -60,7 +60,7 @@ class Category:
 
 
 def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> GradedTrace:
-    """Reduce a trace, with its grades, to its counts."""
+    """Reduce a trace to its grades and counts."""
     return GradedTrace(
         problem_id=trace.problem_id,
         seed=trace.seed,
@@ -91,10 +91,10 @@ def measure_ladder(
         ladder: traces of every rung.
         settings: grading mode and bootstrap.
         knock_outs: traces of the hybrid without each category, and with each alone.
-        categories: those that were knocked out.
+        categories: the ones that were knocked out.
 
     Raises:
-        StoreError: rungs that answered different problems, or a ladder without its two ends.
+        StoreError: rungs answered different problems, or one of the two ends is missing.
     """
     problems = sorted({trace.problem_id for trace in ladder.get("base", ())})
     outcomes = {
@@ -135,7 +135,7 @@ class _Scale:
         """One rung's numbers."""
         tokens = sum(trace.tokens for trace in traces)
         recovery = self.bootstrap.recovery(outcomes, self.base, self.thinking)
-        found = Counter(trace.grade(self.mode) for trace in traces)
+        grades = Counter(trace.grade(self.mode) for trace in traces)
         seeds = tuple(sorted({trace.seed for trace in traces}))
         samples = outcomes.shape[2]
         ks = [2**power for power in range(samples.bit_length())] if samples > 1 else []
@@ -144,8 +144,8 @@ class _Scale:
             accuracy_ci=self.bootstrap.accuracy_interval(outcomes),
             flexible_accuracy=_share_right(traces, "flexible"),
             strict_accuracy=_share_right(traces, "strict"),
-            counts={grade.value: found[grade] for grade in Grade},
-            truncated_fraction=sum(t.finish is Finish.LENGTH for t in traces) / len(traces),
+            counts={grade.value: grades[grade] for grade in Grade},
+            truncated_fraction=_mean(trace.finish is Finish.LENGTH for trace in traces),
             steered_fraction=sum(trace.decisions for trace in traces) / tokens,
             changed_fraction=sum(trace.changed for trace in traces) / tokens,
             gap_recovered=recovery.value if recovery else None,
@@ -154,7 +154,7 @@ class _Scale:
             seeds=seeds,
             samples=samples,
             tokens_per_answer=tokens / len(traces),
-            steered_passes_per_answer=sum(one.steered_passes for one in traces) / len(traces),
+            steered_passes_per_answer=_mean(trace.steered_passes for trace in traces),
             needs_thinking=any(trace.needs_thinking for trace in traces),
             pass_at_k={k: pass_at_k(outcomes[:, 0], k) for k in ks} if len(seeds) == 1 else {},
             against_hybrid=self._against_hybrid(name, outcomes),
@@ -207,12 +207,12 @@ def find_outcomes(
     """Right and wrong, by problem, seed and sample.
 
     Raises:
-        StoreError: a problem that is not among `problems`, or not answered as often as the others.
+        StoreError: a problem is not among `problems`, or was not answered as often as the others.
     """
-    seeds, samples = ({getattr(one, name) for one in traces} for name in ("seed", "sample"))
+    seeds, samples = {trace.seed for trace in traces}, {trace.sample for trace in traces}
     row = {problem: number for number, problem in enumerate(problems)}
-    seed = {one: number for number, one in enumerate(sorted(seeds))}
-    sample = {one: number for number, one in enumerate(sorted(samples))}
+    seed_index = {seed: number for number, seed in enumerate(sorted(seeds))}
+    sample_index = {sample: number for number, sample in enumerate(sorted(samples))}
     right = np.full((len(problems), len(seeds), len(samples)), np.nan)
     for trace in traces:
         if trace.problem_id not in row:
@@ -220,7 +220,7 @@ def find_outcomes(
                 f"rung {rung} answered problem {trace.problem_id}, which base did not; delete the "
                 "hybrid step's folder and run `howwhen hybrid` again"
             )
-        place = row[trace.problem_id], seed[trace.seed], sample[trace.sample]
+        place = row[trace.problem_id], seed_index[trace.seed], sample_index[trace.sample]
         right[place] = trace.grade(mode) is Grade.CORRECT
     if np.isnan(right).any() or not right.size or len(traces) != right.size:
         raise StoreError(
@@ -231,4 +231,10 @@ def find_outcomes(
 
 
 def _share_right(traces: Sequence[GradedTrace], mode: Mode) -> float:
-    return sum(trace.grade(mode) is Grade.CORRECT for trace in traces) / len(traces)
+    return _mean(trace.grade(mode) is Grade.CORRECT for trace in traces)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Mean of numbers, or share of truth values that are true."""
+    values = list(values)
+    return sum(values) / len(values)

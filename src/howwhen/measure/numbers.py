@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 MAX_DIGITS = 400
-"""Longer numbers are not read: no answer has so many digits."""
+"""Longer numbers are not read. No answer has so many digits."""
 
 _SCALES = {
     "dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
@@ -17,7 +17,7 @@ NUMBER = re.compile(
     rf"(?<![\w.])(?:[-\u2212]?|negative\s)\s?(?:\\?[$€£]\s?)?(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
     rf"(?:/\d+(?![\d/])|\s\d+/\d+(?![\d/])|[eE][-+]?\d{{1,3}}(?!\w)|{_POWER}|{_SCALE})?(?:\s?\\?%)?"
 )
-"""A number in running text, with its sign, currency, power or scale, and per cent."""
+"""A number in running text, with its sign, currency, power or scale, and percent sign."""
 
 _UNIT = re.compile(
     r"(?:\\(?:text|mbox|mathrm|textrm)\s*\{[^{}]*\}"
@@ -35,9 +35,9 @@ _MIXED = re.compile(r"(?P<sign>-?)(?P<whole>\d+)\s+(?P<a>\d+)/(?P<b>\d+)")
 
 
 def as_number(text: str) -> Fraction | None:
-    r"""The exact value of a number, per cents as hundredths; None of anything else.
+    r"""The exact value of a number, percentages as hundredths; None for anything else.
 
-    A unit after it is ignored (`12 apples`, `5\text{ cm}`, `90^\circ`), a variable or a scale is
+    A unit after it is ignored (`12 apples`, `5\text{ cm}`, `90^\circ`). A variable or a scale is
     not (`5 x`, `5 million`).
     """
     if len(text) > MAX_DIGITS:
@@ -56,24 +56,27 @@ def as_number(text: str) -> Fraction | None:
 
 
 def without_scale(text: str) -> str:
-    """A number without the word that scales it: where millions are asked for, 5 is `5 million`."""
+    """A number without the word that scales it.
+
+    If a question asks for millions, `5 million` and 5 are the same answer.
+    """
     return re.sub(_SCALE, "", text)
 
 
 def _unscaled(text: str) -> tuple[str, Fraction]:
-    """A text without the power or scale after its first number, and what they multiply it with."""
-    found = _SCALED.match(text)
-    if found is None:
+    """A text without the power or scale after its first number, and the factor that was there."""
+    match = _SCALED.match(text)
+    if match is None:
         return text, Fraction(1)
-    rest = found["number"] + text[found.end() :]
-    if found["scale"]:
-        return rest, Fraction(_SCALES[found["scale"].strip()])
-    exponent = int(re.findall(r"[-+]?\d+", found["power"])[-1])
+    rest = match["number"] + text[match.end() :]
+    if match["scale"]:
+        return rest, Fraction(_SCALES[match["scale"].strip()])
+    exponent = int(re.findall(r"[-+]?\d+", match["power"])[-1])
     return rest, Fraction(10) ** exponent
 
 
 def trim_unit(text: str) -> str:
-    """A text without the unit at its end, where what is left still ends like a quantity."""
+    """A text without the unit at its end, if the rest still ends like a quantity."""
     without = _UNIT.sub("", text).rstrip()
     return without if re.search(r"[\d})%]$", without) and without != text else text
 
@@ -84,9 +87,9 @@ def _exact(plain: str) -> Fraction | None:
         return _ratio(Fraction(over), int(under or 1))
     if mixed := _MIXED.fullmatch(plain):
         return _with_whole(mixed["sign"], mixed["whole"], int(mixed["a"]), int(mixed["b"]))
-    if (found := _FRACTION.fullmatch(plain)) and (parts := _PARTS.fullmatch(found["rest"])):
+    if (fraction := _FRACTION.fullmatch(plain)) and (parts := _PARTS.fullmatch(fraction["rest"])):
         top, bottom = int(parts["a"] or parts["b"]), int(parts["c"] or parts["d"])
-        return _with_whole(found["sign"], found["whole"] or "0", top, bottom)
+        return _with_whole(fraction["sign"], fraction["whole"] or "0", top, bottom)
     return None
 
 

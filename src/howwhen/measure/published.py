@@ -1,4 +1,4 @@
-"""The paper's own figures, to stand beside a run's: a small table of facts with their sources."""
+"""The paper's figures, to compare a run with: a small table of facts with their sources."""
 
 from importlib.resources import files
 from typing import Literal
@@ -11,7 +11,7 @@ from howwhen.records import RungMeasurement
 
 @dataclass(frozen=True)
 class PublishedFigure:
-    """One figure of the paper; shares, from 0 to 1."""
+    """One figure of the paper: a share between 0 and 1, or a range of shares."""
 
     version: Literal[1, 2]
     """1: arXiv 2510.07364 (2025), method `span`. 2: ICML 2026, method `decision`."""
@@ -21,7 +21,7 @@ class PublishedFigure:
     high: float
     """Equal to `low` unless the figure is a range."""
     compares_with: Literal["gap_recovered", "steered_fraction"]
-    """Which number of a run's hybrid it stands beside."""
+    """Which number of a run's hybrid it is compared with."""
     source: str
 
     def shown(self) -> str:
@@ -30,8 +30,8 @@ class PublishedFigure:
             return f"{self.low:.0%}"
         return f"{self.low:.0%} to {self.high:.0%}"
 
-    def beside(self, hybrid: RungMeasurement) -> str:
-        """What a run has in its place, as text."""
+    def measured(self, hybrid: RungMeasurement) -> str:
+        """The same number of a run's hybrid, as text."""
         value: float | None = getattr(hybrid, self.compares_with)
         return "undefined" if value is None else f"{value:.1%}"
 

@@ -1,11 +1,13 @@
 """Accuracies with intervals, the share of the gap a rung recovers, and tests between rungs.
 
-`gap recovered = (rung - base) / (thinking - base)`, signed. All rungs are resampled with the same
-problems. Where a rung answered several times they are resampled too: seeds first, which carry a
-random rung's vectors or moments, then samples within each drawn seed; the same ones for every rung
-that answered as often. Three seeds tell little of how seeds spread: an interval over them is too
-narrow (a simulated one of 95 % covers about 80). Where the gap's own interval contains 0 there is
-no gap to speak of: undefined.
+`gap recovered = (rung - base) / (thinking - base)`, signed (recovery, Rec. %). It is undefined if
+the interval of the gap itself contains 0.
+
+All rungs are resampled with the same problems. If a rung answered several times, its answers are
+resampled too: first seeds, each of which has its own random vectors or positions, then samples
+within each drawn seed. Rungs that answered equally often get the same draws. Three seeds say little
+about the spread over seeds, so an interval over them is too narrow (a simulated one of 95 % covers
+about 80 %).
 """
 
 from dataclasses import dataclass
@@ -26,11 +28,12 @@ CHUNK = 500
 
 @dataclass(frozen=True)
 class Recovery:
-    """Share of the gap, its interval, and the share limited to 0..1 as the reference prints it."""
+    """Share of the gap that is recovered."""
 
     value: float
     interval: Interval
     clamped: float
+    """The value limited to 0..1, as the reference code prints it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Bootstrap:
         return means
 
     def _draw_runs(self, seeds: int, samples: int) -> Int[np.ndarray, "resampling _ _"]:
-        """How often each run was drawn: seeds with replacement, then samples of each drawn seed."""
+        """How often each run is drawn: seeds with replacement, then samples of each drawn seed."""
         resamplings = len(self.counts)
         rng = np.random.default_rng([self.seed, seeds * samples])
         drawn = _draw_counts(rng, resamplings, seeds).astype(int)
@@ -78,20 +81,20 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
     def accuracy_interval(self, outcomes: Outcomes) -> Interval:
-        """Wilson's interval where every problem was answered once, else a bootstrap."""
+        """Wilson's interval if every problem was answered once, else a bootstrap."""
         if outcomes[0].size == 1:
             return wilson(int(outcomes.sum()), len(outcomes), self.confidence)
         return self.interval(self.means(outcomes))
 
     def has_gap(self, base: Outcomes, thinking: Outcomes) -> bool:
-        """Whether the interval of the gap leaves out 0."""
+        """Whether the interval of the gap excludes 0."""
         low, high = self.interval(self.means(thinking) - self.means(base))
         return not low <= 0 <= high
 
     def recovery(self, rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Recovery | None:
         """Share of the gap between `base` and `thinking` that `rung` recovers.
 
-        None where the interval of the gap contains 0.
+        None if the interval of the gap contains 0.
         """
         if not self.has_gap(base, thinking):
             return None
@@ -102,7 +105,7 @@ class Bootstrap:
     def drop(
         self, full: Outcomes, rung: Outcomes, base: Outcomes, thinking: Outcomes
     ) -> Interval | None:
-        """Interval of what `full` recovers more of the gap than `rung`; None without a gap."""
+        """Interval of how much more of the gap `full` recovers than `rung`; None without a gap."""
         if not self.has_gap(base, thinking):
             return None
         ours, usable = self._shares(full, base, thinking)
@@ -112,14 +115,14 @@ class Bootstrap:
     def _shares(
         self, rung: Outcomes, base: Outcomes, thinking: Outcomes
     ) -> tuple[Resampled, np.ndarray]:
-        """Share recovered in every resampling, and in which there is a gap at all."""
-        ends = self.means(base)
-        gaps = self.means(thinking) - ends
+        """Share recovered in every resampling, and which resamplings have a gap."""
+        base_means = self.means(base)
+        gaps = self.means(thinking) - base_means
         usable = gaps != 0
-        return (self.means(rung) - ends) / np.where(usable, gaps, 1.0), usable
+        return (self.means(rung) - base_means) / np.where(usable, gaps, 1.0), usable
 
     def compare(self, first: Outcomes, second: Outcomes) -> Comparison:
-        """One rung against another on the same problems."""
+        """Compare two rungs on the same problems."""
         ours, theirs = is_right(first), is_right(second)
         only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
         return Comparison(
@@ -134,8 +137,8 @@ class Bootstrap:
 def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains | None:
     """How often a rung is right where the thinking model gains over the base, and elsewhere.
 
-    A share of the gap does not say so: a rung may get as many right, and others. None where there
-    is no such problem.
+    The share of the gap does not show this: a rung may get as many problems right, but different
+    ones. None if the thinking model gains no problem.
     """
     gained = is_right(thinking) & ~is_right(base)
     if not gained.any():
@@ -154,7 +157,7 @@ def find_flips(rung: Outcomes, base: Outcomes) -> Flips:
 
 
 def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:
-    """Which problems are right in more than half of the answers."""
+    """Which problems were answered right in more than half of the answers."""
     right: Bool[np.ndarray, " problem"] = outcomes.mean((1, 2)) > 0.5
     return right
 
@@ -168,7 +171,7 @@ def wilson(right: int, n: int, confidence: float) -> Interval:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: the discordant problems as coin throws."""
+    """Two-sided p-value of McNemar's exact test: discordant problems as coin tosses."""
     from scipy.stats import binomtest  # takes half a second to import
 
     discordant = only_first + only_second
@@ -183,7 +186,7 @@ def pass_at_k(outcomes: Float[np.ndarray, "problem sample"], k: int) -> float:
         k: how many samples.
 
     Raises:
-        ValueError: more samples asked for than there are.
+        ValueError: `k` is larger than the number of samples.
     """
     n = outcomes.shape[1]
     if not 1 <= k <= n:

@@ -1,8 +1,8 @@
-"""Run as a script: compares answers with Math-Verify, a line of JSON in, a line of JSON out.
+"""A script that compares answers with Math-Verify: a line of JSON in, a line of JSON out.
 
-It imports nothing of howwhen, so that it starts fast. The process that has imported Math-Verify
-answers nothing itself: it forks a child that does, and another when that one was killed or has
-answered enough, so that a deadline costs milliseconds and memory does not grow.
+It imports nothing from howwhen, so it starts fast. The process imports Math-Verify and then forks a
+child that answers. If the child was killed, or has answered enough, the process forks another one.
+So a deadline costs milliseconds, and memory does not grow.
 """
 
 import json
@@ -15,12 +15,12 @@ from typing import Any
 MEMORY_BYTES = 2 * 2**30
 DONE = 0
 """Exit code of a child whose input ended."""
-TIRED = 3
+RETIRED = 3
 """Exit code of a child that has answered enough."""
 
 
 def main(questions_per_child: int) -> None:
-    """Keep one child answering until the input ends."""
+    """Fork children, one at a time, until the input ends."""
     import math_verify
 
     logging.disable(logging.WARNING)  # it warns that its time limits are off; ours is the parent's
@@ -33,11 +33,11 @@ def main(questions_per_child: int) -> None:
             return
 
 
-def _answer(library: Any, most: int) -> int:
-    """Say who answers (`[pid]`), then answer `[number, answer, gold]` with `[number, verdict]`."""
+def _answer(library: Any, max_questions: int) -> int:
+    """Write `[pid]`, then reply to each `[number, answer, gold]` with `[number, verdict]`."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     print(json.dumps([os.getpid()]), flush=True)
-    for _ in range(most):
+    for _ in range(max_questions):
         line = sys.stdin.readline()
         if not line:
             return DONE
@@ -49,7 +49,7 @@ def _answer(library: Any, most: int) -> int:
         except Exception:  # noqa: BLE001 - whatever it is, the answer could not be read
             verdict = "unreadable"
         print(json.dumps([number, verdict]), flush=True)
-    return TIRED
+    return RETIRED
 
 
 def _compare(pair: list[str], library: Any) -> str:

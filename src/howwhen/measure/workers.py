@@ -1,7 +1,7 @@
-"""Math-Verify in processes of its own, each killed when it passes the deadline.
+"""Math-Verify in separate processes, each killed when it passes the deadline.
 
-A process is started by running `verify.py` as a script, so that neither the caller's main module
-nor anything of howwhen is imported in it; questions and verdicts are lines of JSON.
+A process runs `verify.py` as a script, so it imports neither the caller's main module nor howwhen.
+Questions and verdicts are lines of JSON.
 """
 
 import json
@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 """An answer and a gold answer, both in LaTeX."""
 
 QUESTIONS_PER_CHILD = 1000
-"""After so many a fresh child takes over: what SymPy keeps of old questions grows."""
+"""After so many questions a new child takes over, since SymPy's caches grow with every question."""
 START_SECONDS = 120.0
 """Longest time a process may take to import Math-Verify."""
 
@@ -41,8 +41,8 @@ class Workers:
         self.deadline_seconds = deadline_seconds
         self._idle: SimpleQueue[_Process] = SimpleQueue()
         self._processes = [_Process(questions_per_child) for _ in range(count)]
-        for one in self._processes:
-            self._idle.put(one)
+        for process in self._processes:
+            self._idle.put(process)
 
     def __enter__(self) -> "Workers":
         return self
@@ -53,14 +53,14 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for one in self._processes:
-            one.end()
+        for process in self._processes:
+            process.end()
 
     def ask(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Compare pairs, as many at a time as there are processes.
 
         Raises:
-            HowwhenError: a process that does not start.
+            HowwhenError: a process does not start.
         """
         waiting: SimpleQueue[tuple[int, Pair]] = SimpleQueue()
         for item in enumerate(pairs):
@@ -99,7 +99,7 @@ class Workers:
 
 
 class _Process:
-    """One process: `verify.py`, which keeps a child that answers."""
+    """One process that runs `verify.py`, which keeps a child that answers."""
 
     def __init__(self, questions_per_child: int) -> None:
         self._questions_per_child = questions_per_child
@@ -108,14 +108,14 @@ class _Process:
         self._asked = 0
 
     def ask(self, pair: Pair, deadline_seconds: float) -> Verdict:
-        """Compare a pair; the child is killed at the deadline, and another takes over."""
+        """Compare a pair. At the deadline the child is killed, and another one takes over."""
         running = self._running or self._start()
         self._asked += 1
         with self._alarm(deadline_seconds) as alarm:
             self._write(running, [self._asked, *pair])
             while True:
                 reply = self._read(running)
-                if len(reply) == 1:  # a fresh child, after a killed one or a tired one
+                if len(reply) == 1:  # a new child, after one was killed or retired
                     self._child = reply[0]
                     if alarm.has_rung:
                         return "too long"
@@ -181,7 +181,7 @@ class _Process:
 
 
 class _Alarm:
-    """Does something after some seconds, once, unless it is stopped before."""
+    """Calls a function after some seconds, once, unless it is stopped before."""
 
     def __init__(self, seconds: float, act: Callable[[], None]) -> None:
         self.has_rung = False

@@ -99,10 +99,9 @@ def _grade(
 
 def _categories(run: Run) -> list[Category]:
     titles = run.folder.step("elicit").read_gate("gate.safetensors").titles
-    provenance = run.folder.step("hybrid").read_json("provenance.json")
-    found = provenance["counts"]["decisions_per_category"]
+    decisions = run.hybrid_summary().decisions_per_category
     return [
         Category(number, title, count)
-        for number, (title, count) in enumerate(zip(titles, found, strict=True))
+        for number, (title, count) in enumerate(zip(titles, decisions, strict=True))
         if count
     ]
