@@ -1,5 +1,7 @@
 """Tables and figures that docs/smol.md and the README tell are those of docs/measurements."""
 
+import ast
+import inspect
 import re
 import runpy
 import shlex
@@ -8,10 +10,17 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
+import howwhen as hw
+from howwhen.cli import app
 from howwhen.records import Measurement
+from tests.conftest import MakeModel
+from tests.finished_run import make_run
 
 ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 SMOL = (ROOT / "docs" / "smol.md").read_text()
+PYTHON = (ROOT / "docs" / "python.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.+?)^```", PYTHON, re.MULTILINE | re.DOTALL)
 
 
 def read(file: str) -> Measurement:
@@ -54,3 +63,44 @@ def test_the_guardrail_does_on_smol_sft_what_the_readme_says() -> None:
     found = (guardrail.gap_recovered, guardrail.gains.shared, guardrail.gains.elsewhere)
     share, gained, elsewhere = (round(100 * (one or 0)) for one in found)
     assert tuple(map(int, told.groups())) == (share, gained, guardrail.gains.problems, elsewhere)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for path in DOCS for line in re.findall(r"^howwhen .+$", path.read_text(), re.MULTILINE)],
+)
+def test_commands_of_the_docs_parse(command: str) -> None:
+    _, bound, _ = app.parse_args(
+        shlex.split(command, comments=True)[1:], exit_on_error=False, print_error=False
+    )
+    assert bound.arguments
+
+
+def test_the_python_of_the_docs_runs(
+    make_model: MakeModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Over a planted run, whose vectors are as wide as the tiny model."""
+    make_run(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in BLOCKS for line in block.splitlines(keepends=True)]
+    code = "".join(line for line in lines if not re.search(r"hw\.(run|answer)\(", line))
+    tiny = make_model()
+    values = {"tiny": tiny}
+    exec(compile(code.replace("run.pair.base", "tiny"), "docs/python.md", "exec"), values)
+    assert "The hybrid recovers" in capsys.readouterr().out
+    assert values["output"].shape[1] > values["prompt"].input_ids.shape[1]  # type: ignore[attr-defined]
+
+
+def test_the_calls_of_the_docs_have_arguments_that_exist() -> None:
+    calls = [node for node in ast.walk(ast.parse("".join(BLOCKS))) if isinstance(node, ast.Call)]
+    functions = [ast.unparse(call.func) for call in calls]
+    assert {"hw.run", "hw.load", "hw.answer"} <= set(functions)
+    for call, function in zip(calls, functions, strict=True):
+        if function.startswith("hw."):
+            named = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+            signature = inspect.signature(getattr(hw, function.removeprefix("hw.")))
+            signature.bind(*call.args, **named)
+            assert named.keys() <= signature.parameters.keys()

@@ -9,6 +9,7 @@ import pytest
 from howwhen.cli import app
 from howwhen.pipeline.files import STEPS
 from howwhen.records import LADDER
+from tests.finished_run import make_run
 from tests.serve.conftest import Serve, serve  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -33,14 +34,36 @@ def test_its_commands_parse(command: str) -> None:
 
 
 BLOCKS = re.findall(r"^```python\n(.+?)^```", README, re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("import openai", "hw.load")
+"""What is in a block that needs a server or a run."""
 
 
-@pytest.mark.parametrize("block", [one for one in BLOCKS if "openai" not in one])
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if not any(part in block for part in ELSEWHERE)]
+)
 def test_its_python_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     for line in re.findall(r"print\(.*\)  # (.+)", block) or ["14"]:
         assert line in printed
+
+
+def test_its_first_lines_print_what_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over a planted run, so with other numbers."""
+    [block] = [block for block in BLOCKS if "hw.load" in block]
+    make_run(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    [shown] = re.findall(r"print\(.*\)  # (.+)", block)
+    assert re.sub(r"\d+", "N", capsys.readouterr().out).strip() == re.sub(r"\d+", "N", shown)
+
+
+def test_its_first_lines_show_the_run_of_the_table() -> None:
+    [shown] = re.findall(r"print\(run\)  # .*hybrid recovers (\d+)% .* (\d+) problems", README)
+    assert re.findall(r"^The hybrid recovers (\d+)%", README, re.MULTILINE) == [shown[0]]
+    assert re.findall(r"^(\d+) problems$", README, re.MULTILINE) == [shown[1]]
 
 
 def test_its_client_gets_an_answer(
