@@ -6,11 +6,14 @@ import torch
 from howwhen.elicit.examples import Decisions, SoftTargets
 from howwhen.elicit.gates import (
     GateSite,
+    LabelledDecisions,
+    choose_gate,
     find_site,
     gate_sentence_agreement,
     make_gate,
     next_sentence_categories,
 )
+from howwhen.elicit.report import GateAgreement
 from howwhen.elicit.self_gate import LabelledAnswer, label_positions, train_self_gate
 from howwhen.errors import SteeringError
 from howwhen.records import Finish, Rollout, SentenceSpan
@@ -33,7 +36,7 @@ def test_the_taxonomys_gate_names_what_the_taxonomy_names() -> None:
     assert torch.equal(taxonomy.gate().categorise(states), taxonomy.categorise(states))
 
 
-def test_the_coming_category_is_that_of_the_sentence_holding_the_next_token() -> None:
+def test_the_next_category_is_that_of_the_sentence_holding_the_next_token() -> None:
     spans = (SentenceSpan(0, 4, 0, 3), SentenceSpan(4, 9, 3, 5))
     rollout = Rollout("p", (7, 7, 7, 7, 7, 2), "abcdefghi", Finish.STOP, spans)
     one = replace(decided(random(6, 32)), prompt=4)  # positions 3..8 lead to tokens 0..5
@@ -52,7 +55,7 @@ def own_site() -> GateSite:
     return find_site(taxonomy, taxonomy.model, taxonomy.layer, [])
 
 
-def test_where_another_model_read_the_sentences_a_gate_has_a_site_of_its_own() -> None:
+def test_where_another_model_read_the_sentences_a_gate_reads_the_thinking_model() -> None:
     states, next_categories = planted()
     found = [decided(states)]
     site = find_site(make_taxonomy(), "thinking", 7, found)
@@ -65,7 +68,7 @@ def test_where_another_model_read_the_sentences_a_gate_has_a_site_of_its_own() -
         make_gate("taxonomy", make_taxonomy(), site, found, [next_categories], 0)
 
 
-def test_a_probe_learns_the_coming_category_and_the_taxonomy_does_not_know_it() -> None:
+def test_a_probe_learns_the_next_category_and_the_taxonomy_does_not_know_it() -> None:
     states, next_categories = planted()
     found = [decided(states)]
     agreements = {
@@ -73,7 +76,7 @@ def test_a_probe_learns_the_coming_category_and_the_taxonomy_does_not_know_it() 
             make_gate(kind, make_taxonomy(), own_site(), found, [next_categories], 0),
             found,
             [next_categories],
-        )["share"]
+        ).share
         for kind in ("taxonomy", "probe")
     }
     assert agreements["probe"] == 1.0
@@ -98,7 +101,7 @@ def test_a_probe_of_two_categories_names_both() -> None:
     assert gate.categorise(states).tolist() == two
 
 
-def test_a_probe_without_anything_to_foretell_is_refused() -> None:
+def test_a_probe_without_anything_to_predict_is_refused() -> None:
     with pytest.raises(SteeringError, match="at least 2 categories; found 0"):
         make_gate("probe", make_taxonomy(), own_site(), [decided(random(4, 32))], [[-1] * 4], 0)
 
@@ -108,10 +111,10 @@ def test_agreement_by_hand() -> None:
     named = gate.categorise(states).tolist()
     next_categories = [[named[0], (named[1] + 1) % 4, named[2], -1]]
     found = gate_sentence_agreement(gate, [decided(states)], next_categories)
-    assert found == {"share": pytest.approx(2 / 3), "decisions": 3}
+    assert found == GateAgreement(2 / 3, 3)
 
 
-def test_observed_answers_cover_every_position() -> None:
+def test_labelled_answers_cover_every_position() -> None:
     gate, states = random_gate(), random(2, 32)
     one = replace(decided(states), ids=tuple(range(9)), prompt=3, positions=(4, 6))
     named = gate.categorise(states).tolist()
@@ -146,3 +149,20 @@ def test_a_self_gate_learns_planted_decisions_and_refuses_answers_without_any(
     silent = [replace(one, categories=(-1,) * 15) for one in answers(1, 3)]
     with pytest.raises(SteeringError, match="the training answers hold no decision"):
         train_self_gate(base, (0, 2), 2, silent, answers(99, 3), SETTINGS)
+
+
+def test_the_chosen_gate_is_kept_and_all_are_compared_on_what_is_held_out() -> None:
+    states, categories = planted()
+    train = LabelledDecisions([decided(states[:40])], [categories[:40]])
+    heldout = LabelledDecisions([decided(states[40:])], [categories[40:]])
+    gate, agreement = choose_gate("probe", make_taxonomy(), own_site(), train, heldout, 0)
+    assert gate.kind == "probe"
+    assert agreement["probe"] == GateAgreement(1.0, 40)
+    assert list(agreement) == ["taxonomy", "probe", "clusters"]
+    silent = LabelledDecisions([decided(states[:40])], [[-1] * 40])
+    gate, agreement = choose_gate("clusters", make_taxonomy(), own_site(), silent, heldout, 0)
+    assert gate.kind == "clusters"
+    assert agreement["probe"].share is None
+    assert "at least 2 categories; found 0" in (agreement["probe"].why or "")
+    with pytest.raises(SteeringError, match="at least 2 categories; found 0"):
+        choose_gate("probe", make_taxonomy(), own_site(), silent, heldout, 0)

@@ -13,21 +13,8 @@ from howwhen.present.viewer import pack_viewer
 from howwhen.records import Work
 from howwhen.vectors import VectorSet
 from tests.discover.test_page import HOSTILE, Tags, cell, summary
-from tests.present.test_report import measurement
+from tests.present.test_report import TRAINING, measurement
 from tests.present.test_viewer import TOKENIZER, viewer
-
-SEEDS = {
-    "chosen_seed": 0,
-    "seeds": [
-        {"seed": 0, "selection_loss": 1.0, "steps": 50, "validation_losses": [2.0, 1.5, 1.0]}
-    ],
-}
-TRAINING = {
-    "vectors": SEEDS,
-    "shared": SEEDS,
-    "gate_sentence_agreement": {"taxonomy": {"share": 0.25, "decisions": 8}},
-    "self_gate": {"precision": 0.5, "recall": 1.0, "category_accuracy": 0.75, "decisions": 8},
-}
 
 
 def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
@@ -116,10 +103,10 @@ def test_without_a_gap_the_page_says_so() -> None:
 def test_what_is_not_there_is_not_shown() -> None:
     page = make_html(given())
     assert 'id="carries"' not in page
-    assert "There is room for" not in make_html(
+    assert "This page holds the first" not in make_html(
         replace(given(), viewer=given().viewer._replace(problems=50))
     )
-    assert "There is room for the first 30 of 50 problems" in page
+    assert "This page holds the first 30 of 50 problems" in page
     whole = make_html(given(has_knock_outs=True))
     assert 'id="carries"' in whole
     assert "1: check | it" in whole

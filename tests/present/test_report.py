@@ -3,6 +3,13 @@ from dataclasses import replace
 import pytest
 
 from howwhen.discover.categories import CategorySummary, SentenceExample
+from howwhen.elicit.report import (
+    ElicitReport,
+    GateAgreement,
+    ProbeScores,
+    SeedTraining,
+    TrainingSummary,
+)
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
 from howwhen.present.report import (
@@ -27,6 +34,17 @@ from howwhen.settings import MeasureSettings
 from tests.measure.test_recovery import traces
 
 SETTINGS = MeasureSettings(bootstrap_samples=200)
+SEEDS = TrainingSummary(0, (SeedTraining(0, 50, (1.5, 1.0), (2.0, 1.5, 1.0), 1.0),))
+TRAINING = ElicitReport(
+    vectors=SEEDS,
+    shared=SEEDS,
+    gate_sentence_agreement={
+        "taxonomy": GateAgreement(0.25, 8),
+        "probe": GateAgreement(None, 0, "there is none"),
+    },
+    self_gate=ProbeScores(0.5, 1.0, 0.75, decisions=8, positions=80),
+    decisions_per_category=(4,),
+)
 
 
 def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement:
@@ -58,6 +76,17 @@ def test_gains_are_told_only_where_they_were_counted() -> None:
     assert [tuple(row[columns]) for row in mode_table(old).rows] == [("", "")] * 4
     shown = [("0% of 30", "50%"), ("83% of 30", "50%"), ("67% of 30", "50%"), ("100% of 30", "50%")]
     assert [tuple(row[columns]) for row in mode_table(found).rows] == shown
+
+
+def test_flips_against_the_base_are_shown_where_they_were_counted() -> None:
+    found = measurement()
+    columns = slice(MODE_COLUMNS.index("wrong to right"), MODE_COLUMNS.index("right to wrong") + 1)
+    shown = [("", ""), ("25", "0"), ("20", "0"), ("30", "0")]
+    assert [tuple(row[columns]) for row in mode_table(found).rows] == shown
+    assert "turns 20 problems from wrong to right and 0 from right to wrong" in verdict(found)
+    old = replace(found, rungs={n: replace(rung, flips=None) for n, rung in found.rungs.items()})
+    assert [tuple(row[columns]) for row in mode_table(old).rows] == [("", "")] * 4
+    assert "from wrong to right" not in verdict(old)
 
 
 def test_without_controls_the_verdict_names_none() -> None:
@@ -96,7 +125,6 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     cell = {"layer": 1, "method": "sae", "size": 1, "k": 1, "chosen": True, "fvu": 0.5, "dead": 0}
     stability = ("stability_over_seeds", "stability_over_halves")
     scores = dict.fromkeys(("score", "consistency", "completeness", "separation", *stability), 0.5)
-    seeds = {"chosen_seed": 0, "seeds": [{"seed": 0, "selection_loss": 1.0}]}
     given = ReportInput(
         title="T",
         base="b",
@@ -106,20 +134,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
         confidence=0.95,
         cells=[{**cell, **scores}],
         categories=[category],
-        training={
-            "vectors": seeds,
-            "shared": seeds,
-            "gate_sentence_agreement": {
-                "taxonomy": {"share": 0.25, "decisions": 8},
-                "probe": {"share": None, "decisions": 0},
-            },
-            "self_gate": {
-                "precision": 0.5,
-                "recall": 1.0,
-                "category_accuracy": 0.75,
-                "decisions": 8,
-            },
-        },
+        training=TRAINING,
         decisions_per_category=[4],
         examples=[("Q?", trace)],
         prompts={"base": "{question}", "base, step by step": None, "thinking": "chat"},
@@ -130,7 +145,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
     assert "gate probe" not in report
     assert "precision 50%, recall 100%" in report
-    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 67% of 30 | 50% |  |  |  |" in report
+    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 67% of 30 | 50% | 20 | 0 |  |  |  |" in report
     assert (
         "| guardrail-only | 70.0% | 70.0% | 2.0% | 10.0 | 83% of 30 | 50% | 5 | 0 | 0.062 |"
         in report
@@ -144,7 +159,7 @@ def test_knock_outs_become_a_table_and_a_chart() -> None:
     found = measurement(has_knock_outs=True)
     given = ReportInput(
         title="T", base="b", thinking="t", measurement=found, work=Work(1, 1, 0.5),
-        confidence=0.9, cells=[], categories=[], training={}, decisions_per_category=[],
+        confidence=0.9, cells=[], categories=[], training=TRAINING, decisions_per_category=[],
         examples=[], prompts={},
         chart="knock-outs.svg",
     )  # fmt: skip

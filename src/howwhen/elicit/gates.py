@@ -1,12 +1,13 @@
-"""What the gate reads: three ways to name a decision from one position of the thinking model.
+"""What the gate reads: three ways to name a disagreement from one position of the thinking model.
 
 The taxonomy is fitted on the means of whole sentences, but the gate reads one position, before the
-sentence exists. So there are two rivals: a probe trained to foretell the category of the sentence
-that the decision leads into, and clusters of the decision positions themselves.
+sentence exists. So there are two alternatives: a probe trained to predict the category of the
+sentence that the disagreement leads into, and clusters of the disagreement positions themselves.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,9 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.elicit.examples import Decisions
+from howwhen.elicit.report import GateAgreement
 from howwhen.errors import SteeringError
 from howwhen.probes import Gate, GateKind, Taxonomy
 from howwhen.records import Rollout
+
+GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,12 @@ def find_site(
     Args:
         taxonomy: the chosen taxonomy.
         thinking: name of the thinking model.
-        layer: 0-based block that the decisions' states are from.
-        found: decisions of the training rollouts.
+        layer: 0-based block that the disagreements' states are from.
+        found: disagreements of the training rollouts.
     """
     if taxonomy.model == thinking:
         return GateSite(thinking, taxonomy.layer, taxonomy.mean, taxonomy.titles)
-    mean = torch.cat([one.states for one in found]).mean(0)
+    mean = torch.cat([answer.states for answer in found]).mean(0)
     return GateSite(thinking, layer, mean, taxonomy.titles)
 
 
@@ -70,21 +74,22 @@ def make_gate(
         kind: which.
         taxonomy: the categories.
         site: where the gate reads.
-        found: decisions of the training rollouts.
-        next_categories: for every decision the category of the sentence it leads into; -1 for none.
+        found: disagreements of the training rollouts.
+        next_categories: for every disagreement the category of the sentence that it leads into; -1
+            for none.
         seed: of the clustering.
 
     Raises:
-        SteeringError: a gate of this kind cannot be had.
+        SteeringError: a gate of this kind cannot be fitted.
     """
     if kind == "taxonomy":
         check_gate(kind, taxonomy.model, site.model)
         return taxonomy.gate()
-    states = torch.cat([one.states for one in found])
+    states = torch.cat([answer.states for answer in found])
     inputs = functional.normalize(states - site.mean, dim=1)
     if kind == "clusters":
         return _clusters(site, inputs, seed)
-    return _probe(site, inputs, [category for one in next_categories for category in one])
+    return _probe(site, inputs, [category for answer in next_categories for category in answer])
 
 
 def check_gate(kind: str, reader: str, thinking: str) -> None:
@@ -108,42 +113,83 @@ def check_gate(kind: str, reader: str, thinking: str) -> None:
 def next_sentence_categories(
     rollouts: Sequence[Rollout], found: Sequence[Decisions], assignments: Sequence[int]
 ) -> list[list[int]]:
-    """For every decision, the category of the sentence that holds the token it leads to.
+    """For every disagreement, the category of the sentence that holds the token it leads to.
 
     Args:
         rollouts: the collected answers.
-        found: their decisions.
+        found: their disagreements.
         assignments: category of every sentence of every rollout, in order.
     """
-    every, first = [], 0
-    for rollout, one in zip(rollouts, found, strict=True):
-        own = assignments[first : first + len(rollout.spans)]
+    next_categories, first = [], 0
+    for rollout, answer in zip(rollouts, found, strict=True):
+        categories = assignments[first : first + len(rollout.spans)]
         first += len(rollout.spans)
         of_token = {
             token: category
-            for span, category in zip(rollout.spans, own, strict=True)
+            for span, category in zip(rollout.spans, categories, strict=True)
             for token in range(span.start_token, span.end_token)
         }
-        every.append([of_token.get(p + 1 - one.prompt, -1) for p in one.positions])
-    return every
+        next_categories.append([of_token.get(p + 1 - answer.prompt, -1) for p in answer.positions])
+    return next_categories
 
 
 def gate_sentence_agreement(
-    gate: Gate, found: Sequence[Decisions], next_categories: Sequence[Sequence[int]]
-) -> dict[str, float | int | None]:
-    """How often a gate's category equals that of the sentence that follows.
-
-    Returns:
-        `share` (None without decisions) and `decisions`, those that lead into a sentence.
-    """
+    gate: Gate, decisions: Sequence[Decisions], next_categories: Sequence[Sequence[int]]
+) -> GateAgreement:
+    """How often a gate's category equals that of the sentence that follows."""
     pairs = [
         (named, category)
-        for one, own in zip(found, next_categories, strict=True)
-        for named, category in zip(gate.categorise(one.states).tolist(), own, strict=True)
+        for answer, categories in zip(decisions, next_categories, strict=True)
+        for named, category in zip(gate.categorise(answer.states).tolist(), categories, strict=True)
         if category >= 0
     ]
     agreeing = sum(named == category for named, category in pairs)
-    return {"share": agreeing / len(pairs) if pairs else None, "decisions": len(pairs)}
+    return GateAgreement(agreeing / len(pairs) if pairs else None, len(pairs))
+
+
+@dataclass(frozen=True)
+class LabelledDecisions:
+    """Disagreements of some answers, with the category of the sentence that each leads into."""
+
+    decisions: Sequence[Decisions]
+    next_categories: Sequence[Sequence[int]]
+    """-1 where no sentence follows."""
+
+
+def choose_gate(
+    kind: GateKind,
+    taxonomy: Taxonomy,
+    site: GateSite,
+    train: LabelledDecisions,
+    heldout: LabelledDecisions,
+    seed: int,
+) -> tuple[Gate, dict[str, GateAgreement]]:
+    """Fit every kind of gate, compare them on answers held out, and keep one.
+
+    Args:
+        kind: the one to keep.
+        taxonomy: the categories.
+        site: where gates read.
+        train: what they are fitted on.
+        heldout: what they are compared on.
+        seed: of the clustering.
+
+    Raises:
+        SteeringError: the gate that is to be kept cannot be fitted.
+    """
+    made = (taxonomy, site, train.decisions, train.next_categories, seed)
+    chosen = make_gate(kind, *made)
+    agreement: dict[str, GateAgreement] = {}
+    for other in GATE_KINDS:
+        try:
+            gate = chosen if other == kind else make_gate(other, *made)
+        except SteeringError as error:
+            agreement[other] = GateAgreement(None, 0, str(error))
+        else:
+            agreement[other] = gate_sentence_agreement(
+                gate, heldout.decisions, heldout.next_categories
+            )
+    return chosen, agreement
 
 
 def _clusters(site: GateSite, inputs: Float[Tensor, "n d"], seed: int) -> Gate:

@@ -1,7 +1,7 @@
-"""The self-gate: a probe on the base's own residual that foretells decisions and their category.
+"""The self-gate: a probe on the base's own residual that predicts disagreements and their category.
 
-It learns from recorded decisions, those of the thinking model's own answers and those that a hybrid
-made, and lets a hybrid run without any thinking model.
+It learns from recorded disagreements, in the thinking model's answers and in a hybrid's, and lets a
+hybrid run without any thinking model (a probe gate, or router).
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from howwhen.elicit.examples import Decisions
+from howwhen.elicit.report import ProbeScores
 from howwhen.errors import SteeringError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
@@ -26,37 +27,23 @@ LEARNING_RATE = 1e-3
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """What was decided at every position of one answer."""
+    """The category due at every position of one answer."""
 
     ids: tuple[int, ...]
     first: int
     """Position that predicts the answer's first token."""
     categories: tuple[int, ...]
-    """Category steered with at each position from `first` on; -1 where nothing was decided."""
-
-
-@dataclass(frozen=True)
-class ProbeScores:
-    """How well a probe foretells the decisions of answers it was not trained on."""
-
-    precision: float
-    """Share of its decisions that are decisions."""
-    recall: float
-    """Share of the decisions that it makes."""
-    category_accuracy: float
-    """Share of the decisions whose category it names right."""
-    decisions: int
-    positions: int
+    """Category at each position from `first` on; -1 where the two models agree."""
 
 
 def label_positions(found: Sequence[Decisions], gate: Gate) -> list[LabelledAnswer]:
-    """Recorded decisions as the probe learns them."""
+    """Recorded disagreements as the probe learns them."""
     labelled = []
-    for one in found:
-        named = dict(zip(one.positions, gate.categorise(one.states).tolist(), strict=True))
-        first = one.prompt - 1
-        categories = tuple(named.get(p, -1) for p in range(first, len(one.ids) - 1))
-        labelled.append(LabelledAnswer(one.ids, first, categories))
+    for answer in found:
+        named = dict(zip(answer.positions, gate.categorise(answer.states).tolist(), strict=True))
+        first = answer.prompt - 1
+        categories = tuple(named.get(p, -1) for p in range(first, len(answer.ids) - 1))
+        labelled.append(LabelledAnswer(answer.ids, first, categories))
     return labelled
 
 
@@ -147,15 +134,17 @@ def _examples(
     labelled: Sequence[LabelledAnswer],
     batch_size: int,
 ) -> tuple[Float[Tensor, "n features"], Int[Tensor, " n"]]:
-    """Residuals of the base at every position of the answers, and what was decided there."""
+    """Residuals of the base at every position of the answers, and the category due there."""
     inputs, labels = [], []
     for start in range(0, len(labelled), batch_size):
         rows = labelled[start : start + batch_size]
-        seen = residuals(base.model, layers, **pad([one.ids for one in rows]).inputs())
-        for row, one in enumerate(rows):
-            cut = slice(one.first, one.first + len(one.categories))
-            inputs.append(torch.cat([seen[layer][row, cut].float() for layer in layers], dim=1))
-            labels.append(torch.tensor(one.categories, dtype=torch.long))
+        batch = pad([answer.ids for answer in rows])
+        captured = residuals(base.model, layers, **batch.inputs())
+        for row, answer in enumerate(rows):
+            cut = slice(answer.first, answer.first + len(answer.categories))
+            parts = [captured[layer][row, cut].float() for layer in layers]
+            inputs.append(torch.cat(parts, dim=1))
+            labels.append(torch.tensor(answer.categories, dtype=torch.long))
     return torch.cat(inputs), torch.cat(labels)
 
 
@@ -170,13 +159,13 @@ def _best_threshold(log_odds: Float[Tensor, " n"], truth: Tensor) -> float:
 def _score(
     probe: SelfGate, read: Float[Tensor, "n outputs"], truth: Int[Tensor, " n"]
 ) -> ProbeScores:
-    said, real = read[:, 0] >= probe.threshold, truth >= 0
-    both = int((said & real).sum())
-    named = read[real, 1:].argmax(1) == truth[real]
+    predicted, is_decision = read[:, 0] >= probe.threshold, truth >= 0
+    both = int((predicted & is_decision).sum())
+    is_right = read[is_decision, 1:].argmax(1) == truth[is_decision]
     return ProbeScores(
-        precision=both / max(1, int(said.sum())),
-        recall=both / int(real.sum()),
-        category_accuracy=float(named.float().mean()),
-        decisions=int(real.sum()),
+        precision=both / max(1, int(predicted.sum())),
+        recall=both / int(is_decision.sum()),
+        category_accuracy=float(is_right.float().mean()),
+        decisions=int(is_decision.sum()),
         positions=len(truth),
     )

@@ -1,6 +1,6 @@
 """Examples of the first version: whole sentences of a category, and whole answers for the bias.
 
-Of every category's sentences, the 4N with the highest activation are looked at, and the N that the
+Of every category's sentences, the 4N with the highest activation are considered, and the N that the
 base finds least likely are kept (paper, first version, section 4).
 """
 
@@ -11,10 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample
+from howwhen.elicit.training import DataSplit, Fit, split_examples
+from howwhen.probes import Gate
 from howwhen.records import Rollout
+from howwhen.settings import ElicitSettings
 
-LOOKED_AT = 4
-"""Sentences looked at for every one kept."""
+AnswerParts = tuple[Sequence[TrainingExample], Sequence[TrainingExample]]
+"""Examples to train on, and others to select among the seeds."""
+
+CONSIDERED = 4
+"""Sentences considered for every one kept."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,9 @@ def span_examples(
     """
     sentences = _sentences(rollouts, read, scores, min_words)
     kept = [
-        one
+        sentence
         for category in range(scores.shape[1])
-        for one in choose_sentences(
+        for sentence in choose_sentences(
             [s for s in sentences if s.window.category == category], per_category
         )
     ]
@@ -61,16 +67,43 @@ def span_examples(
 
 def choose_sentences(sentences: Sequence[Sentence], count: int) -> list[Sentence]:
     """The paper's choice: by activation first, then by what the base finds least likely."""
-    typical = sorted(sentences, key=lambda one: -one.activation)[: LOOKED_AT * count]
-    return sorted(typical, key=lambda one: -one.base_loss)[:count]
+    typical = sorted(sentences, key=lambda s: -s.activation)[: CONSIDERED * count]
+    return sorted(typical, key=lambda s: -s.base_loss)[:count]
+
+
+def train_on_sentences(
+    gate: Gate,
+    answers: AnswerParts,
+    sentences: AnswerParts,
+    settings: ElicitSettings,
+    fit: Fit,
+) -> DataSplit:
+    """Train a bias vector on whole answers, then vectors on whole sentences on top of it.
+
+    Args:
+        gate: has the categories.
+        answers: whole answers, of `bias_examples`, to train and to select on.
+        sentences: the chosen sentences, of `span_examples`, likewise.
+        settings: sizes of the parts.
+        fit: trains, under the names `bias`, `vectors` and `shared`.
+
+    Returns:
+        What the vectors were trained on.
+    """
+    bias = fit("bias", split_examples(*answers, 1, settings), form="linear").vectors[0]
+    data = split_examples(*sentences, gate.size, settings)
+    shared = split_examples(*sentences, 1, settings)
+    fit("vectors", data, bias)
+    fit("shared", shared, bias)
+    return data
 
 
 def bias_examples(read: Sequence[Decisions]) -> list[TrainingExample]:
     """Every answer as one window of the single category 0."""
     return [
-        _example(one, [SteeredWindow(one.prompt - 1, len(one.ids) - 1, 0)])
-        for one in read
-        if len(one.ids) > one.prompt
+        _example(answer, [SteeredWindow(answer.prompt - 1, len(answer.ids) - 1, 0)])
+        for answer in read
+        if len(answer.ids) > answer.prompt
     ]
 
 
@@ -81,19 +114,19 @@ def _sentences(
     min_words: int,
 ) -> list[Sentence]:
     best = scores.max(dim=1)
-    found, number = [], 0
-    for index, (rollout, one) in enumerate(zip(rollouts, read, strict=True)):
+    sentences, number = [], 0
+    for index, (rollout, answer) in enumerate(zip(rollouts, read, strict=True)):
         for span, text in zip(rollout.spans, rollout.sentences(), strict=True):
-            losses = one.base_losses[span.start_token : span.end_token]
+            losses = answer.base_losses[span.start_token : span.end_token]
             if len(text.split()) >= min_words:
-                first = one.prompt - 1
+                first = answer.prompt - 1
                 window = SteeredWindow(
                     first + span.start_token, first + span.end_token, int(best.indices[number])
                 )
                 loss = sum(losses) / len(losses)
-                found.append(Sentence(index, window, float(best.values[number]), loss))
+                sentences.append(Sentence(index, window, float(best.values[number]), loss))
             number += 1
-    return found
+    return sentences
 
 
 def _example(read: Decisions, windows: Sequence[SteeredWindow]) -> TrainingExample:

@@ -1,14 +1,16 @@
 """Training steering vectors in the frozen base model: one loop for every method and form.
 
-All categories train in one batch; the loss is the mean within each category, then over categories.
-Vectors start at zero, the best look at a validation set is kept.
+All categories train in one batch. The loss is the mean within each category, then over categories.
+Vectors start at zero, and those of the best evaluation on a validation set are kept.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
 from functools import reduce
 from operator import add
 from random import Random
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,12 +25,13 @@ from howwhen.elicit.objective import (
     steered_logits,
     token_losses,
 )
+from howwhen.elicit.report import SeedTraining
 from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings, Form
 from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 
 Report = Callable[[int], None]
-"""Told the number of steps taken."""
+"""Called with the number of steps taken."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,39 @@ class DataSplit:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(SeedTraining):
     """One seed's result."""
 
-    seed: int
     vectors: VectorSet
-    steps: int
-    """Steps taken before the training stopped."""
-    losses: tuple[float, ...]
-    """Loss in nats of the training batches, averaged between two looks."""
-    validation_losses: tuple[float, ...]
-    """Loss in nats at every look, the first before any step."""
-    selection_loss: float
-    """Loss in nats on the selection set, at the best look."""
+    """At the best evaluation."""
+
+    @property
+    def notes(self) -> SeedTraining:
+        """How it went, without the vectors."""
+        names = [field.name for field in fields(SeedTraining)]
+        return SeedTraining(**{name: getattr(self, name) for name in names})
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """Trains every seed on some data, keeps all of them, and returns the best vectors."""
+
+    def __call__(
+        self,
+        name: str,
+        data: DataSplit,
+        /,
+        bias: Tensor | None = None,
+        form: Form | None = None,
+    ) -> VectorSet:
+        """Train.
+
+        Args:
+            name: of the vectors.
+            data: what they are trained on.
+            bias: a vector that is always added, as it is.
+            form: of the vectors; that of the settings by default.
+        """
 
 
 def split_examples(
@@ -128,7 +151,7 @@ def train_vectors(
     seed: int,
     report: Report,
 ) -> Training:
-    """Train one seed until its validation loss stops falling; the best look is kept.
+    """Train one seed until its validation loss stops falling; the best evaluation is kept.
 
     Args:
         start: where to start from; its bias vector, if any, stays as it is.
@@ -136,28 +159,60 @@ def train_vectors(
         states: the frozen base, at the layer of `start`.
         settings: rates, sizes, patience.
         seed: of the order of batches.
-        report: told the steps taken.
+        report: called with the steps taken.
     """
-    course = _Trainer(start, data, states, settings)
-    optimizer = course.optimizer()
-    best, best_evaluation = course.frozen(), 0
-    evaluations, losses, recent = [course.loss(best, data.validation)], [], []
+    trainer = _Trainer(start, data, states, settings)
+    optimizer = trainer.optimizer()
+    best, best_evaluation = trainer.frozen(), 0
+    evaluations, losses, recent = [trainer.loss(best, data.validation)], [], []
     order, step = Random(f"batches-{seed}"), 0
     for step in range(1, settings.steps + 1):
-        recent.append(course.step(optimizer, order))
+        recent.append(trainer.step(optimizer, order))
         if step % settings.validate_every and step != settings.steps:
             continue
         losses.append(sum(recent) / len(recent))
         recent.clear()
-        current = course.frozen()
-        evaluations.append(course.loss(current, data.validation))
+        current = trainer.frozen()
+        evaluations.append(trainer.loss(current, data.validation))
         report(step)
         if evaluations[-1] < evaluations[best_evaluation]:
             best, best_evaluation = current, len(evaluations) - 1
         elif len(evaluations) - 1 - best_evaluation >= settings.patience:
             break
-    selection = course.loss(best, data.selection)
-    return Training(seed, best, step, tuple(losses), tuple(evaluations), selection)
+    selection = trainer.loss(best, data.selection)
+    return Training(seed, step, tuple(losses), tuple(evaluations), selection, best)
+
+
+def train_seeds(
+    start: Callable[[int], VectorSet],
+    data: DataSplit,
+    states: PrefixCache,
+    settings: ElicitSettings,
+    *,
+    load: Callable[[int], Training | None],
+    save: Callable[[Training], None],
+    progress: Callable[[int], AbstractContextManager[Report]],
+) -> list[Training]:
+    """Train with every seed.
+
+    Args:
+        start: where a seed starts from.
+        data: examples.
+        states: the frozen base, at the layer of the vectors.
+        settings: seeds, rates, sizes, patience.
+        load: returns a seed that was finished before, or None.
+        save: called with every seed that was trained now.
+        progress: opened around a seed's training; what it yields is called with the steps taken.
+    """
+    trainings = []
+    for seed in settings.seeds:
+        training = load(seed)
+        if training is None:
+            with progress(seed) as report:
+                training = train_vectors(start(seed), data, states, settings, seed, report)
+            save(training)
+        trainings.append(training)
+    return trainings
 
 
 def choose_training(trainings: Sequence[Training]) -> Training:
@@ -193,7 +248,7 @@ class _Trainer:
         return self.start.with_tensors({**self.start.tensors(), **copies})
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW, with a rate of its own for the vectors."""
+        """AdamW, with a separate rate for the vectors."""
         others = [tensor for name, tensor in self.parameters.items() if name != "vectors"]
         groups = [
             {"params": [self.parameters["vectors"]], "lr": self.settings.vector_learning_rate},

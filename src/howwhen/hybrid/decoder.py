@@ -148,7 +148,7 @@ def _open_session(
     )
     thinking_prompts = next(iter(other_prompts), base_prompts)
     steer_layer = None if rung.steering is None else rung.steering.vectors.layer
-    open_ = open_streams if prompts is None else prompts.open
+    open_ = open_streams if prompts is None else prompts.streams
     can_draft = rung.needs_thinking and not rung.allows_banned_tokens
     return Session(
         models=models,

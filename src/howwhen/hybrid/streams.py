@@ -292,7 +292,7 @@ class PromptCache:
         self._bytes_left = max_bytes
         self._opened: dict[tuple[int, tuple[tuple[int, ...], ...]], Streams] = {}
 
-    def open(
+    def streams(
         self,
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],

@@ -4,15 +4,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from howwhen.elicit.report import ElicitReport
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.store import RunFolder
 from howwhen.probes import Taxonomy
 from howwhen.progress import Reporter
-from howwhen.records import Annotation, Measurement, Problem, Rollout, Split
+from howwhen.records import Annotation, HybridSummary, Measurement, Problem, Rollout, Split
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
 
+ELICIT_REPORT = "training.json"
+"""File of the step elicit with its report."""
+HYBRID_SUMMARY = "summary.json"
+"""File of the step hybrid with its summary."""
 REPORT = "report.html"
 """File of the report in the folder of its step."""
 
@@ -84,6 +89,14 @@ class Run:
     def report(self) -> Path:
         """The report's page, which need not exist yet."""
         return self.folder.step("present").path / REPORT
+
+    def elicit_report(self) -> ElicitReport:
+        """How gates and trainings turned out."""
+        return self.folder.step("elicit").read_record(ELICIT_REPORT, ElicitReport)
+
+    def hybrid_summary(self) -> HybridSummary:
+        """What the hybrid did, in numbers."""
+        return self.folder.step("hybrid").read_record(HYBRID_SUMMARY, HybridSummary)
 
     def measurement(self) -> Measurement:
         """The finished measurement."""

@@ -2,282 +2,287 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar, get_args
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-import torch
+from torch import Tensor
 
 from howwhen.elicit.examples import Decisions, TrainingExample, find_decisions
 from howwhen.elicit.gates import (
+    LabelledDecisions,
+    choose_gate,
     find_site,
-    gate_sentence_agreement,
-    make_gate,
     next_sentence_categories,
 )
 from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.on_policy import OnPolicy, train_at_disagreements
+from howwhen.elicit.report import (
+    ElicitReport,
+    GateAgreement,
+    ProbeScores,
+    SeedTraining,
+    TrainingSummary,
+)
 from howwhen.elicit.self_gate import label_positions, train_self_gate
-from howwhen.elicit.spans import bias_examples, span_examples
+from howwhen.elicit.spans import bias_examples, span_examples, train_on_sentences
 from howwhen.elicit.training import (
     DataSplit,
+    Report,
     Training,
     choose_training,
     new_vectors,
-    split_examples,
-    train_vectors,
+    train_seeds,
 )
-from howwhen.errors import SteeringError
-from howwhen.formats.safetensors import Json
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
-from howwhen.pipeline.context import Run
+from howwhen.pipeline.context import ELICIT_REPORT, Run
 from howwhen.pipeline.rungs import chosen_strength
 from howwhen.pipeline.store import StepFolder
-from howwhen.probes import Gate, GateKind, Taxonomy
+from howwhen.probes import Gate
 from howwhen.records import HybridTrace, Rollout, Split
-from howwhen.settings import ElicitSettings, Form
+from howwhen.settings import Form
+from howwhen.vectors import VectorSet
 
 Item = TypeVar("Item")
-GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
 
 
-def elicit(run: Run, step: StepFolder) -> Json:
-    """Find decisions, name them with a gate, train vectors and the self-gate."""
-    lab = _Lab.prepare(run, step)
-    gate = lab.choose_gate()
-    train, selection = lab.part(False), lab.part(True)
-    if lab.settings.method == "span":
-        trainings, data = lab.train_spans(gate)
+@dataclass(frozen=True)
+class ElicitCounts:
+    """What the step notes about its work."""
+
+    rollouts: int
+    rollouts_without_decision: int
+    decisions: int
+    """Disagreements of all rollouts that can be trained on."""
+    decisions_unwritable: int
+    """Disagreements left out because the base may not write their token."""
+    decisions_per_category: tuple[int, ...]
+    positions_trained_per_category: tuple[int, ...]
+    categories_without_training: tuple[int, ...]
+
+
+def elicit(run: Run, step: StepFolder) -> ElicitCounts:
+    """Find disagreements, name them with a gate, train vectors and the self-gate."""
+    models, answers = run.models(), _read(run)
+    gate, agreement = _choose_gate(run, answers)
+    step.write_gate("gate.safetensors", gate)
+    fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer))
+    on_policy: list[Decisions] = []
+    if run.settings.elicit.method == "span":
+        data = _train_spans(run, answers, gate, fit)
     else:
-        trainings, data = lab.train_decisions(gate, train, selection)
-    on_policy = lab.on_policy
-    chosen = selection if any(one.positions for one in selection) else train
+        data, on_policy = train_at_disagreements(
+            gate,
+            answers.train,
+            answers.selection,
+            run.settings.elicit,
+            fit,
+            _on_policy(run, step, models, gate),
+        )
     if data.selection is data.validation:
         run.reporter.say(
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
             "the seeds"
         )
-    if chosen is train:
-        run.reporter.say(
-            "  WARNING: no selection answer holds a decision, so the self-gate's threshold and "
-            "scores are those of the answers it was trained on"
-        )
-    probe, scores = train_self_gate(
-        run.pair.base,
-        tuple(sorted({run.steer_layer, run.pair.base.layer_count - 1})),
-        gate.size,
-        label_positions([*train, *on_policy], gate),
-        label_positions(chosen, gate),
-        lab.settings,
+    per_category = _per_category([one.example(gate) for one in answers.decisions], gate.size)
+    step.write_record(
+        ELICIT_REPORT,
+        ElicitReport(
+            vectors=fit.summaries["vectors"],
+            shared=fit.summaries["shared"],
+            bias=fit.summaries.get("bias"),
+            gate_sentence_agreement=agreement,
+            self_gate=_train_self_gate(run, step, gate, answers, on_policy),
+            decisions_per_category=per_category,
+        ),
     )
-    step.write_gate("self_gate.safetensors", probe)
-    step.write_json(
-        "training.json",
-        {
-            **trainings,
-            "gate_sentence_agreement": lab.agreement,
-            "self_gate": vars(scores),
-        },
-    )
-    per_category = _positions_per_category(data.train, gate.size)
-    silent = [category for category, count in enumerate(per_category) if not count]
+    trained = _per_category(data.train, gate.size)
+    silent = tuple(category for category, count in enumerate(trained) if not count)
     if silent:
         run.reporter.say(
-            f"  WARNING: nothing to train on for categories {silent}; their vectors are zero"
+            f"  WARNING: nothing to train on for categories {list(silent)}; their vectors are zero"
         )
-    return {
-        "rollouts": len(lab.found),
-        "rollouts_without_decision": sum(not one.positions for one in lab.found),
-        "decisions": sum(len(one.positions) for one in lab.found),
-        "decisions_unwritable": sum(one.banned_targets for one in lab.found),
-        "decisions_per_category": _positions_per_category(
-            [one.example(gate) for one in lab.found], gate.size
-        ),
-        "positions_trained_per_category": per_category,
-        "categories_without_training": silent,
-    }
+    return ElicitCounts(
+        rollouts=len(answers.decisions),
+        rollouts_without_decision=sum(not one.positions for one in answers.decisions),
+        decisions=sum(len(one.positions) for one in answers.decisions),
+        decisions_unwritable=sum(one.banned_targets for one in answers.decisions),
+        decisions_per_category=per_category,
+        positions_trained_per_category=trained,
+        categories_without_training=silent,
+    )
 
 
-class _Lab:
-    """The elicit step at work: its inputs, and one method per kind of training."""
+@dataclass(frozen=True)
+class _Answers:
+    """The collected rollouts, as both models read them."""
 
-    def __init__(
-        self,
-        run: Run,
-        step: StepFolder,
-        models: ModelPair,
-        taxonomy: Taxonomy,
-        rollouts: list[Rollout],
-        found: list[Decisions],
-    ) -> None:
-        self.run, self.step, self.models = run, step, models
-        self.taxonomy, self.rollouts, self.found = taxonomy, rollouts, found
-        self.settings: ElicitSettings = run.settings.elicit
-        self.states = PrefixCache(run.pair.base, run.steer_layer)
-        chosen = {problem.id for problem in run.problems(Split.SELECTION)}
-        self.is_selection = [rollout.problem_id in chosen for rollout in rollouts]
-        self.on_policy: list[Decisions] = []
-        self.agreement: Json = {}
+    rollouts: Sequence[Rollout]
+    decisions: Sequence[Decisions]
+    is_selection: Sequence[bool]
+    """Whether a rollout answers a problem that chooses among the seeds."""
 
-    @classmethod
-    def prepare(cls, run: Run, step: StepFolder) -> "_Lab":
-        """Teacher-force every rollout."""
-        rollouts, questions = run.rollouts_with_questions()
-        models, taxonomy = run.models(), run.taxonomy()
-        size = run.settings.elicit.batch_size
-        with run.reporter.task("rollouts compared", len(rollouts)) as advance:
-            found = find_decisions(
-                models, run.gate_layer, rollouts, questions, size, report=advance
-            )
-        return cls(run, step, models, taxonomy, rollouts, found)
+    def split(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """One item per rollout: those to train on, and those of the selection problems."""
+        pairs = list(zip(items, self.is_selection, strict=True))
+        return [i for i, chosen in pairs if not chosen], [i for i, chosen in pairs if chosen]
 
-    def part(self, is_selection: bool) -> list[Decisions]:
-        """Decisions of the selection problems' answers, or of the others'."""
-        return self._only(self.found, is_selection)
+    @property
+    def train(self) -> list[Decisions]:
+        """Disagreements of the training answers."""
+        return self.split(self.decisions)[0]
 
-    def _only(self, items: Sequence[Item], is_selection: bool) -> list[Item]:
-        pairs = zip(items, self.is_selection, strict=True)
-        return [item for item, chosen in pairs if chosen is is_selection]
+    @property
+    def selection(self) -> list[Decisions]:
+        """Disagreements of the selection problems' answers."""
+        return self.split(self.decisions)[1]
 
-    def choose_gate(self) -> Gate:
-        """Fit every kind of gate on the training answers, compare them on the others, keep one."""
-        assignments = [one.category for one in self.run.annotations()]
-        next_categories = next_sentence_categories(self.rollouts, self.found, assignments)
-        train, selection = self._only(next_categories, False), self._only(next_categories, True)
-        site = find_site(
-            self.taxonomy, self.run.pair.thinking.name, self.run.gate_layer, self.part(False)
-        )
-        chosen: Gate | None = None
-        for kind in GATE_KINDS:
-            try:
-                gate = make_gate(
-                    kind, self.taxonomy, site, self.part(False), train, self.settings.seeds[0]
-                )
-            except SteeringError as error:
-                if kind == self.settings.gate:
-                    raise
-                self.agreement[kind] = {"share": None, "decisions": 0, "why": str(error)}
-                continue
-            self.agreement[kind] = gate_sentence_agreement(gate, self.part(True), selection)
-            chosen = gate if kind == self.settings.gate else chosen
-        if chosen is None:
-            raise RuntimeError(f"no gate of kind {self.settings.gate}")
-        self.step.write_gate("gate.safetensors", chosen)
-        return chosen
 
-    def train_decisions(
-        self, gate: Gate, train: list[Decisions], selection: list[Decisions]
-    ) -> tuple[Json, DataSplit]:
-        """Second version: vectors where the base would go elsewhere, and one shared vector."""
-        learned, chosen = ([one.example(gate) for one in part] for part in (train, selection))
-        for number in range(self.settings.on_policy_rounds):
-            data = split_examples(learned, chosen, gate.size, self.settings)
-            self.train(f"before-on-policy-{number}", data)
-            fresh = self.on_policy_round(number, gate)
-            self.on_policy += fresh
-            learned = [*learned, *(one.example(gate) for one in fresh)]
-        data = split_examples(learned, chosen, gate.size, self.settings)
-        shared = split_examples(learned, chosen, 1, self.settings)
-        return {
-            "vectors": self.train("vectors", data),
-            "shared": self.train("shared", shared),
-        }, data
+def _read(run: Run) -> _Answers:
+    """Teacher-force every rollout."""
+    rollouts, questions = run.rollouts_with_questions()
+    layer, size = run.gate_layer, run.settings.elicit.batch_size
+    with run.reporter.task("rollouts compared", len(rollouts)) as advance:
+        decisions = find_decisions(run.models(), layer, rollouts, questions, size, report=advance)
+    chosen = {problem.id for problem in run.problems(Split.SELECTION)}
+    return _Answers(rollouts, decisions, [rollout.problem_id in chosen for rollout in rollouts])
 
-    def on_policy_round(self, number: int, gate: Gate) -> list[Decisions]:
-        """Let the hybrid answer the training problems, and find the decisions of its answers."""
-        problems = self.run.problems(Split.TRAIN)
-        vectors = self.step.read_vectors(f"before-on-policy-{number}.safetensors")
-        settings = self.run.settings.hybrid
-        rung = Steer(gate, vectors, chosen_strength(self.run.settings))
-        with self.run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
-            traces = self.step.grow_records(
+
+def _choose_gate(run: Run, answers: _Answers) -> tuple[Gate, dict[str, GateAgreement]]:
+    settings, taxonomy = run.settings.elicit, run.taxonomy()
+    assignments = [annotation.category for annotation in run.annotations()]
+    categories = answers.split(
+        next_sentence_categories(answers.rollouts, answers.decisions, assignments)
+    )
+    return choose_gate(
+        settings.gate,
+        taxonomy,
+        find_site(taxonomy, run.pair.thinking.name, run.gate_layer, answers.train),
+        LabelledDecisions(answers.train, categories[0]),
+        LabelledDecisions(answers.selection, categories[1]),
+        settings.seeds[0],
+    )
+
+
+def _on_policy(run: Run, step: StepFolder, models: ModelPair, gate: Gate) -> OnPolicy:
+    """Lets the hybrid answer the training problems."""
+    problems, settings = run.problems(Split.TRAIN), run.settings.hybrid
+
+    def answer(number: int, vectors: VectorSet) -> list[Rollout]:
+        rung = Steer(gate, vectors, chosen_strength(run.settings))
+        with run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
+            traces = step.grow_records(
                 f"on-policy-{number}.jsonl",
                 HybridTrace,
                 problems,
                 settings.batch_size,
-                lambda batch: decode(self.models, batch, rung, settings),
+                lambda batch: decode(models, batch, rung, settings),
                 advance,
             )
-        answers = [
-            Rollout(t.problem_id, tuple(x.id for x in t.tokens), t.text, t.finish, ())
-            for t in traces
-        ]
-        questions = [problem.question for problem in problems]
-        layer, size = gate.layer, self.settings.batch_size
-        return find_decisions(self.models, layer, answers, questions, size, is_own=False)
+        return [Rollout(t.problem_id, t.ids, t.text, t.finish, ()) for t in traces]
 
-    def train_spans(self, gate: Gate) -> tuple[Json, DataSplit]:
-        """First version: a bias vector on whole answers, then vectors on whole sentences."""
-        everything = bias_examples(self.part(False)), bias_examples(self.part(True))
-        bias = self.train("bias", split_examples(*everything, 1, self.settings), form="linear")
-        direction = self.step.read_vectors("bias.safetensors").vectors[0]
-        tensors, _ = self.run.folder.step("discover").read_tensors("sentence_scores.safetensors")
-        settings = self.settings
-        examples = span_examples(
-            self.rollouts,
-            self.found,
-            tensors["scores"],
-            settings.sentences_per_category,
-            settings.min_words,
+    return OnPolicy(models, [problem.question for problem in problems], answer)
+
+
+def _train_spans(run: Run, answers: _Answers, gate: Gate, fit: "_Fit") -> DataSplit:
+    settings = run.settings.elicit
+    tensors, _ = run.folder.step("discover").read_tensors("sentence_scores.safetensors")
+    examples = span_examples(
+        answers.rollouts,
+        answers.decisions,
+        tensors["scores"],
+        settings.sentences_per_category,
+        settings.min_words,
+    )
+    whole = bias_examples(answers.train), bias_examples(answers.selection)
+    return train_on_sentences(gate, whole, answers.split(examples), settings, fit)
+
+
+def _train_self_gate(
+    run: Run, step: StepFolder, gate: Gate, answers: _Answers, on_policy: Sequence[Decisions]
+) -> ProbeScores:
+    heldout = answers.selection
+    if not any(one.positions for one in heldout):
+        heldout = answers.train
+        run.reporter.say(
+            "  WARNING: no selection answer holds a decision, so the self-gate's threshold and "
+            "scores are those of the answers it was trained on"
         )
-        parts = self._only(examples, False), self._only(examples, True)
-        data = split_examples(*parts, gate.size, settings)
-        shared = split_examples(*parts, 1, settings)
-        return {
-            "bias": bias,
-            "vectors": self.train("vectors", data, direction),
-            "shared": self.train("shared", shared, direction),
-        }, data
+    base = run.pair.base
+    probe, scores = train_self_gate(
+        base,
+        tuple(sorted({run.steer_layer, base.layer_count - 1})),
+        gate.size,
+        label_positions([*answers.train, *on_policy], gate),
+        label_positions(heldout, gate),
+        run.settings.elicit,
+    )
+    step.write_gate("self_gate.safetensors", probe)
+    return scores
 
-    def train(
-        self,
-        name: str,
-        data: DataSplit,
-        bias: torch.Tensor | None = None,
-        form: Form | None = None,
-    ) -> Json:
-        """Train every seed, keep the best, and return the account of all; finished seeds stay."""
-        trainings = []
-        for seed in self.settings.seeds:
-            part = f"parts/{name}-{seed}"
-            if not (self.step.path / f"{part}.json").exists():
-                self._train_seed(part, data, seed, bias, form or self.settings.chosen_form)
-            notes = self.step.read_json(f"{part}.json")
-            vectors = self.step.read_vectors(f"{part}.safetensors")
-            for key in ("losses", "validation_losses"):
-                notes[key] = tuple(notes[key])
-            trainings.append(Training(vectors=vectors, **notes))
+
+@dataclass
+class _Fit:
+    """Trains every seed, writes each as soon as it is finished, and reads those that were."""
+
+    run: Run
+    step: StepFolder
+    states: PrefixCache
+    summaries: dict[str, TrainingSummary] = field(default_factory=dict)
+    """By name of the vectors."""
+
+    def __call__(
+        self, name: str, data: DataSplit, /, bias: Tensor | None = None, form: Form | None = None
+    ) -> VectorSet:
+        """As `howwhen.elicit.training.Fit`."""
+        settings, base = self.run.settings.elicit, self.run.pair.base
+        width = base.model.config.hidden_size
+
+        def start(seed: int) -> VectorSet:
+            chosen = form or settings.chosen_form
+            layer = self.states.layer
+            vectors = new_vectors(base.name, layer, width, data.size, chosen, settings, seed)
+            return replace(vectors, bias=bias)
+
+        def progress(seed: int) -> AbstractContextManager[Report]:
+            return self.run.reporter.task(f"{name}-{seed}", settings.steps)
+
+        trainings = train_seeds(
+            start,
+            data,
+            self.states,
+            settings,
+            load=lambda seed: self._load(name, seed),
+            save=lambda training: self._save(name, training),
+            progress=progress,
+        )
         best = choose_training(trainings)
         self.step.write_vectors(f"{name}.safetensors", best.vectors)
-        return {
-            "chosen_seed": best.seed,
-            "seeds": [
-                {key: value for key, value in vars(one).items() if key != "vectors"}
-                for one in trainings
-            ],
-        }
+        notes = tuple(training.notes for training in trainings)
+        self.summaries[name] = TrainingSummary(best.seed, notes)
+        return best.vectors
 
-    def _train_seed(
-        self, part: str, data: DataSplit, seed: int, bias: torch.Tensor | None, form: Form
-    ) -> None:
-        """Train one seed and write its part; the JSON file is written last and marks it done."""
-        base, label = self.run.pair.base, part.removeprefix("parts/")
-        width = base.model.config.hidden_size
-        settings = self.settings
-        start = new_vectors(base.name, self.run.steer_layer, width, data.size, form, settings, seed)
-        start = replace(start, bias=bias)
-        with self.run.reporter.task(label, settings.steps) as advance:
-            training = train_vectors(start, data, self.states, settings, seed, advance)
-        evaluations = training.validation_losses
+    def _load(self, name: str, seed: int) -> Training | None:
+        part = f"parts/{name}-{seed}"
+        if not (self.step.path / f"{part}.json").exists():
+            return None
+        notes = self.step.read_record(f"{part}.json", SeedTraining)
+        return Training(**vars(notes), vectors=self.step.read_vectors(f"{part}.safetensors"))
+
+    def _save(self, name: str, training: Training) -> None:
+        """Write a finished seed; the JSON file is written last and marks it as done."""
+        losses = training.validation_losses
         self.run.reporter.say(
-            f"  {label}: {training.steps} steps, validation loss {evaluations[0]:.3f} -> "
-            f"{min(evaluations):.3f} nats, selection loss {training.selection_loss:.3f}"
+            f"  {name}-{training.seed}: {training.steps} steps, validation loss {losses[0]:.3f} -> "
+            f"{min(losses):.3f} nats, selection loss {training.selection_loss:.3f}"
         )
+        part = f"parts/{name}-{training.seed}"
         self.step.write_vectors(f"{part}.safetensors", training.vectors)
-        notes = {key: value for key, value in vars(training).items() if key != "vectors"}
-        self.step.write_json(f"{part}.json", notes)
+        self.step.write_record(f"{part}.json", training.notes)
 
 
-def _positions_per_category(examples: Sequence[TrainingExample], size: int) -> list[int]:
-    every = Counter(category for example in examples for category in example.categories)
-    return [every[category] for category in range(size)]
+def _per_category(examples: Sequence[TrainingExample], size: int) -> tuple[int, ...]:
+    counts = Counter(category for example in examples for category in example.categories)
+    return tuple(counts[category] for category in range(size))

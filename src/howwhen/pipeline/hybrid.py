@@ -9,15 +9,12 @@ from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.session import Answer
 from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
-from howwhen.pipeline.context import Run
+from howwhen.pipeline.context import HYBRID_SUMMARY, Run
 from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import HybridSummary, HybridTrace, Problem, RungName, Split, Work
 from howwhen.vectors import VectorSet
-
-SUMMARY = "summary.json"
-"""File with what later steps need to know of this one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     summary = HybridSummary(
         _steered_fraction(traces), per_category, _work(ladder.models, rungs.vectors.layer)
     )
-    step.write_record(SUMMARY, summary)
+    step.write_record(HYBRID_SUMMARY, summary)
     idle = _idle_decisions(traces, rungs.vectors)
     _warn(run, summary.steered_fraction, idle)
     return HybridCounts(

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 from howwhen.discover.categories import CategorySummary
-from howwhen.formats.safetensors import Json
+from howwhen.formats.files import Json
 from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
@@ -16,7 +16,7 @@ from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_
 from howwhen.present.html import Charts, HtmlInput, make_html
 from howwhen.present.report import ReportInput, make_report
 from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer
-from howwhen.records import HybridTrace, Measurement, RungName, Split, Work
+from howwhen.records import HybridTrace, Measurement, RungName, Split
 
 
 def present(run: Run, step: StepFolder) -> Json:
@@ -58,7 +58,7 @@ def present(run: Run, step: StepFolder) -> Json:
 
 def _report(run: Run, chart: str | None) -> ReportInput:
     question = {problem.id: problem.question for problem in run.problems(Split.TEST)}
-    discovered, elicited = run.folder.step("discover"), run.folder.step("elicit")
+    discovered = run.folder.step("discover")
     traces = run.folder.step("hybrid").read_records("traces/hybrid-0.jsonl", HybridTrace)
     shown = traces[: run.settings.present.examples]
     return ReportInput(
@@ -66,14 +66,12 @@ def _report(run: Run, chart: str | None) -> ReportInput:
         base=run.pair.base_source,
         thinking=run.pair.thinking_source,
         measurement=run.measurement(),
-        work=Work(**run.folder.step("hybrid").read_json("provenance.json")["counts"]["work"]),
+        work=run.hybrid_summary().work,
         confidence=run.settings.measure.confidence,
         cells=discovered.read_json("scores.json"),
         categories=discovered.read_records("categories.jsonl", CategorySummary),
-        training=elicited.read_json("training.json"),
-        decisions_per_category=elicited.read_json("provenance.json")["counts"][
-            "decisions_per_category"
-        ],
+        training=run.elicit_report(),
+        decisions_per_category=run.elicit_report().decisions_per_category,
         examples=[(question[trace.problem_id], trace) for trace in shown],
         prompts={
             "base": run.pair.base_prompt,
@@ -120,7 +118,7 @@ def _draw(run: Run) -> Charts:
         return Charts()
     return Charts(
         ladder=draw_ladder(measurement),
-        losses=draw_losses(run.folder.step("elicit").read_json("training.json")),
+        losses=draw_losses(run.elicit_report()),
         knock_outs=_draw_knock_outs(measurement),
     )
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from howwhen.elicit.report import ElicitReport
 from howwhen.errors import SettingsError, StoreError
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS
 from howwhen.pipeline.files import STEPS, StepFiles, StepName
@@ -113,8 +114,8 @@ class RunReader:
 
     def decisions_per_category(self) -> list[int]:
         """Disagreements that each vector was trained for."""
-        counts = self.finished("elicit").read_json("provenance.json")["counts"]
-        return list(counts["decisions_per_category"])
+        report = self.finished("elicit").read_record("training.json", ElicitReport)
+        return list(report.decisions_per_category)
 
     def rungs(self) -> list[str]:
         """The rungs that were decoded, in that order."""

@@ -3,11 +3,12 @@
 Lines and letters are black, which a page may replace by its own colour.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
+from howwhen.elicit.report import ElicitReport
 from howwhen.records import Interval, KnockOut, Measurement
 
 DROP, ALONE = "#d55e00", "#0072b2"
@@ -62,25 +63,26 @@ def draw_ladder(measurement: Measurement) -> str:
         return _finish(figure, axes)
 
 
-def draw_losses(training: Mapping[str, Any]) -> str:
+def draw_losses(training: ElicitReport) -> str:
     """The validation loss of every training, one panel per kind of vectors, as an SVG.
 
     Args:
-        training: `training.json` of the step elicit.
+        training: report of the step elicit.
     """
     import matplotlib.pyplot as plt
 
-    names = [name for name in ("bias", "vectors", "shared") if name in training]
+    trainings = training.trainings
     with plt.rc_context(_STYLE):
         figure, panels = plt.subplots(
-            1, len(names), figsize=(8, 2.6), sharey=True, squeeze=False, layout="constrained"
+            1, len(trainings), figsize=(8, 2.6), sharey=True, squeeze=False, layout="constrained"
         )
-        for axes, name in zip(panels[0], names, strict=True):
-            for number, one in enumerate(training[name]["seeds"]):
+        for axes, (name, summary) in zip(panels[0], trainings.items(), strict=True):
+            for number, notes in enumerate(summary.seeds):
                 colour = _SEED_COLOURS[number % len(_SEED_COLOURS)]
-                looks = one["validation_losses"]
-                steps = [one["steps"] * look / max(1, len(looks) - 1) for look in range(len(looks))]
-                axes.plot(steps, looks, color=colour, label=f"seed {one['seed']}")
+                losses = notes.validation_losses
+                every = notes.steps / max(1, len(losses) - 1)
+                steps = [every * evaluation for evaluation in range(len(losses))]
+                axes.plot(steps, losses, color=colour, label=f"seed {notes.seed}")
             axes.set_title(name, fontsize=9)
             axes.set_xlabel("steps", fontsize=9)
             axes.tick_params(labelsize=8)

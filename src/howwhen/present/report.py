@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from howwhen.discover.categories import CategorySummary
+from howwhen.elicit.report import ElicitReport
 from howwhen.judge.endpoint import usage_line
 from howwhen.measure.judge import JudgeReport
 from howwhen.present.tables import (
@@ -18,7 +19,7 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
-from howwhen.records import Gains, HybridTrace, Measurement, Work
+from howwhen.records import Flips, Gains, HybridTrace, Measurement, Work
 
 LADDER_TEXT = (
     "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired bootstraps "
@@ -49,7 +50,7 @@ class ReportInput:
     confidence: float
     cells: Sequence[Mapping[str, Any]]
     categories: Sequence[CategorySummary]
-    training: Mapping[str, Any]
+    training: ElicitReport
     decisions_per_category: Sequence[int]
     examples: Sequence[tuple[str, HybridTrace]]
     """Questions with the hybrid's answers."""
@@ -74,12 +75,13 @@ def verdict(measurement: Measurement) -> str:
         for name, rung in measurement.rungs.items()
         if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
     ]
-    told = f" Controls: {', '.join(controls)}." if controls else ""
-    told = gains_text(hybrid.gains) + told
+    comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips)
+    if controls:
+        comparisons += f" Controls: {', '.join(controls)}."
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
-        f"of tokens steered (n = {measurement.n}).{told}"
+        f"of tokens steered (n = {measurement.n}).{comparisons}"
     )
 
 
@@ -91,6 +93,16 @@ def gains_text(gains: Gains | None) -> str:
     return (
         f" Of the {gains.problems} problems that the thinking model gets right and the base does "
         f"not, the hybrid gets {gains.shared:.0%}{others}."
+    )
+
+
+def flips_text(flips: Flips | None) -> str:
+    """How the hybrid changes single problems of the base; empty where that is unknown."""
+    if flips is None:
+        return ""
+    return (
+        f" Against the base it turns {flips.gained} problems from wrong to right and {flips.lost} "
+        "from right to wrong."
     )
 
 
@@ -132,9 +144,10 @@ def grading_text(measurement: Measurement) -> str:
         "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
         "the sentence that concludes. Neither counts as wrong what could not be read. Gains "
         "shared: a rung's accuracy on the problems that the thinking model gets right and the base "
-        "does not; beside it, its accuracy on all others, as a rung can get as many right without "
-        "getting the same ones. Each rung is held against the hybrid on the same problems "
-        "(McNemar's exact test)."
+        "does not. Right elsewhere: its accuracy on all others, as a rung can get as many right "
+        "without getting the same ones. Wrong to right and right to wrong (flips) count the "
+        "problems on which it differs from the base. The last three columns compare each rung with "
+        "the hybrid on the same problems (McNemar's exact test)."
     )
 
 
@@ -212,30 +225,27 @@ def _category_table(given: ReportInput) -> Table:
     return Table(("category", "title", "sentences", "decisions", "example"), rows)
 
 
-def training_lines(training: Mapping[str, Any]) -> list[str]:
+def training_lines(training: ElicitReport) -> list[str]:
     """How the vectors and the gates turned out."""
     lines: list[str] = []
-    for name in ("bias", "vectors", "shared"):
-        if name not in training:
-            continue
-        summary = training[name]
+    for name, summary in training.trainings.items():
         losses = ", ".join(
-            f"seed {one['seed']}: {one['selection_loss']:.3f}" for one in summary["seeds"]
+            f"seed {notes.seed}: {notes.selection_loss:.3f}" for notes in summary.seeds
         )
         lines.append(
-            f"{name}: selection loss in nats per seed: {losses}; kept seed {summary['chosen_seed']}"
+            f"{name}: selection loss in nats per seed: {losses}; kept seed {summary.chosen_seed}"
         )
-    for kind, agreement in training["gate_sentence_agreement"].items():
-        if agreement["share"] is not None:
+    for kind, agreement in training.gate_sentence_agreement.items():
+        if agreement.share is not None:
             lines.append(
                 f"gate {kind}: its category equals that of the sentence that follows in "
-                f"{agreement['share']:.0%} of {agreement['decisions']} decisions held out"
+                f"{agreement.share:.0%} of {agreement.decisions} decisions held out"
             )
-    probe = training["self_gate"]
+    probe = training.self_gate
     lines.append(
         "self-gate, on the answers that chose its threshold: precision "
-        f"{probe['precision']:.0%}, recall {probe['recall']:.0%}, category right in "
-        f"{probe['category_accuracy']:.0%} of {probe['decisions']} decisions"
+        f"{probe.precision:.0%}, recall {probe.recall:.0%}, category right in "
+        f"{probe.category_accuracy:.0%} of {probe.decisions} decisions"
     )
     return lines
 

@@ -1,0 +1,75 @@
+"""What the step notes about gates and trainings (`3-elicit/training.json`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SeedTraining:
+    """How one seed's training went."""
+
+    seed: int
+    steps: int
+    """Steps taken before the training stopped."""
+    losses: tuple[float, ...]
+    """Loss in nats of the training batches, averaged between two evaluations."""
+    validation_losses: tuple[float, ...]
+    """Loss in nats at every evaluation, the first before any step."""
+    selection_loss: float
+    """Loss in nats on the selection set, at the best evaluation."""
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """All seeds of one training."""
+
+    chosen_seed: int
+    seeds: tuple[SeedTraining, ...]
+
+
+@dataclass(frozen=True)
+class GateAgreement:
+    """How often a gate's category equals that of the sentence that follows, on answers held out."""
+
+    share: float | None
+    """None where no disagreement leads into a sentence, or there is no such gate."""
+    decisions: int
+    """Disagreements that lead into a sentence."""
+    why: str | None = None
+    """Why there is no such gate."""
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """How well a probe predicts the disagreements of answers it was not trained on."""
+
+    precision: float
+    """Share of the positions it names that are disagreements."""
+    recall: float
+    """Share of the disagreements that it names."""
+    category_accuracy: float
+    """Share of the disagreements whose category it gets right."""
+    decisions: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class ElicitReport:
+    """Everything that later steps show of this one."""
+
+    vectors: TrainingSummary
+    shared: TrainingSummary
+    """Of the single vector for all categories."""
+    gate_sentence_agreement: Mapping[str, GateAgreement]
+    """By kind of gate."""
+    self_gate: ProbeScores
+    decisions_per_category: tuple[int, ...]
+    """Disagreements of all rollouts, as the gate names them."""
+    bias: TrainingSummary | None = None
+    """Of the first version's bias vector; None for the second version."""
+
+    @property
+    def trainings(self) -> dict[str, TrainingSummary]:
+        """Every training by name, in the order in which they ran."""
+        both = {"vectors": self.vectors, "shared": self.shared}
+        return both if self.bias is None else {"bias": self.bias, **both}
