@@ -261,7 +261,7 @@ class HybridTrace:
 
 @dataclass(frozen=True)
 class HybridSummary:
-    """What the hybrid step did, as far as later steps need it (`4-hybrid/summary.json`)."""
+    """What later steps need to know of the hybrid step (`4-hybrid/summary.json`)."""
 
     steered_fraction: float
     """Steered tokens of the hybrid, per token."""

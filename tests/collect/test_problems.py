@@ -1,5 +1,6 @@
 import gzip
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -124,9 +125,9 @@ def test_a_set_on_the_hub_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -
     library = ModuleType("datasets")
     library.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", library)
-    found = read_problems("gsm8k", limit=2)
+    problems = read_problems("gsm8k", limit=2)
     assert asked == [("openai/gsm8k", "main", "test")]
-    assert found[1] == Problem("gsm8k-2", "Q1?", "1", dataset="gsm8k")
+    assert problems[1] == Problem("gsm8k-2", "Q1?", "1", dataset="gsm8k")
     assert read_problems("hub:me/mine")[0].id == "hub:me/mine-1"
     assert asked[1] == ("me/mine", None, "test")
 
@@ -134,9 +135,11 @@ def test_a_set_on_the_hub_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -
 def test_another_set_may_be_the_test_set_if_it_is_another() -> None:
     train, test = _problems(20), [Problem(f"t{n}", f"T{n}?", "1") for n in range(7)]
     split = split_problems(train, CollectSettings(), test)
-    assert [one.id for one in split if one.split is Split.TEST] == [one.id for one in test]
-    assert sum(one.split is Split.SELECTION for one in split) == 2
-    assert sum(one.split is Split.TRAIN for one in split) == 18
+    assert [problem.id for problem in split if problem.split is Split.TEST] == [
+        problem.id for problem in test
+    ]
+    assert sum(problem.split is Split.SELECTION for problem in split) == 2
+    assert sum(problem.split is Split.TRAIN for problem in split) == 18
     with pytest.raises(ProblemError, match="asks the same as training problem 3"):
         split_problems(train, CollectSettings(), [Problem("x", "q3", "1")])
     with pytest.raises(ProblemError, match="ids must differ"):
@@ -147,7 +150,7 @@ def test_another_set_may_be_the_test_set_if_it_is_another() -> None:
 def test_gsm8k_is_trained_on_and_tested_on_apart() -> None:
     train = read_problems(DATA / "gsm8k_train.jsonl.gz")
     split = split_problems(train, CollectSettings(), read_problems(DATA / "gsm8k_test.jsonl"))
-    assert sum(one.split is Split.TEST for one in split) == 1319
+    assert sum(problem.split is Split.TEST for problem in split) == 1319
 
 
 @needs_data
@@ -172,7 +175,7 @@ def _problems(count: int) -> list[Problem]:
 def test_splits_are_disjoint_and_lose_nothing() -> None:
     split = split_problems(_problems(100), CollectSettings())
     assert sorted(int(problem.id) for problem in split) == list(range(100))
-    counts = {one: sum(problem.split is one for problem in split) for one in Split}
+    counts = {part: sum(problem.split is part for problem in split) for part in Split}
     assert counts == {Split.TEST: 40, Split.SELECTION: 10, Split.TRAIN: 50}
 
 
@@ -186,3 +189,14 @@ def test_the_split_depends_on_the_seed_only() -> None:
 def test_too_few_problems_are_refused() -> None:
     with pytest.raises(ProblemError, match="3 problems cannot be split"):
         split_problems(_problems(3), CollectSettings())
+
+
+def test_reading_and_cutting_import_nothing_heavy() -> None:
+    """The command line checks files before it loads a model."""
+    light = ("problems", "traces", "sentences", "segmenters")
+    code = "import sys, " + ", ".join(f"howwhen.collect.{name}" for name in light)
+    heavy = "print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

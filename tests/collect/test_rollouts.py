@@ -57,8 +57,8 @@ def test_sampling_repeats_with_its_seed_and_ignores_the_models_own_settings(
 def test_answers_are_drawn_by_the_seed_of_the_settings(make_model: MakeModel) -> None:
     drawn = [
         [
-            one.ids
-            for one in collect_rollouts(
+            rollout.ids
+            for rollout in collect_rollouts(
                 make_model(),
                 [replace(problem, id=name) for problem in PROBLEMS[:1]],
                 CollectSettings(max_new_tokens=12, temperature=1.0, seed=seed),

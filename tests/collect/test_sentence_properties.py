@@ -52,7 +52,7 @@ FEW = settings(max_examples=80)
 
 def check_tiles(text: str, sentences: Sequence[tuple[int, int]]) -> None:
     assert "".join(text[start:end] for start, end in sentences) == text
-    assert all(one[1] == two[0] for one, two in pairwise(sentences))
+    assert all(first[1] == second[0] for first, second in pairwise(sentences))
     assert all(start < end for start, end in sentences)
     if text.strip():
         assert all(text[start:end].strip() for start, end in sentences)
@@ -66,15 +66,15 @@ def check_spans(
 ) -> None:
     """The spans tile the thinking part, in characters and in tokens."""
     start, end = thinking_part(text, think_tags)
-    inside = [n for n, one in enumerate(ends) if (one > start or start == 0) and one <= end]
+    inside = [n for n, at in enumerate(ends) if (at > start or start == 0) and at <= end]
     if not inside:
         assert spans == ()
         return
-    assert "".join(text[one.start_char : one.end_char] for one in spans) == text[start:end]
+    assert "".join(text[span.start_char : span.end_char] for span in spans) == text[start:end]
     assert (spans[0].start_char, spans[-1].end_char) == (start, end)
     assert (spans[0].start_token, spans[-1].end_token) == (inside[0], inside[-1] + 1)
-    for one, two in pairwise(spans):
-        assert (one.end_char, one.end_token) == (two.start_char, two.start_token)
+    for first, second in pairwise(spans):
+        assert (first.end_char, first.end_token) == (second.start_char, second.start_token)
     for span in spans:
         assert span.start_token < span.end_token
         for token in range(span.start_token, span.end_token):
@@ -205,7 +205,7 @@ def test_no_sentence_of_any_real_answer_is_lost() -> None:
     assert len(texts) > 9000
     for number, text in enumerate(texts):
         check_tiles(text, cut_sentences(text))
-        words = [found.end() for found in re.finditer(r"\s*\S+", text)]
+        words = [word.end() for word in re.finditer(r"\s*\S+", text)]
         check_spans(text, words, sentence_spans(text, words))
         if number % 100 == 0:
             for tokenizer in tokenizers().values():

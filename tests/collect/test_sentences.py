@@ -71,8 +71,8 @@ def test_thinking_part(text: str, thinking: str) -> None:
     assert text[slice(*thinking_part(text))] == thinking
 
 
-@pytest.mark.parametrize("markers", [("[THINK]", "[/THINK]"), ("||", "||"), ("思考>", "。答>")])
-def test_the_thinking_part_has_the_markers_of_the_pair(think_tags: tuple[str, str]) -> None:
+@pytest.mark.parametrize("think_tags", [("[THINK]", "[/THINK]"), ("||", "||"), ("思考>", "。答>")])
+def test_the_thinking_part_has_the_think_tags_of_the_pair(think_tags: tuple[str, str]) -> None:
     opening, closing = think_tags
     for text in (f"{opening}a <think> b{closing} c", f"{opening}a <think> b"):
         assert text[slice(*thinking_part(text, think_tags))] == "a <think> b"
@@ -165,8 +165,8 @@ WRONG: list[Segmenter] = [
 
 
 @pytest.mark.parametrize("segmenter", WRONG)
-def test_a_cutter_that_loses_something_is_refused(segmenter: Segmenter) -> None:
-    with pytest.raises(InputError, match=r"a cutter gave .* expected sentences that follow"):
+def test_a_segmenter_that_loses_something_is_refused(segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match=r"a segmenter gave .* expected sentences that follow"):
         sentence_spans("<think>One. Two.</think>", [10, 24], segmenter=segmenter)
 
 
@@ -195,7 +195,7 @@ def _check_spans(text: str, ends: list[int]) -> None:
     spans = sentence_spans(text, ends)
     assert spans[0].start_char == start
     assert spans[-1].end_char == end
-    for one, two in itertools.pairwise(spans):
-        assert one.end_char == two.start_char
-        assert one.end_token == two.start_token
+    for first, second in itertools.pairwise(spans):
+        assert first.end_char == second.start_char
+        assert first.end_token == second.start_token
     assert all(span.start_token < span.end_token for span in spans)

@@ -30,26 +30,30 @@ def test_rows_become_problems_and_texts(tmp_path: Path) -> None:
         {"question": "S?", "text": "c", "gold": None, "answer": "5", "role": "thinking"},
         {"question": "T?", "text": "c", "answer": "6", "role": None, "finish": None},
     )
-    found = read_traces([path])
-    assert [trace.problem for trace in found.kept] == [
+    traces = read_traces([path])
+    assert [trace.problem for trace in traces.kept] == [
         Problem("own-1", "Q?", "", dataset="own"),
         Problem("7", "R?", "4", dataset="d"),
         Problem("own-3", "S?", "", dataset="own"),
         Problem("own-4", "T?", "6", dataset="own"),
     ]
-    assert found.kept[0].text == text
-    assert [trace.finish for trace in found.kept] == [None, Finish.LENGTH, None, None]
-    assert (found.rows, found.passed_over, found.beyond_limit) == (4, {}, 0)
+    assert traces.kept[0].text == text
+    assert [trace.finish for trace in traces.kept] == [None, Finish.LENGTH, None, None]
+    assert (traces.rows, traces.passed_over, traces.beyond_limit) == (4, {}, 0)
 
 
 def test_other_roles_and_what_the_limit_leaves_out_are_counted(tmp_path: Path) -> None:
     rows = [{**GOOD, "role": role} for role in ("base", "thinking", "hybrid", "base", "thinking")]
     path = tmp_path / "t.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, [*rows, {"role": "base"}])).encode()))
-    found = read_traces([str(path)], limit=1)
-    assert found.kept[0].problem.id in ("t-2", "t-5")
-    assert (found.rows, found.passed_over, found.beyond_limit) == (6, {"base": 3, "hybrid": 1}, 1)
-    assert found.rows == len(found.kept) + sum(found.passed_over.values()) + found.beyond_limit
+    traces = read_traces([str(path)], limit=1)
+    assert traces.kept[0].problem.id in ("t-2", "t-5")
+    assert (traces.rows, traces.passed_over, traces.beyond_limit) == (
+        6,
+        {"base": 3, "hybrid": 1},
+        1,
+    )
+    assert traces.rows == len(traces.kept) + sum(traces.passed_over.values()) + traces.beyond_limit
 
 
 def test_a_limit_draws_from_every_file_and_keeps_the_order(tmp_path: Path) -> None:
@@ -65,11 +69,11 @@ def test_a_limit_draws_from_every_file_and_keeps_the_order(tmp_path: Path) -> No
 
 
 def test_ids_are_told_apart_by_the_model(tmp_path: Path) -> None:
-    one, two = ({**GOOD, "id": "a", "model": model} for model in "xy")
-    path = write(tmp_path / "one.jsonl", one, {**GOOD, "id": "b", "model": "x"})
-    other = write(tmp_path / "two.jsonl", two)
-    found = read_traces([path, other])
-    assert [trace.problem.id for trace in found.kept] == ["x/a", "b", "y/a"]
+    first, second = ({**GOOD, "id": "a", "model": model} for model in "xy")
+    path = write(tmp_path / "one.jsonl", first, {**GOOD, "id": "b", "model": "x"})
+    other = write(tmp_path / "two.jsonl", second)
+    traces = read_traces([path, other])
+    assert [trace.problem.id for trace in traces.kept] == ["x/a", "b", "y/a"]
     with pytest.raises(ProblemError, match=r"one\.jsonl, line 1 both hold the trace 'a' of model"):
         read_traces([path, other, path])
 
@@ -111,7 +115,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_traces_train_and_select_and_the_test_set_is_another() -> None:
     problems = [Problem(f"{n}-{m}", f"Q{n}?", "") for n in range(20) for m in "xy"]
     split = split_problems(problems, CollectSettings(), ())
-    counts = {one: sum(problem.split is one for problem in split) for one in Split}
+    counts = {part: sum(problem.split is part for problem in split) for part in Split}
     assert counts == {Split.TRAIN: 36, Split.SELECTION: 4, Split.TEST: 0}
     chosen = {problem.question for problem in split if problem.split is Split.SELECTION}
     assert len(chosen) == 2  # both answers to a question stay together
@@ -134,11 +138,11 @@ FINISHES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said", "finish"), FINISHES)
+@pytest.mark.parametrize(("text", "given", "finish"), FINISHES)
 def test_a_trace_that_opened_its_thinking_for_good_was_cut_off(
-    make_model: MakeModel, text: str, said: Finish | None, finish: Finish
+    make_model: MakeModel, text: str, given: Finish | None, finish: Finish
 ) -> None:
-    rollout = trace_rollout(make_model(), make_trace(text, said))
+    rollout = trace_rollout(make_model(), make_trace(text, given))
     assert (rollout.finish, rollout.text) == (finish, text)
     assert rollout.sentences() == ["Ann.", " Bob."]
 
@@ -164,8 +168,8 @@ def test_the_markers_are_the_models(make_model: MakeModel) -> None:
 
 
 def test_an_answer_beyond_the_context_is_refused_with_its_row(make_model: MakeModel) -> None:
-    said = r"t\.jsonl, line 1: a prompt of .* answer of 301 .*leave the row"
-    with pytest.raises(InputError, match=said):
+    message = r"t\.jsonl, line 1: a prompt of .* answer of 301 .*leave the row"
+    with pytest.raises(InputError, match=message):
         trace_rollout(make_model(), make_trace("Ann " * 300))
 
 
@@ -180,10 +184,10 @@ def test_traces_and_problems_exclude_each_other() -> None:
 def test_the_authors_published_answers_are_read_whole() -> None:
     folder = DATA / "traces"
     paths = sorted((folder / "responses").glob("*.gz"))
-    found = read_traces(paths)
-    assert len(found.kept) == 950
-    assert found.passed_over == {"base": 150}
-    assert len({trace.problem.id for trace in found.kept}) == 950
-    assert all(trace.problem.answer == "" for trace in found.kept)
+    traces = read_traces(paths)
+    assert len(traces.kept) == 950
+    assert traces.passed_over == {"base": 150}
+    assert len({trace.problem.id for trace in traces.kept}) == 950
+    assert all(trace.problem.answer == "" for trace in traces.kept)
     runs = sorted(folder.glob("qwen2.5-32b*_gsm8k.jsonl.gz"))
     assert len(read_traces(runs).kept) == 986

@@ -96,8 +96,8 @@ def test_any_thread_may_grade_and_several_at_once() -> None:
 def test_one_grader_serves_many_threads_and_equal_answers_are_compared_once() -> None:
     with open_grader(30.0) as grader, ThreadPoolExecutor(4) as pool:
         items = [("\\boxed{2\\sqrt{2}}", "\\sqrt{8}", "")] * 50
-        found = list(pool.map(lambda _: grader.grade(items), range(8)))
-    assert all(graded.grade is Grade.CORRECT for one in found for graded in one)
+        results = list(pool.map(lambda _: grader.grade(items), range(8)))
+    assert all(graded.grade is Grade.CORRECT for result in results for graded in result)
 
 
 def test_plain_numbers_are_graded_fast() -> None:

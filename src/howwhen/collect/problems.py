@@ -2,7 +2,7 @@
 
 A source is a JSONL file, the name of a published set (`gsm8k`, `math500`, `aime24`, `aime25`,
 `mmlu_pro`, `svamp`, `multiarith`), or `hub:ID` with an optional `/CONFIG` and `@SPLIT`. Published
-sets come from the Hugging Face hub; a file of your own needs no network.
+sets are downloaded from the Hugging Face hub. Files need no network.
 """
 
 import gzip
@@ -31,7 +31,7 @@ PUBLISHED = {
     "svamp": "hub:ChilleD/SVAMP@test",
     "multiarith": "hub:ChilleD/MultiArith@test",
 }
-"""Published problem sets by name, and where they are."""
+"""Published problem sets by name, with their source."""
 _HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 _QUESTIONS = ("question", "problem", "Question")
 _ANSWERS = ("answer", "final_ans", "Answer")
@@ -42,15 +42,15 @@ _BOX = "\\boxed{"
 def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]:
     """The first `limit` problems of a file, a published set or a set on the hub.
 
-    A row is an object with a question (`question` or `problem`; `Body` before it is kept) and a
-    gold answer (`answer`, text or number), and optionally `id` and `options`. A gold answer after
-    `####`, as GSM8K has it, is cut out; of an answer missing but boxed in `solution` the box is
-    taken. Other fields are ignored.
+    A row is an object with a question (`question` or `problem`, after a `Body` if there is one) and
+    a gold answer (`answer`, text or number), and optionally `id` and `options`. If the answer has
+    `####`, as in GSM8K, only what follows is kept. If there is no answer, the last box in
+    `solution` is taken. Other fields are ignored.
 
     Raises:
-        ProblemError: nothing there, empty or not JSONL, a row without a question or an answer, or
-            an id that occurs twice; the message names the line.
-        MissingExtraError: a set on the hub, without the library that reads it.
+        ProblemError: the source is missing, empty or not JSONL, a row has no question or no answer,
+            or an id occurs twice. The message names the line.
+        MissingExtraError: the set is on the hub, and the library that reads it is not installed.
     """
     name = str(source)
     rows: Iterable[tuple[int, Any]]
@@ -74,24 +74,26 @@ def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]
 def split_problems(
     problems: Sequence[Problem],
     settings: CollectSettings,
-    tested: Sequence[Problem] | None = None,
+    test_problems: Sequence[Problem] | None = None,
 ) -> list[Problem]:
     """Shuffle by `settings.seed` and mark each problem train, selection or test.
 
     Problems with the same question stay together.
 
     Args:
-        problems: what is split.
+        problems: the problems to split.
         settings: fractions and seed.
-        tested: the test set, where it is another or none; `problems` then only train and select.
+        test_problems: a separate test set, which may be empty. `problems` are then for training and
+            selection only. By default, the test set is a share of `problems`.
 
     Raises:
-        ProblemError: too few questions for all sets to have at least one, or a question that is in
-            `problems` and in `tested`.
+        ProblemError: there are too few questions for every set to have one, or the training and
+            test sets overlap.
     """
     shuffled = _by_question(problems)
     Random(f"split-{settings.seed}").shuffle(shuffled)
-    test = 0 if tested is not None else max(1, round(len(shuffled) * settings.test_fraction))
+    is_separate = test_problems is not None
+    test = 0 if is_separate else max(1, round(len(shuffled) * settings.test_fraction))
     selection = max(1, round(len(shuffled) * settings.selection_fraction))
     if len(shuffled) - test - selection < 2:
         raise ProblemError(
@@ -99,30 +101,30 @@ def split_problems(
             f"({test} for test, {selection} for selection, at least 2 to train on); "
             "raise --collect.limit or give a longer file"
         )
-    _refuse_common(problems, tested or ())
+    _refuse_common(problems, test_problems or ())
     return [
-        *(replace(problem, split=Split.TEST) for problem in tested or ()),
+        *(replace(problem, split=Split.TEST) for problem in test_problems or ()),
         *(
             replace(problem, split=_split_at(index, test, selection))
-            for index, same in enumerate(shuffled)
-            for problem in same
+            for index, group in enumerate(shuffled)
+            for problem in group
         ),
     ]
 
 
 def _by_question(problems: Iterable[Problem]) -> list[list[Problem]]:
-    """Problems that ask the same, in order of the first of them."""
+    """Problems grouped by question, in order of the first of each group."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         groups.setdefault(_canonical(problem.question), []).append(problem)
     return list(groups.values())
 
 
-def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> None:
-    """Refuse problems that would be trained on and tested on."""
+def _refuse_common(problems: Sequence[Problem], test_problems: Sequence[Problem]) -> None:
+    """Refuse training and test problems that overlap."""
     questions = {_canonical(problem.question): problem.id for problem in problems}
     ids = {problem.id for problem in problems}
-    for problem in tested:
+    for problem in test_problems:
         if (twin := questions.get(_canonical(problem.question))) is not None:
             raise ProblemError(
                 f"test problem {problem.id} asks the same as training problem {twin}; take it out "
@@ -135,7 +137,7 @@ def _refuse_common(problems: Sequence[Problem], tested: Sequence[Problem]) -> No
 
 
 def _canonical(question: str) -> str:
-    """What is asked: without case, the marks of sentences and the lengths of blanks."""
+    """A question in lower case, without punctuation, with single blanks."""
     plain = re.sub(r"[?!;:\"'\u2018-\u201d]|(?<!\d)[.,]|[.,](?!\d)", " ", question.lower())
     return " ".join(plain.split())
 
@@ -150,7 +152,7 @@ def file_rows(path: Path, what: str) -> Iterable[tuple[int, Any]]:
     """Numbered rows of a JSONL file, plain or gzipped.
 
     Raises:
-        ProblemError: a file that cannot be read, or is not JSONL; `what` it was to hold is named.
+        ProblemError: the file cannot be read, or is not JSONL. The message says what was expected.
     """
     try:
         raw = path.read_bytes()
@@ -172,8 +174,8 @@ def file_rows(path: Path, what: str) -> Iterable[tuple[int, Any]]:
 
 def _hub_rows(name: str) -> Iterable[tuple[int, Any]]:
     """Numbered rows of a set on the hub."""
-    found = _HUB.fullmatch(name)
-    if found is None:
+    match = _HUB.fullmatch(name)
+    if match is None:
         raise ProblemError(f"{name!r} is no set on the hub; expected hub:OWNER/NAME/CONFIG@SPLIT")
     try:
         from datasets import load_dataset
@@ -183,7 +185,7 @@ def _hub_rows(name: str) -> Iterable[tuple[int, Any]]:
             "give a JSONL file"
         ) from error
     try:
-        rows = load_dataset(found["id"], found["config"], split=found["split"] or "test")
+        rows = load_dataset(match["id"], match["config"], split=match["split"] or "test")
     except (OSError, ValueError) as error:
         raise ProblemError(f"cannot read {name} from the hub: {error}") from error
     return enumerate(rows, start=1)
@@ -201,14 +203,14 @@ def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
         fields = {**fields, "answer": boxed}
     answer = _field(source, number, fields, "answer", _ANSWERS).rpartition(_MARK)[2].strip()
     if options and re.fullmatch("[A-Z]", answer):
-        answer = f"({answer})"  # an option, whatever the set is called
-    own = fields.get("id")
-    name = f"{dataset}-{number}" if own is None else str(own)
-    return Problem(name, question, answer, dataset=dataset)
+        answer = f"({answer})"  # graders then know it for an option, whatever the set's name
+    given_id = fields.get("id")
+    problem_id = f"{dataset}-{number}" if given_id is None else str(given_id)
+    return Problem(problem_id, question, answer, dataset=dataset)
 
 
 def _boxed(solution: Any) -> str | None:
-    """What the last box of a solution holds."""
+    """The content of the last box of a solution; None if there is none."""
     if not isinstance(solution, str) or (start := solution.rfind(_BOX)) < 0:
         return None
     end = closing_brace(solution, start + len(_BOX))
@@ -216,8 +218,8 @@ def _boxed(solution: Any) -> str | None:
 
 
 def _read_options(source: str, number: int, options: Any) -> list[str]:
-    usable = isinstance(options, list) and all(isinstance(one, str) for one in options)
-    if not usable or len(options) > len(LETTERS):
+    is_list = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not is_list or len(options) > len(LETTERS):
         raise ProblemError(
             f"{source}, line {number} has options {options!r}; expected a list of up to "
             f"{len(LETTERS)} texts"
@@ -229,8 +231,8 @@ def _field(
     source: str, number: int, row: Mapping[str, Any], what: str, names: Sequence[str]
 ) -> str:
     value = next((row[name] for name in names if name in row), None)
-    usable = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if not usable or not str(value).strip():
+    is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if not is_text or not str(value).strip():
         raise ProblemError(
             f"{source}, line {number} is a problem without {what!r} (found {value!r}); every line "
             "needs a question and a gold answer, as text or a number. Fix or remove the line"

@@ -1,4 +1,4 @@
-"""Answers sampled from one model in batches, and the rollouts made of them."""
+"""Rollouts: sampled from the thinking model in batches, or made of answers written elsewhere."""
 
 from collections.abc import Sequence
 from random import Random
@@ -25,8 +25,8 @@ def collect_rollouts(
 ) -> list[Rollout]:
     """The thinking model's answers to one batch of problems.
 
-    Answers depend on the batch they are in only through its seed (the first problem's id), so a
-    resumed run that keeps its batches gives the same answers.
+    The seed depends on the first problem of the batch, so a resumed run with the same batches gives
+    the same answers.
     """
     prompts = [thinking.prompt_ids(problem.question) for problem in problems]
     check_lengths(thinking, prompts, settings.max_new_tokens)
@@ -46,12 +46,12 @@ def make_rollout(
     ids: Sequence[int],
     segmenter: Segmenter = cut_sentences,
 ) -> Rollout:
-    """An answer with its text, finish reason and sentences."""
+    """A rollout of token ids: with its text, finish reason and sentences."""
     text, ends = token_ends(thinking.tokenizer, ids)
     stopped = bool(ids) and ids[-1] in thinking.end_ids
     ends = ends[:-1] if stopped else ends  # the end token belongs to no sentence
-    said = text[: ends[-1]] if ends else ""
-    spans = sentence_spans(said, ends, thinking.think_tags, segmenter)
+    answer = text[: ends[-1]] if ends else ""
+    spans = sentence_spans(answer, ends, thinking.think_tags, segmenter)
     finish = Finish.STOP if stopped else Finish.LENGTH
     return Rollout(problem.id, tuple(ids), text, finish, spans)
 
@@ -59,12 +59,14 @@ def make_rollout(
 def trace_rollout(
     thinking: LanguageModel, trace: Trace, segmenter: Segmenter = cut_sentences
 ) -> Rollout:
-    """An answer written elsewhere, as the thinking model's tokenizer reads it.
+    """A rollout of an answer written elsewhere, tokenized for the thinking model.
 
-    Without a reason of its own it was cut off if its thinking was opened and never closed.
+    If the trace has no finish reason, it counts as cut off when its thinking is opened and never
+    closed.
 
     Raises:
-        InputError: an answer that exceeds the model's context with its prompt, or has no token.
+        InputError: the tokenizer makes no token of the answer.
+        LengthError: prompt and answer exceed the model's context.
     """
     ids, ends = text_tokens(thinking.tokenizer, trace.text)
     _check_trace(thinking, trace, len(ids))

@@ -1,8 +1,8 @@
-"""Cutters by name: the paper's rule, and a model that finds sentences by meaning.
+"""Segmenters by name: the paper's rule, and a model that finds sentences by meaning.
 
 The model is one of the SaT family (Frohmann et al. 2024, "Segment any Text"), run by the library
-`wtpsplit`. It is asked for probabilities only; the cuts are made here, at offsets of the text as
-it is, so that nothing is stripped or lost.
+`wtpsplit`. It only predicts probabilities. The cuts are made here, at offsets of the unchanged
+text, so nothing is stripped or lost.
 """
 
 import re
@@ -20,18 +20,18 @@ _NEWLINES = re.compile(r"\n+")
 
 @runtime_checkable
 class SatModel(Protocol):
-    """What `wtpsplit.SaT` is to us."""
+    """The part of `wtpsplit.SaT` that is used here."""
 
     def predict_proba(self, text_or_texts: str) -> Sequence[float]:
-        """How likely a sentence ends at each character; a blank text has one number."""
+        """Probability that a sentence ends at each character; one number for a blank text."""
 
 
 def find_segmenter(settings: CollectSettings) -> Segmenter:
-    """The cutter that the settings name; a model is loaded once.
+    """The segmenter that the settings name. A model is loaded only once.
 
     Raises:
-        MissingExtraError: a model, without the library that runs it.
-        ModelError: a model that cannot be loaded.
+        MissingExtraError: the library that runs the model is not installed.
+        ModelError: the model cannot be loaded.
     """
     return cut_sentences if settings.segmenter == "rule" else _sat_segmenter(settings.sat_model)
 
@@ -50,8 +50,8 @@ def sat_segmenter(segmenter: SatModel, threshold: float) -> Segmenter:
     def cut(text: str) -> list[tuple[int, int]]:
         if not text.strip():
             return cut_at(text, [])
-        found = segmenter.predict_proba(text)
-        likely = {index + 1 for index, value in enumerate(found) if value > threshold}
+        probabilities = segmenter.predict_proba(text)
+        likely = {index + 1 for index, value in enumerate(probabilities) if value > threshold}
         cuts = likely | {newlines.end() for newlines in _NEWLINES.finditer(text)}
         return cut_at(text, sorted(cut for cut in cuts if text[cut : cut + 1] != "\n"))
 
@@ -64,8 +64,8 @@ def _load_sat(model: str) -> Any:
         from wtpsplit import SaT
     except ImportError as error:
         raise MissingExtraError(
-            f"the cutter sat runs {model} with the library `wtpsplit`; type "
-            "`pip install 'howwhen[sat]'`, or use --collect.cutter rule"
+            f"the segmenter sat runs {model} with the library `wtpsplit`; type "
+            "`pip install 'howwhen[sat]'`, or use --collect.segmenter rule"
         ) from error
     local = {"tokenizer_name_or_path": model} if Path(model).is_dir() else {}
     try:

@@ -1,21 +1,23 @@
 """Cutting the thinking part of an answer into sentences, by offset.
 
-The rule cuts after `. ! ? ;` or a newline. Blanks after a cut belong to the next sentence, as word
-tokens carry the blank before them; newlines right after a cut belong to the sentence they end.
-Decimals, abbreviations of single letters and factorials are not cut. Any other cutter is a function
-of the same type (see `segmenters`); what it returns must tile the text.
+The rule cuts after `. ! ? ;` or a newline. Blanks after a cut belong to the next sentence, since
+word tokens include the blank before them. Newlines right after a cut belong to the sentence they
+end. Decimals, abbreviations of single letters and factorials are not cut. Any other segmenter is a
+function of the same type (see `segmenters`), and its sentences must tile the text.
 """
 
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from howwhen.errors import InputError
 from howwhen.lm.prompts import THINK_TAGS, ThinkTags
 from howwhen.records import SentenceSpan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Segmenter = Callable[[str], list[tuple[int, int]]]
 """Half-open character ranges of a text's sentences, which tile it."""
@@ -29,18 +31,18 @@ _AFTER_SHOUT = re.compile(r"\s+[A-Z]|\s*$|\n")
 _REPLACEMENT = "\ufffd"
 """What decoding shows for a token that ends inside a character."""
 _MAX_WAIT_TOKENS = 16
-"""Tokens after which what they show is no character to come, but bytes that never make one."""
+"""After so many tokens, bytes that still make no character are taken to never make one."""
 _MAX_CHARACTER_TOKENS = 4
-"""Tokens of one character, at most: its bytes."""
+"""A character has at most this many bytes, so at most this many tokens end inside it."""
 
 
 def thinking_part(text: str, think_tags: ThinkTags = THINK_TAGS) -> tuple[int, int]:
     """Half-open character range of the thinking in an answer.
 
-    It begins after the first opening marker and ends before the first closing one. Either may be
-    missing: the prompt opened the thinking, or the answer was cut off. Without both the whole text
-    is thinking. Further markers inside the thinking are part of it, and an opening marker after the
-    first closing one (a second block, or a mention) is part of the answer.
+    It begins after the first opening tag and ends before the first closing tag. Either may be
+    missing: the prompt opened the thinking, or the answer was cut off. Without both, the whole text
+    is thinking. Further tags inside the thinking are part of it. An opening tag after the first
+    closing tag (a second block, or a mention) is part of the answer.
     """
     opening, closing = think_tags
     opened, closed = text.find(opening), text.find(closing)
@@ -51,13 +53,13 @@ def thinking_part(text: str, think_tags: ThinkTags = THINK_TAGS) -> tuple[int, i
 
 def cut_sentences(text: str) -> list[tuple[int, int]]:
     """Half-open character ranges of the sentences: they tile the text, so nothing is lost."""
-    return cut_at(text, (found.end() for found in _CUT.finditer(text) if _is_cut(text, found)))
+    return cut_at(text, (match.end() for match in _CUT.finditer(text) if _is_cut(text, match)))
 
 
 def cut_at(text: str, cuts: Iterable[int]) -> list[tuple[int, int]]:
-    """The ranges between ascending cuts; one of only white space is joined to the one before it.
+    """The ranges between ascending cuts. A range of only white space is joined to the previous one.
 
-    At the start of the text, where none is before it, it is joined to the next one.
+    At the start of the text, it is joined to the next one instead.
     """
     joined: list[tuple[int, int]] = []
     was_blank = False
@@ -73,7 +75,7 @@ def cut_at(text: str, cuts: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _bounds(length: int, cuts: Iterable[int]) -> Iterator[int]:
-    """Where the ranges between the cuts begin and end; nothing of an empty text."""
+    """Where the ranges between the cuts begin and end. An empty text has no bounds."""
     last = 0
     if length:
         yield last
@@ -84,8 +86,8 @@ def _bounds(length: int, cuts: Iterable[int]) -> Iterator[int]:
         yield length
 
 
-def _is_cut(text: str, found: re.Match[str]) -> bool:
-    mark, (start, end) = found[0], found.span()
+def _is_cut(text: str, match: re.Match[str]) -> bool:
+    mark, (start, end) = match[0], match.span()
     if "\n" in mark or end == len(text):
         return True
     if mark == ".":
@@ -118,11 +120,11 @@ def _is_factorial(text: str, start: int, end: int) -> bool:
     return is_operand and not _AFTER_SHOUT.match(text, end)
 
 
-def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """Decode `ids` and say at which character of the text each token ends.
+def token_ends(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> tuple[str, list[int]]:
+    """Decode `ids`, and find the character of the text at which each token ends.
 
-    Tokens are decoded in short windows, so that the cost is linear. A token that ends inside a
-    multi-byte character ends where that character ends.
+    Tokens are decoded in short windows, so the cost is linear. A token that ends inside a
+    multi-byte character is counted to end where that character ends.
     """
     text, ends, known = "", list[int](), ""
     prefix = read = 0
@@ -140,9 +142,9 @@ def token_ends(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[
 
 
 def _settled(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], prefix: int, read: int, index: int
+    tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], prefix: int, read: int, index: int
 ) -> tuple[int, str]:
-    """Up to which token the text can no longer change, and what is shown from `prefix` up to it."""
+    """The token up to which the text can no longer change, and the text from `prefix` to there."""
     shown = _decode(tokenizer, ids[prefix : index + 1])
     if not shown.endswith(_REPLACEMENT) or index + 1 == len(ids):
         return index + 1, shown
@@ -153,29 +155,29 @@ def _settled(
     return read, shown
 
 
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     text = tokenizer.decode(
         list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     return str(text)
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
-    """Token ids of a text, and at which of its characters each token ends.
+def text_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and the character of the text at which each token ends.
 
-    The ends are the tokenizer's own, so they fit the text even where decoding would alter it.
+    The ends are the tokenizer's offsets, so they fit the text even if decoding would alter it.
 
     Raises:
-        InputError: a tokenizer that cannot say where its tokens stand.
+        InputError: the tokenizer does not report offsets.
     """
     if not tokenizer.is_fast:
         raise InputError(
-            f"{type(tokenizer).__name__} does not say where its tokens stand in a text; expected a "
-            "fast tokenizer. Save one with tokenizer.json beside the model"
+            f"{type(tokenizer).__name__} does not report the offsets of its tokens; expected a "
+            "fast tokenizer. Save one with tokenizer.json next to the model"
         )
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ends = accumulate((end for _, end in found["offset_mapping"]), max)
-    return list(found["input_ids"]), list(ends)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = accumulate((end for _, end in encoding["offset_mapping"]), max)
+    return list(encoding["input_ids"]), list(ends)
 
 
 def sentence_spans(
@@ -186,12 +188,17 @@ def sentence_spans(
 ) -> tuple[SentenceSpan, ...]:
     """Sentences of the thinking part, in characters and tokens.
 
-    A token belongs to the sentence that holds its last character; `ends` is as `token_ends` or
-    `text_tokens` gives it. Sentences that no token ends in are merged into the next one, and the
-    last ones into the one before.
+    A token belongs to the sentence that holds its last character. Sentences in which no token ends
+    are merged into the next one, and the last ones into the one before.
+
+    Args:
+        text: the whole answer.
+        ends: the character at which each token ends, from `token_ends` or `text_tokens`.
+        think_tags: what opens and closes the thinking part.
+        segmenter: cuts the thinking part into sentences.
 
     Raises:
-        InputError: a cutter whose sentences do not tile the text.
+        InputError: the segmenter's sentences do not tile the text.
     """
     start, end = thinking_part(text, think_tags)
     spans: list[SentenceSpan] = []
@@ -208,15 +215,15 @@ def sentence_spans(
 
 
 def _tiles(text: str, segmenter: Segmenter) -> list[tuple[int, int]]:
-    """What a cutter cuts, checked: no sentence may be lost."""
+    """A segmenter's sentences, checked: nothing of the text may be lost."""
     sentences = segmenter(text)
     bounds = [0, *(end for _, end in sentences)]
     starts = [start for start, _ in sentences]
     if starts != bounds[:-1] or bounds[-1] != len(text) or sorted(set(bounds)) != bounds:
         raise InputError(
-            f"a cutter gave {_shown(sentences)} for a text of {len(text)} characters; expected "
-            "sentences that follow each other from 0 to the end of the text. Use --collect.cutter "
-            "rule, or repair the cutter"
+            f"a segmenter gave {_shown(sentences)} for a text of {len(text)} characters; expected "
+            "sentences that follow each other from 0 to the end of the text. Type "
+            "--collect.segmenter rule, or repair the segmenter"
         )
     return sentences
 

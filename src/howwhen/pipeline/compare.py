@@ -1,4 +1,4 @@
-"""Two rungs held against each other, of one run or of two over the same problems."""
+"""Two rungs compared, of one run or of two runs over the same problems."""
 
 from dataclasses import dataclass
 from pathlib import Path
