@@ -22,21 +22,21 @@ def test_three_answers_come_side_by_side(open_tab: Open, serve: Serve, scheme: s
         assert shown.replace("⏎", "") == trace.text
         note = page.inner_text(f"#pane-{pane} .why-grade")
         plural = "" if trace.decisions == 1 else "s"
-        decisions = f"{trace.decisions} decision{plural}, " if trace.decisions else ""
+        decisions = f"{trace.decisions} disagreement{plural}, " if trace.decisions else ""
         assert note.startswith(f"{len(trace.tokens)} tokens, {decisions}")
-        assert ("decision" in note) == (trace.decisions > 0)
+        assert ("disagreement" in note) == (trace.decisions > 0)
     assert page.locator("#legend li").count() > 0
     page.focus("#pane-third button.token")
     page.keyboard.press("ArrowRight")
     why = page.inner_text("#why")
-    assert "a decision" in why
+    assert "a disagreement" in why
     assert "thinking model wanted" in why
     assert page.inner_text("#status").startswith(
         f"base: {len(expected(running, 'base', QUESTIONS[0]).tokens)} tokens, "
     )
     assert tab.violations() == []
     assert tab.told == []
-    assert all(one.startswith((running.url, "data:")) for one in tab.requests)
+    assert all(request.startswith((running.url, "data:")) for request in tab.requests)
 
 
 def test_rung_and_strength_are_switched_and_a_refusal_is_shown(
@@ -68,7 +68,7 @@ def test_answers_are_stopped(open_tab: Open, serve: Serve) -> None:
     page = open_tab(f"{running.url}/").page
     with kept_busy(engine):
         page.click("#ask")
-        assert page.inner_text("#status") == "Three answers are being written."
+        assert page.inner_text("#status") == "Generating three answers."
         page.click("#stop")
         page.wait_for_selector("#ask:not([disabled])")
         assert page.inner_text("#pane-third .why-grade") == "stopped after 0 tokens"

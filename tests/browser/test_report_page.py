@@ -44,19 +44,19 @@ def test_an_answer_is_shown_token_by_token(open_tab: Open, report: Path) -> None
     assert page.text_content("#pane-third .tokens") == TOKENIZER.decode(IDS)
     assert "read 7 (stated), which equals 0" in page.inner_text("#pane-third .why-grade")
     assert page.inner_text("#pane-third .grade") == "✓ correct"
-    assert "no such answer" in page.inner_text("#pane-thinking")
+    assert "this rung has no answer here" in page.inner_text("#pane-thinking")
     assert page.inner_text("#legend").strip() == "1 check"
 
 
-def test_a_decision_tells_who_wanted_what(open_tab: Open, report: Path) -> None:
+def test_a_disagreement_shows_which_model_wanted_what(open_tab: Open, report: Path) -> None:
     page = opened(open_tab, report).page
     page.focus("#pane-third button.token")
     why = page.inner_text("#why")
     wrote, base = (TOKENIZER.decode([IDS[place]]) for place in (3, 4))
-    assert "hybrid, token 4: a decision" in why
+    assert "hybrid, token 4: a disagreement" in why
     assert f'"{wrote}"' in why
     assert f'"{base}"' in why
-    assert "strength 1.5, last 2 positions" in why
+    assert "coefficient 1.5, last 2 positions" in why
     assert "-2.00 base" in why
     assert "0.5 on 1" in why
     assert page.get_attribute("#pane-third button.token", "aria-pressed") == "true"
@@ -72,9 +72,9 @@ def test_every_token_is_reached_by_keys(open_tab: Open, report: Path) -> None:
     page.keyboard.press("Shift+ArrowRight")
     assert "hybrid, token 2\n" in page.inner_text("#why")
     page.keyboard.press("ArrowRight")
-    assert "hybrid, token 4: a decision" in page.inner_text("#why")
+    assert "hybrid, token 4: a disagreement" in page.inner_text("#why")
     page.keyboard.press("ArrowRight")  # there is no other
-    assert "hybrid, token 4: a decision" in page.inner_text("#why")
+    assert "hybrid, token 4: a disagreement" in page.inner_text("#why")
     page.keyboard.press("Shift+ArrowLeft")
     assert "hybrid, token 3\n" in page.inner_text("#why")
 
@@ -85,7 +85,7 @@ def test_any_rung_takes_the_third_place(open_tab: Open, report: Path) -> None:
     assert page.inner_text("#pane-third .who") == "shared-vector"
     assert page.get_attribute("#pane-third", "aria-label") == "shared-vector"
     page.focus("#pane-third button.token")
-    assert "shared-vector, token 4: a decision" in page.inner_text("#why")
+    assert "shared-vector, token 4: a disagreement" in page.inner_text("#why")
 
 
 def test_the_page_prints_without_its_controls(open_tab: Open, report: Path) -> None:

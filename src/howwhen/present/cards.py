@@ -105,8 +105,8 @@ def _token_spans(
     for number, token in enumerate(trace.tokens, start=1):
         text = detokenizer.add(token.id)
         if not token.is_decision:
-            facts = [f"written: {_quoted(tokenizer, token.id)}, as {chooser} chose"]
-            details = [f"token {number}", *facts, *_log_probs(token)]
+            chosen = f"token {number}: {_quoted(tokenizer, token.id)}, as {chooser} chose"
+            details = [chosen, *_log_probs(token)]
             yield TokenSpan(text, "\n".join(details), "", None)
             continue
         details = [f"token {number}: a disagreement", *_who_wanted_what(token, tokenizer, titles)]
@@ -120,9 +120,10 @@ def _who_wanted_what(
 ) -> Iterator[str]:
     kept = ", the base's own choice after all" if token.id == token.base_id else ""
     yield f"written: {_quoted(tokenizer, token.id)}{kept}"
-    yield f"base wanted: {_quoted(tokenizer, token.base_id)}"
+    wanted = f"wanted by the base: {_quoted(tokenizer, token.base_id)}"
     if token.thinking_id is not None:
-        yield f"thinking model wanted: {_quoted(tokenizer, token.thinking_id)}"
+        wanted += f", by the thinking model: {_quoted(tokenizer, token.thinking_id)}"
+    yield wanted
     if token.category is not None and token.coefficient is not None:
         plural = "" if token.window == 1 else "s"
         yield (

@@ -1,4 +1,4 @@
-"""The first thing a request meets: whom it was meant for, the key, and the length of its body."""
+"""Checks every request first: its host, its key and the length of its body."""
 
 import base64
 import binascii
@@ -16,10 +16,10 @@ from howwhen.serve.schemas import error_body
 
 @dataclass(frozen=True)
 class AccessMiddleware:
-    """Lets no request through without the key, nor one whose body is too long.
+    """Refuses requests without the key, and requests whose body is too long.
 
-    Without a key only this machine is served, and a name that is not this machine's is refused:
-    it is how a page of somebody else's would come in (DNS rebinding).
+    A server without a key serves this machine only. It refuses every other host name, since a web
+    page could otherwise reach it by DNS rebinding.
     """
 
     app: ASGIApp
@@ -35,25 +35,26 @@ class AccessMiddleware:
         host = headers.get(b"host", b"").decode("latin-1")
         if self.key is None and not is_loopback(_name_in(host)):
             text = (
-                f"asked for the host {host!r}; a server without a key answers to localhost only "
-                "(start it with a key to have it answer to other names)"
+                f"the request names the host {host!r}, but a server without a key accepts only "
+                "localhost; start it with a key to use other names"
             )
             await _refusal(403, text, "wrong_host")(scope, receive, send)
             return
-        if not self._is_known(headers.get(b"authorization", b"")):
-            asked = {"WWW-Authenticate": 'Basic realm="howwhen", charset="UTF-8"'}
-            refusal = _refusal(401, "no key, or a wrong one", "invalid_api_key", headers=asked)
+        if not self._is_authorized(headers.get(b"authorization", b"")):
+            challenge = {"WWW-Authenticate": 'Basic realm="howwhen", charset="UTF-8"'}
+            text = "the key is missing or wrong"
+            refusal = _refusal(401, text, "invalid_api_key", headers=challenge)
             await refusal(scope, receive, send)
             return
         body = await self._read(headers.get(b"content-length", b"0"), receive)
         if body is None:
-            text = f"a body of more than {self.max_bytes} bytes"
+            text = f"the body has more than {self.max_bytes} bytes"
             await _refusal(413, text, "body_too_large")(scope, receive, send)
             return
-        await self.app(scope, _again(body, receive), send)
+        await self.app(scope, _replay(body, receive), send)
 
-    def _is_known(self, given: bytes) -> bool:
-        """Whether the key is right, found out in the same time for every wrong one."""
+    def _is_authorized(self, given: bytes) -> bool:
+        """Whether the key is right, compared in constant time."""
         if self.key is None:
             return True
         kind, _, value = given.partition(b" ")
@@ -62,7 +63,7 @@ class AccessMiddleware:
         return secrets.compare_digest(value, self.key.encode())
 
     async def _read(self, length: bytes, receive: Receive) -> bytes | None:
-        """The body, or None where it is too long."""
+        """The body; None if it is too long."""
         if not length.isdigit() or int(length) > self.max_bytes:
             return None
         body = b""
@@ -78,7 +79,7 @@ class AccessMiddleware:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's, and reached from this machine alone."""
+    """Whether a name or address can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -88,16 +89,16 @@ def is_loopback(host: str) -> bool:
 
 
 def _name_in(host: str) -> str:
-    """The name or address in a Host header, without the port; empty where it is no such header."""
+    """The name or address in a Host header, without the port; empty if it cannot be parsed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
 
 
-def _refusal(status: int, text: str, code: str, **how: Any) -> JSONResponse:
+def _refusal(status: int, text: str, code: str, **options: Any) -> JSONResponse:
     content = error_body(text, "invalid_request_error", code)
-    return JSONResponse(content, status_code=status, **how)
+    return JSONResponse(content, status_code=status, **options)
 
 
 def _password(value: bytes) -> bytes:
@@ -107,15 +108,15 @@ def _password(value: bytes) -> bytes:
         return b""
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """A receive that tells a body already read, and then what comes after it."""
-    is_told = False
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns a body already read, then what comes after it."""
+    is_sent = False
 
     async def next_message() -> Message:
-        nonlocal is_told
-        if is_told:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        is_told = True
+        is_sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return next_message

@@ -1,9 +1,9 @@
 """A server with the OpenAI API for every rung of a run, and a playground at `/`.
 
-`/v1/models`, `/v1/chat/completions` and `/v1/completions` answer as OpenAI's do, streamed or not;
-the model's name chooses the rung (`tally-rl` is the hybrid, `tally-rl/base` the base alone). What
-is more stands in the field `howwhen` of requests (rung, strength, details) and of replies (every
-token with who wanted what).
+`/v1/models`, `/v1/chat/completions` and `/v1/completions` answer as OpenAI's do, streamed or not.
+The model's name chooses the rung: `tally-rl` is the hybrid, `tally-rl/base` the base alone. The
+field `howwhen` extends requests (rung, strength, details) and replies (which model wanted what, for
+every token).
 """
 
 import asyncio
@@ -37,12 +37,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def make_app(service: Service, limits: Limits | None = None, key: str | None = None) -> ASGIApp:
-    """The server as an ASGI application; the engine is started and closed with it.
+    """The server as an ASGI application, which starts and closes the engine.
 
     Args:
-        service: what is served.
+        service: the loaded run.
         limits: of requests.
-        key: what every request must bring, if anything.
+        key: required of every request; None serves this machine without one.
     """
     limits = limits or Limits()
 
@@ -56,7 +56,7 @@ def make_app(service: Service, limits: Limits | None = None, key: str | None = N
         title="howwhen",
         version=version("howwhen"),
         lifespan=lifespan,
-        docs_url=None,  # these two load scripts from elsewhere
+        docs_url=None,  # these two pages load scripts from other sites
         redoc_url=None,
     )
     registry, first_token = _metrics(service)
@@ -66,17 +66,18 @@ def make_app(service: Service, limits: Limits | None = None, key: str | None = N
     return AccessMiddleware(app, limits.body_bytes, key)
 
 
-def _add_answers(app: FastAPI, desk: RequestHandler, first_token: Histogram) -> None:
+def _add_answers(app: FastAPI, handler: RequestHandler, first_token: Histogram) -> None:
     async def respond(body: Body, request: Request) -> Response:
         started = time.monotonic()
-        ask = desk.ask(body)
-        reply = Reply(desk.service, body, ask.rung, await desk.check(ask))
+        generation = handler.read(body)
+        prompt_tokens = await handler.check(generation)
+        reply = Reply(handler.service, body, generation.rung, prompt_tokens)
         client = request.client.host if request.client else ""
         if not body.stream:
-            return await _whole(desk, ask, reply, client, request)
-        chunks = _chunks(desk, ask, reply, client, first_token, started)
-        first = await anext(chunks)  # refusals come before the status is sent
-        return EventSourceResponse(_after(first, chunks), headers={"Cache-Control": "no-store"})
+            return await _complete(handler, generation, reply, client, request)
+        chunks = _chunks(handler, generation, reply, client, first_token, started)
+        first = await anext(chunks)  # a refusal is raised before the status is sent
+        return EventSourceResponse(_prepend(first, chunks), headers={"Cache-Control": "no-store"})
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -88,27 +89,27 @@ def _add_answers(app: FastAPI, desk: RequestHandler, first_token: Histogram) -> 
 
 
 async def _chunks(
-    desk: RequestHandler,
-    ask: GenerationRequest,
+    handler: RequestHandler,
+    generation: GenerationRequest,
     reply: Reply,
     client: str,
     first_token: Histogram,
     started: float,
 ) -> AsyncIterator[str]:
     """A streamed answer as the data of server-sent events."""
-    async with desk.answer(ask, client) as events:
+    async with handler.answer(generation, client) as updates:
         yield json.dumps(reply.opening())
         try:
-            async for event in events:
-                if isinstance(event, Finish):
-                    yield json.dumps(reply.chunk("", [], event))
+            async for update in updates:
+                if isinstance(update, Finish):
+                    yield json.dumps(reply.chunk("", [], update))
                     continue
                 if not reply.tokens:
                     first_token.observe(time.monotonic() - started)
-                yield json.dumps(reply.chunk(*reply.explain(event)))
-        except Exception as error:  # noqa: BLE001 - the status is sent: the stream has to say it
+                yield json.dumps(reply.chunk(*reply.explain(update)))
+        except Exception as error:  # noqa: BLE001 - the status is already sent, so the stream reports the error
             if not isinstance(error, HowwhenError):
-                _LOG.error("a streamed answer broke off", exc_info=error)
+                _LOG.error("a streamed answer failed", exc_info=error)
             yield json.dumps(error_body(str(error), "server_error", "internal_error"))
             return
     if reply.body.stream_options and reply.body.stream_options.include_usage:
@@ -116,44 +117,48 @@ async def _chunks(
     yield "[DONE]"
 
 
-async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _prepend(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
     yield first
     async for chunk in rest:
         yield chunk
 
 
-async def _whole(
-    desk: RequestHandler, ask: GenerationRequest, reply: Reply, client: str, request: Request
+async def _complete(
+    handler: RequestHandler,
+    generation: GenerationRequest,
+    reply: Reply,
+    client: str,
+    request: Request,
 ) -> JSONResponse:
-    """An answer that is not streamed; it ends when the client leaves."""
-    written = asyncio.create_task(_write(desk, ask, reply, client))
-    leaves = asyncio.create_task(_has_left(request))
+    """An answer that is not streamed. Generation stops when the client disconnects."""
+    answer = asyncio.create_task(_generate(handler, generation, reply, client))
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({written, leaves}, return_when=asyncio.FIRST_COMPLETED)
-        if written.done():
-            return JSONResponse(written.result())
-    finally:  # whatever happened, nobody waits for either any longer
-        written.cancel()
-        leaves.cancel()
-    raise RefusedError(499, "the client has left", "client_closed_request")
+        await asyncio.wait({answer, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return JSONResponse(answer.result())
+    finally:
+        answer.cancel()
+        disconnect.cancel()
+    raise RefusedError(499, "the client has disconnected", "client_closed_request")
 
 
-async def _write(
-    desk: RequestHandler, ask: GenerationRequest, reply: Reply, client: str
+async def _generate(
+    handler: RequestHandler, generation: GenerationRequest, reply: Reply, client: str
 ) -> dict[str, Any]:
     text, finish = "", Finish.LENGTH
     details: list[dict[str, Any]] = []
-    async with desk.answer(ask, client) as events:
-        async for event in events:
-            if isinstance(event, Finish):
-                finish = event
+    async with handler.answer(generation, client) as updates:
+        async for update in updates:
+            if isinstance(update, Finish):
+                finish = update
             else:
-                added, told = reply.explain(event)
-                text, details = text + added, details + told
-    return reply.whole(text, details, finish)
+                new_text, new_details = reply.explain(update)
+                text, details = text + new_text, details + new_details
+    return reply.complete(text, details, finish)
 
 
-async def _has_left(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -168,12 +173,12 @@ def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> N
         return PlainTextResponse(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def list_models() -> dict[str, Any]:
         names = [service.name, *(f"{service.name}/{rung}" for rung in service.rungs)]
-        every = [
+        models = [
             {"id": name, "object": "model", "created": 0, "owned_by": "howwhen"} for name in names
         ]
-        return {"object": "list", "data": every}
+        return {"object": "list", "data": models}
 
     @app.get("/")
     async def playground() -> HTMLResponse:
@@ -181,56 +186,53 @@ def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> N
 
 
 def _playground(service: Service) -> str:
-    return (
-        page_environment()
-        .get_template("playground.html")
-        .render(service=service, told={"model": service.name, "rungs": list(service.rungs)})
-    )
+    template = page_environment().get_template("playground.html")
+    return template.render(service=service, service_data={"model": service.name})
 
 
 def _metrics(service: Service) -> tuple[CollectorRegistry, Histogram]:
     registry = CollectorRegistry()
-    registry.register(_Stats(service.engine))
+    registry.register(_StatsCollector(service.engine))
     first = Histogram(
         "howwhen_first_token_seconds", "From request to first token", registry=registry
     )
     return registry, first
 
 
-class _Stats:
-    """The engine's numbers for Prometheus."""
+class _StatsCollector:
+    """The engine's statistics for Prometheus."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def collect(self) -> list[Metric]:
-        """All of them."""
+        """All statistics."""
         stats = self.engine.stats
-        rising = {
+        counters = {
             "requests": (("asked", "answered", "cancelled", "failed"), "Requests"),
             "tokens": (("tokens", "decisions"), "Tokens written"),
         }
-        found: list[Metric] = []
-        for name, (keys, text) in rising.items():
+        metrics: list[Metric] = []
+        for name, (keys, text) in counters.items():
             family = CounterMetricFamily(f"howwhen_{name}", text, labels=["kind"])
-            for one in keys:
-                family.add_metric([one], getattr(stats, one))
-            found.append(family)
+            for key in keys:
+                family.add_metric([key], getattr(stats, key))
+            metrics.append(family)
         gauge = GaugeMetricFamily("howwhen_now", "Requests and batches now", labels=["kind"])
-        for one in ("waiting", "running", "batches"):
-            gauge.add_metric([one], getattr(stats, one))
-        return [*found, gauge]
+        for key in ("waiting", "running", "batches"):
+            gauge.add_metric([key], getattr(stats, key))
+        return [*metrics, gauge]
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every refusal in OpenAI's form."""
+    """Report every error in OpenAI's format."""
 
     @app.exception_handler(RefusedError)
     async def refused(_: Request, error: RefusedError) -> JSONResponse:
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
-        waits = {"Retry-After": "1"} if error.status in (429, 503) else {}
+        headers = {"Retry-After": "1"} if error.status in (429, 503) else {}
         content = error_body(str(error), kind, error.code)
-        return JSONResponse(content, status_code=error.status, headers=waits)
+        return JSONResponse(content, status_code=error.status, headers=headers)
 
     @app.exception_handler(InputError)
     async def unusable(_: Request, error: InputError) -> JSONResponse:
@@ -244,14 +246,14 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         parts = [
-            f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}"
-            for one in error.errors()
+            f"{'.'.join(str(part) for part in detail['loc'][1:]) or 'body'}: {detail['msg']}"
+            for detail in error.errors()
         ]
         content = error_body("; ".join(parts), "invalid_request_error", "invalid_value")
         return JSONResponse(content, status_code=400)
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:  # it is logged beside this
+    async def failed(_: Request, error: Exception) -> JSONResponse:  # Starlette logs it
         return JSONResponse(error_body(str(error), "server_error", "internal_error"), 500)
 
     @app.exception_handler(HTTPException)

@@ -1,8 +1,8 @@
-"""Answers many requests at once: one thread writes, requests join batches as they come and go.
+"""Answers many requests at once: one thread decodes, and requests are grouped into batches.
 
-Requests for the same rung with the same settings are written side by side. A request that comes
-while others are being written starts in a batch of its own at the next round, as long as there are
-fewer than `max_batches`; batches take turns, a block of tokens each.
+Requests for the same rung with the same settings share a batch. A request that arrives while others
+are being decoded starts a new batch in the next round if there are fewer than `max_batches`.
+Batches take turns and decode one block of tokens per turn.
 """
 
 import logging
@@ -22,7 +22,7 @@ from howwhen.settings import HybridSettings
 
 _LOG = logging.getLogger(__name__)
 RungFinder = Callable[[str, float | None], Rung]
-"""The rung of that name at that strength; raises SettingsError where there is none."""
+"""Returns the rung of that name at that strength; raises SettingsError if there is none."""
 
 
 class GenerationRequest(NamedTuple):
@@ -33,35 +33,35 @@ class GenerationRequest(NamedTuple):
     settings: HybridSettings
     strength: float | None = None
     draw: str = "0"
-    """Names, beside the seed, the random numbers of a sampled answer."""
+    """Together with the seed, this determines the random numbers of a sampled answer."""
 
 
 Update = Sequence[HybridToken] | Finish
-"""New tokens; why the answer ended."""
+"""New tokens, or why the answer ended."""
 Event = Update | Exception
-"""The same, or what went wrong."""
+"""An update, or the error that ended the request."""
 
 
 @dataclass(eq=False)
 class PendingRequest:
-    """A request on its way through the engine."""
+    """A request that the engine has accepted."""
 
-    ask: GenerationRequest
+    request: GenerationRequest
     deliver: Callable[[Event], None]
     """Called from the engine's thread."""
     is_cancelled: bool = False
-    told: int = 0
-    """Tokens delivered."""
+    delivered: int = 0
+    """Number of tokens delivered."""
 
     def __post_init__(self) -> None:
-        ask = self.ask
-        self.group = ask.rung, ask.strength, ask.settings.model_dump_json()
-        """Equal for requests that can be written side by side."""
+        request = self.request
+        self.batch_key = request.rung, request.strength, request.settings.model_dump_json()
+        """Equal for requests that can share a batch."""
 
 
 @dataclass
 class Stats:
-    """What the engine has done, and is doing."""
+    """Counters since the start, and what is in progress now."""
 
     asked: int = 0
     answered: int = 0
@@ -76,23 +76,23 @@ class Stats:
 
 @dataclass
 class _Group:
-    """A batch being written, and whom its rows belong to."""
+    """A batch in progress, and the request that each row belongs to."""
 
     batch: LiveBatch
-    tickets: list[PendingRequest | None]
-    """None where a row has been delivered whole."""
+    pending: list[PendingRequest | None]
+    """By row; None once the row is finished."""
 
 
 @dataclass
 class Engine:
-    """Both models at work for many requests; `start` it first, `close` it last."""
+    """Serves many requests with one pair of models. Call `start` first and `close` last."""
 
     models: ModelPair
     find_rung: RungFinder
     batch_size: int = 32
-    """Most answers in one batch."""
+    """Maximum number of answers in one batch."""
     max_batches: int = 4
-    """Batches taking turns; more make every one of them slower."""
+    """Maximum number of batches that take turns; more of them make each one slower."""
     max_waiting: int = 256
     stats: Stats = field(default_factory=Stats)
     _waiting: deque[PendingRequest] = field(default_factory=deque)
@@ -102,54 +102,56 @@ class Engine:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to work, in a thread of its own."""
+        """Start the engine's thread."""
         self._thread = threading.Thread(target=self._work, name="howwhen-engine", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the current round; requests that are not answered fail."""
+        """Stop after the current round; unfinished requests fail."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
 
-    def check(self, ask: GenerationRequest) -> int:
-        """Refuse now what could not be answered, and count the tokens of the longer prompt.
+    def check(self, request: GenerationRequest) -> int:
+        """Count the tokens of the longer prompt; refuse a request that cannot be answered.
 
         Raises:
-            SettingsError: no such rung, or one that has no strength.
+            SettingsError: no such rung, or a strength for a rung that does not steer.
             InputError: an empty prompt, or one too long for a model's context.
         """
         longest = 0
-        for model in asked_models(self.models, self.find_rung(ask.rung, ask.strength)):
-            prompt = model.prompt_ids(ask.question)
-            check_lengths(model, [prompt], ask.settings.max_new_tokens)
+        for model in asked_models(self.models, self.find_rung(request.rung, request.strength)):
+            prompt = model.prompt_ids(request.question)
+            check_lengths(model, [prompt], request.settings.max_new_tokens)
             longest = max(longest, len(prompt))
         return longest
 
-    def submit(self, ask: GenerationRequest, deliver: Callable[[Event], None]) -> PendingRequest:
-        """Queue a request that `check` has let pass.
+    def submit(
+        self, request: GenerationRequest, deliver: Callable[[Event], None]
+    ) -> PendingRequest:
+        """Queue a request that has passed `check`.
 
         Raises:
-            BusyError: too many are waiting, or the engine is closing.
+            BusyError: the queue is full, or the engine is closing.
         """
-        ticket = PendingRequest(ask, deliver)
+        pending = PendingRequest(request, deliver)
         with self._changed:
             if self._is_closing or len(self._waiting) >= self.max_waiting:
                 raise BusyError(f"{len(self._waiting)} requests are waiting; try again later")
             self.stats.asked += 1
-            self._waiting.append(ticket)
+            self._waiting.append(pending)
             self._count()
             self._changed.notify()
-        return ticket
+        return pending
 
-    def cancel(self, ticket: PendingRequest) -> None:
-        """Write no more of a request; nothing is delivered afterwards."""
+    def cancel(self, pending: PendingRequest) -> None:
+        """Stop a request; nothing more is generated for it."""
         with self._changed:
-            ticket.is_cancelled = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            pending.is_cancelled = True
+            if pending in self._waiting:
+                self._waiting.remove(pending)
                 self.stats.cancelled += 1
                 self._count()
 
@@ -160,9 +162,9 @@ class Engine:
                     self._changed.wait()
                 if self._is_closing:
                     break
-                fresh = self._next_group()
-            if fresh:
-                self._open(fresh)
+                requests = self._next_requests()
+            if requests:
+                self._open(requests)
             for group in list(self._groups):
                 self._advance(group)
             with self._changed:
@@ -170,77 +172,83 @@ class Engine:
                 self._count()
         self._abandon()
 
-    def _next_group(self) -> list[PendingRequest]:
-        """Take the request that has waited longest, and those that can be written beside it."""
+    def _next_requests(self) -> list[PendingRequest]:
+        """Take the request that has waited longest, and those that can share its batch."""
         if len(self._groups) >= self.max_batches or not self._waiting:
             return []
-        group = self._waiting[0].group
-        taken = [one for one in self._waiting if one.group == group][: self.batch_size]
-        self._waiting = deque(one for one in self._waiting if one not in taken)
-        return taken
+        key = self._waiting[0].batch_key
+        requests = [pending for pending in self._waiting if pending.batch_key == key]
+        requests = requests[: self.batch_size]
+        self._waiting = deque(pending for pending in self._waiting if pending not in requests)
+        return requests
 
-    def _open(self, tickets: list[PendingRequest]) -> None:
-        first = tickets[0].ask
-        problems = [Problem(ticket.ask.draw, ticket.ask.question, "unknown") for ticket in tickets]
+    def _open(self, requests: list[PendingRequest]) -> None:
+        first = requests[0].request
+        problems = [
+            Problem(pending.request.draw, pending.request.question, "unknown")
+            for pending in requests
+        ]
         try:
             rung = self.find_rung(first.rung, first.strength)
             batch = LiveBatch(self.models, problems, rung, first.settings)
-        except Exception as error:  # noqa: BLE001 - each asker is told; the engine goes on
-            self._fail(tickets, error)
+        except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
+            self._fail(requests, error)
         else:
-            self._groups.append(_Group(batch, list(tickets)))
+            self._groups.append(_Group(batch, list(requests)))
 
     def _advance(self, group: _Group) -> None:
-        for row, ticket in enumerate(group.tickets):
-            if ticket is not None and ticket.is_cancelled:
-                self._leave(group, row)
+        for row, pending in enumerate(group.pending):
+            if pending is not None and pending.is_cancelled:
+                self._drop(group, row)
                 with self._changed:
                     self.stats.cancelled += 1
         if group.batch.is_done:
             return
         try:
-            fresh = group.batch.advance()
-        except Exception as error:  # noqa: BLE001 - each asker is told; the engine goes on
-            self._fail([ticket for ticket in group.tickets if ticket], error)
+            new_tokens = group.batch.advance()
+        except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
+            self._fail([pending for pending in group.pending if pending], error)
             self._groups.remove(group)
             return
-        for row, (ticket, tokens) in enumerate(zip(group.tickets, fresh, strict=True)):
-            if ticket is not None and tokens:
-                self._deliver(group, row, ticket, tokens)
+        for row, (pending, tokens) in enumerate(zip(group.pending, new_tokens, strict=True)):
+            if pending is not None and tokens:
+                self._deliver(group, row, pending, tokens)
 
     def _deliver(
-        self, group: _Group, row: int, ticket: PendingRequest, tokens: Sequence[HybridToken]
+        self, group: _Group, row: int, pending: PendingRequest, tokens: Sequence[HybridToken]
     ) -> None:
-        ticket.told += len(tokens)
+        pending.delivered += len(tokens)
         self.stats.tokens += len(tokens)
         self.stats.decisions += sum(token.is_decision for token in tokens)
-        ticket.deliver(tokens)
+        pending.deliver(tokens)
         is_ended = tokens[-1].id in self.models.end_ids
-        if is_ended or ticket.told == ticket.ask.settings.max_new_tokens:
+        if is_ended or pending.delivered == pending.request.settings.max_new_tokens:
             self.stats.answered += 1
-            ticket.deliver(Finish.STOP if is_ended else Finish.LENGTH)
-            self._leave(group, row)
+            pending.deliver(Finish.STOP if is_ended else Finish.LENGTH)
+            self._drop(group, row)
 
-    def _leave(self, group: _Group, row: int) -> None:
-        group.tickets[row] = None
+    def _drop(self, group: _Group, row: int) -> None:
+        group.pending[row] = None
         group.batch.cancel(row)
 
-    def _fail(self, tickets: Sequence[PendingRequest], error: Exception) -> None:
+    def _fail(self, requests: Sequence[PendingRequest], error: Exception) -> None:
         if not isinstance(error, HowwhenError):
             _LOG.error("an answer failed", exc_info=error)
-        for ticket in tickets:
+        for pending in requests:
             self.stats.failed += 1
-            ticket.deliver(error)
+            pending.deliver(error)
 
     def _abandon(self) -> None:
-        running = [ticket for group in self._groups for ticket in group.tickets if ticket]
+        running = [pending for group in self._groups for pending in group.pending if pending]
         with self._changed:
-            left = [*running, *self._waiting]
+            unfinished = [*running, *self._waiting]
             self._waiting.clear()
             self._groups.clear()
             self._count()
-        self._fail(left, BusyError("the server is closing"))
+        self._fail(unfinished, BusyError("the server is closing"))
 
     def _count(self) -> None:
         self.stats.waiting, self.stats.batches = len(self._waiting), len(self._groups)
-        self.stats.running = sum(one is not None for group in self._groups for one in group.tickets)
+        self.stats.running = sum(
+            pending is not None for group in self._groups for pending in group.pending
+        )

@@ -1,17 +1,17 @@
-"""A run's rungs behind the server of `present`; its packages are loaded when it is asked for."""
+"""Starts the server for a loaded run. Its packages are imported when it is started."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from howwhen.errors import MissingExtraError, SettingsError
-from howwhen.pipeline.live import LoadedRungs
 
 if TYPE_CHECKING:
+    from howwhen.pipeline.live import LoadedRungs
     from howwhen.serve.requests import Service
 
 
 def check_address(host: str, key: str | None, key_variable: str) -> None:
-    """Refuse to be reachable from other machines without a key.
+    """Refuse an address that other machines can reach if there is no key.
 
     Raises:
         SettingsError: no key.
@@ -26,7 +26,7 @@ def check_address(host: str, key: str | None, key_variable: str) -> None:
 
 
 def check_packages() -> None:
-    """Fail now if the server's packages are not there.
+    """Check that the server's packages are installed.
 
     Raises:
         MissingExtraError: they are not installed.
@@ -36,13 +36,13 @@ def check_packages() -> None:
             import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            f"the server takes packages that are not installed ({error}); type: "
+            f"the server needs packages that are not installed ({error}); type: "
             "pip install 'howwhen[serve]'"
         ) from error
 
 
-def make_service(ready: LoadedRungs) -> "Service":
-    """What is served of a run."""
+def make_service(ready: "LoadedRungs") -> "Service":
+    """The service of a loaded run."""
     from howwhen.serve.engine import Engine
     from howwhen.serve.requests import Service
 
@@ -65,5 +65,5 @@ def run_server(service: "Service", host: str, port: int, key: str | None) -> Non
     from howwhen.serve.app import make_app
 
     app = make_app(service, key=key)
-    # A header that names another client would get round the limit of each.
+    # Trusting X-Forwarded-For would let a client evade its limit.
     uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)

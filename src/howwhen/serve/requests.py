@@ -1,4 +1,4 @@
-"""Takes requests in, within limits, and hands the engine's events out."""
+"""Checks requests against the limits, submits them to the engine and returns its events."""
 
 import asyncio
 import uuid
@@ -14,60 +14,61 @@ from howwhen.serve.engine import Engine, Event, GenerationRequest, Update
 from howwhen.serve.schemas import Body, RefusedError
 from howwhen.settings import HybridSettings
 
-USUAL_TOKENS = 256
-"""Longest answer where a request does not say."""
+DEFAULT_TOKENS = 256
+"""Maximum length of an answer if the request names none."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, and all of them together, may ask for."""
+    """Limits of one request, and of one client."""
 
     body_bytes: int = 256_000
     prompt_tokens: int = 4096
     running_per_client: int = 64
-    """Requests of one address under way at once."""
+    """Maximum number of simultaneous requests from one address."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is served."""
+    """A loaded run, as the server needs it."""
 
     name: str
-    """Of the pair; also the model that answers where none is named by a rung."""
+    """Of the pair; also the name of the model that means the hybrid."""
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
     rungs: Sequence[str]
     titles: tuple[str, ...]
     """Of the categories."""
     settings: HybridSettings
-    """Of the rungs; `max_new_tokens` is the longest answer that may be asked for."""
+    """Of the rungs; a request may lower `max_new_tokens` but not raise it."""
     example: str = ""
-    """A question that the playground starts with."""
+    """The question that the playground shows first."""
 
 
 @dataclass
 class RequestHandler:
-    """Takes requests in, one client's no more than its share, and hands answers out."""
+    """Turns the bodies of requests into answers, within the limits."""
 
     service: Service
     limits: Limits
     running: dict[str, int] = field(default_factory=dict)
-    """Requests under way, by client."""
+    """Number of requests in progress, by client."""
 
-    def ask(self, body: Body) -> GenerationRequest:
-        """The request as the engine takes it.
+    def read(self, body: Body) -> GenerationRequest:
+        """The request in the form that the engine takes.
 
         Raises:
-            RefusedError: an unknown model, or more than the limits allow.
+            RefusedError: an unknown model, or a limit exceeded.
         """
         rung = self._rung(body)
-        chosen = body.max_tokens_asked
-        most = self.service.settings.max_new_tokens
-        if chosen is not None and chosen > most:
-            raise RefusedError(413, f"{chosen} new tokens; expected at most {most}", "max_tokens")
+        requested = body.requested_max_tokens
+        max_tokens = self.service.settings.max_new_tokens
+        if requested is not None and requested > max_tokens:
+            text = f"{requested} new tokens; expected at most {max_tokens}"
+            raise RefusedError(413, text, "max_tokens")
         settings = self.service.settings.model_copy(
             update={
-                "max_new_tokens": chosen or min(USUAL_TOKENS, most),
+                "max_new_tokens": requested or min(DEFAULT_TOKENS, max_tokens),
                 "temperature": body.temperature or 0.0,
                 "top_p": 1.0 if body.top_p is None else body.top_p,
                 "seed": body.seed or 0,
@@ -87,14 +88,14 @@ class RequestHandler:
             )
         return body.howwhen.rung or rung or "hybrid"
 
-    async def check(self, ask: GenerationRequest) -> int:
-        """Tokens of the prompt.
+    async def check(self, request: GenerationRequest) -> int:
+        """Number of tokens of the prompt.
 
         Raises:
             RefusedError: a prompt that is too long, or cannot be answered.
         """
         try:
-            tokens = await asyncio.to_thread(self.service.engine.check, ask)
+            tokens = await asyncio.to_thread(self.service.engine.check, request)
         except LengthError as error:
             raise RefusedError(413, str(error), "context_length_exceeded") from error
         except InputError as error:
@@ -109,16 +110,17 @@ class RequestHandler:
 
     @asynccontextmanager
     async def answer(
-        self, ask: GenerationRequest, client: str
+        self, request: GenerationRequest, client: str
     ) -> AsyncIterator[AsyncIterator[Update]]:
-        """The events of an answer; whoever leaves early is written for no longer.
+        """The updates of an answer; leaving the context early stops the generation.
 
         Raises:
-            RefusedError: too much is under way.
+            RefusedError: the client has too many requests in progress, or the server is full.
         """
         if self.running.get(client, 0) >= self.limits.running_per_client:
-            most = self.limits.running_per_client
-            raise RefusedError(429, f"{most} requests of yours are under way", "rate_limit")
+            limit = self.limits.running_per_client
+            text = f"you already have {limit} requests in progress, the maximum; try again later"
+            raise RefusedError(429, text, "rate_limit")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def deliver(event: Event) -> None:
@@ -126,21 +128,21 @@ class RequestHandler:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         try:
-            ticket = self.service.engine.submit(ask, deliver)
+            pending = self.service.engine.submit(request, deliver)
         except BusyError as error:
             raise RefusedError(503, str(error), "overloaded") from error
         self.running[client] = self.running.get(client, 0) + 1
         try:
             yield _until_end(events)
         finally:
-            self.service.engine.cancel(ticket)
+            self.service.engine.cancel(pending)
             self.running[client] -= 1
             if not self.running[client]:
                 del self.running[client]
 
 
 async def _until_end(events: "asyncio.Queue[Event]") -> AsyncIterator[Update]:
-    """Tokens, and at last why there are no more; what went wrong is raised."""
+    """New tokens, then why the answer ended; an error of the engine is raised."""
     while True:
         event = await events.get()
         if isinstance(event, Exception):

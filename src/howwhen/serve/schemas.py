@@ -1,6 +1,7 @@
-"""What a request may say: OpenAI's fields, and one of ours.
+"""The bodies of requests: fields of OpenAI's API, and the field `howwhen`.
 
-Fields of OpenAI's API that would change the answer and are not served are refused, others ignored.
+Fields of OpenAI's API that are not supported are refused if they would change the answer, and
+ignored otherwise.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from howwhen.errors import InputError
 
-_UNSERVED: dict[str, tuple[Any, ...]] = {
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "frequency_penalty": (0, 0.0),
@@ -26,7 +27,7 @@ _UNSERVED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "top_logprobs": (),
 }
-"""What is not served, and the values, beside null, by which nothing is asked for."""
+"""Unsupported fields, with the values besides null that have no effect."""
 
 
 def _check_text(text: str) -> str:
@@ -38,7 +39,7 @@ def _check_text(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_check_text)]
-"""JSON can hold half a character (a lone surrogate), a tokenizer cannot."""
+"""Text without lone surrogates, which JSON can hold and a tokenizer cannot."""
 
 
 class Extension(BaseModel):
@@ -48,7 +49,7 @@ class Extension(BaseModel):
     rung: str | None = None
     strength: float | None = Field(default=None, ge=-100, le=100)
     details: bool = True
-    """Whether every token is explained."""
+    """Whether the reply has the details of every token."""
 
 
 class StreamOptions(BaseModel):
@@ -58,32 +59,32 @@ class StreamOptions(BaseModel):
 
 
 class _Common(BaseModel):
-    """What both kinds of requests share."""
+    """What both kinds of request share."""
 
     model_config = ConfigDict(extra="ignore")
     model: str
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """Greedy where absent."""
+    """Defaults to 0, greedy decoding."""
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    """Sampled answers of one seed and question are the same; without one each is drawn anew."""
+    """The same seed and question give the same sampled answer. Without a seed, answers vary."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     howwhen: Extension = Extension()
 
     @model_validator(mode="before")
     @classmethod
-    def _is_served(cls, told: Any) -> Any:
-        """Refuse what would change the answer."""
-        for name, values in _UNSERVED.items() if isinstance(told, dict) else ():
-            found = told.get(name)
-            if found is not None and not any(
-                type(found) is type(value) and found == value for value in values
+    def _check_supported(cls, body: Any) -> Any:
+        """Refuse unsupported fields that would change the answer."""
+        for name, values in _UNSUPPORTED.items() if isinstance(body, dict) else ():
+            given = body.get(name)
+            if given is not None and not any(
+                type(given) is type(value) and given == value for value in values
             ):
                 expected = " or ".join(["null", *map(repr, values)])
-                raise ValueError(f"{name} is not served; expected {expected}")
-        return told
+                raise ValueError(f"{name} is not supported; expected {expected}")
+        return body
 
 
 class TextPart(BaseModel):
@@ -101,14 +102,14 @@ class ChatMessage(BaseModel):
 
 
 class ChatRequest(_Common):
-    """Body of `/v1/chat/completions`: one question, as the pair's prompts have room for no more."""
+    """Body of `/v1/chat/completions`: one question, since the pair's prompts hold only one."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
     @property
-    def max_tokens_asked(self) -> int | None:
-        """Longest answer asked for, by its new name or its old one."""
+    def requested_max_tokens(self) -> int | None:
+        """Maximum length of the answer, by the new name of the field or the old one."""
         return self.max_completion_tokens or self.max_tokens
 
     def question(self) -> str:
@@ -116,8 +117,8 @@ class ChatRequest(_Common):
         if len(self.messages) != 1 or self.messages[0].role != "user":
             roles = ", ".join(message.role for message in self.messages)
             raise InputError(
-                f"messages of {roles}; expected a single user message, as both models are asked "
-                "in their own prompts, which hold one question"
+                f"messages from {roles}; expected a single user message, since each model is "
+                "asked with its own prompt, which holds one question"
             )
         content = self.messages[0].content
         return content if isinstance(content, str) else "".join(part.text for part in content)
@@ -133,8 +134,8 @@ class TextRequest(_Common):
         return self.prompt
 
     @property
-    def max_tokens_asked(self) -> int | None:
-        """Longest answer asked for."""
+    def requested_max_tokens(self) -> int | None:
+        """Maximum length of the answer."""
         return self.max_tokens
 
 
@@ -142,7 +143,7 @@ Body = ChatRequest | TextRequest
 
 
 class RefusedError(Exception):
-    """A request that is not answered."""
+    """A request that is refused."""
 
     def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(message)
@@ -150,6 +151,6 @@ class RefusedError(Exception):
 
 
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    message = message.encode(errors="backslashreplace").decode()  # may repeat half a character
+    """An error in OpenAI's format."""
+    message = message.encode(errors="backslashreplace").decode()  # it may quote a lone surrogate
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

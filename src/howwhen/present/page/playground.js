@@ -1,5 +1,5 @@
 (() => {
-  const told = JSON.parse(find("told").textContent);
+  const service = JSON.parse(find("service").textContent);
   let running = null;
 
   const logProb = (nats) => (nats === null ? "none" : nats.toFixed(2));
@@ -32,7 +32,7 @@
     const strength = find("strength").value;
     const steers = rung !== "base" && rung !== "thinking" && strength !== "";
     const body = {
-      model: `${told.model}/${rung}`, messages: [{ role: "user", content: question }], stream: true,
+      model: `${service.model}/${rung}`, messages: [{ role: "user", content: question }], stream: true,
       temperature: Number(find("temperature").value || 0), howwhen: steers ? { strength: Number(strength) } : {},
     };
     const started = performance.now();
@@ -44,8 +44,8 @@
         for (const token of chunk.howwhen?.tokens ?? []) show(state, token);
         const isCut = chunk.choices[0]?.finish_reason === "length";
         const seconds = ((performance.now() - started) / 1000).toFixed(1);
-        const decisions = state.decisions ? `, ${several(state.decisions, "decision")}` : "";
-        state.outcome = `${several(state.count, "token")}${decisions}, ${seconds} s${isCut ? ", cut off there" : ""}`;
+        const decisions = state.decisions ? `, ${several(state.decisions, "disagreement")}` : "";
+        state.outcome = `${several(state.count, "token")}${decisions}, ${seconds} s${isCut ? ", stopped at the limit" : ""}`;
         note.textContent = state.outcome;
       }
     } catch (error) {
@@ -66,28 +66,28 @@
     }
     state.decisions += 1;
     if (token.category !== null) state.used.set(token.category, token.title);
-    const how = { category: token.category, name: token.title, isKept: token.id === token.base_id, isFirst: state.decisions === 1 };
-    tokens.append(decisionButton(token.text, how, () => explain(state.rung, place, token)));
+    const options = { category: token.category, name: token.title, isKept: token.id === token.base_id, isFirst: state.decisions === 1 };
+    tokens.append(disagreementButton(token.text, options, () => explain(state.rung, place, token)));
   }
 
   function explain(rung, place, token) {
     const rows = [["written", quoted(token.text)], ["base wanted", quoted(token.base)]];
     if (token.thinking !== null) rows.push(["thinking model wanted", quoted(token.thinking)]);
     if (token.category !== null) rows.push(["steered with", steering(token.category, token.title, token.strength, token.window)]);
-    const theirs = token.thinking_log_prob === null ? "" : `, ${logProb(token.thinking_log_prob)} thinking model`;
-    rows.push(["log-probability", `${logProb(token.base_log_prob)} base${theirs} (nats)`]);
-    if (token.candidates.length) rows.push(["tried", token.candidates.map((one) => `${one.strength} on ${one.window}: ${quoted(one.text)} (${logProb(one.thinking_log_prob)})`).join("; ")]);
-    tellWhy(rung, place, token.is_decision, rows);
+    const thinking = token.thinking_log_prob === null ? "" : `, ${logProb(token.thinking_log_prob)} thinking model`;
+    rows.push(["log-probability", `${logProb(token.base_log_prob)} base${thinking} (nats)`]);
+    if (token.candidates.length) rows.push(["tried", token.candidates.map((candidate) => `${candidate.strength} on ${candidate.window}: ${quoted(candidate.text)} (${logProb(candidate.thinking_log_prob)})`).join("; ")]);
+    showDetails(rung, place, token.is_decision, rows);
   }
 
   async function ask(event) {
     event.preventDefault();
     running = new AbortController();
-    find("status").textContent = "Three answers are being written.";
+    find("status").textContent = "Generating three answers.";
     find("ask").disabled = true;
     find("stop").disabled = false;
     find("legend").replaceChildren();
-    find("why").replaceChildren("Choose a decision to see who wanted what.");
+    find("why").replaceChildren("Choose a disagreement to see which model wanted what.");
     const question = find("question").value.trim();
     const rungs = { base: "base", thinking: "thinking", third: find("rung").value };
     const answers = await Promise.all(Object.entries(rungs).map(([pane, rung]) => answer(find(`pane-${pane}`), rung, question, running.signal)));

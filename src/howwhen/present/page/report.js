@@ -1,5 +1,5 @@
 (async () => {
-  const PLACE = 0, ID = 1, BASE = 2, THINKING = 3, CATEGORY = 4, STRENGTH = 5, WINDOW = 6, BASE_LOG = 7, THINKING_LOG = 8, TRIED = 9;
+  const PLACE = 0, ID = 1, BASE = 2, THINKING = 3, CATEGORY = 4, COEFFICIENT = 5, WINDOW = 6, BASE_LOG = 7, THINKING_LOG = 8, TRIED = 9;
   const data = await unpack(find("packed").textContent.trim());
   const state = { shown: [], problem: null, isReady: false, rung: data.rungs.includes("hybrid") ? "hybrid" : data.rungs[0] };
   const PANES = { base: () => "base", thinking: () => "thinking", third: () => state.rung };
@@ -16,11 +16,11 @@
   const mark = (grade) => MARKS[grade] ?? "?";
   const FILTERS = {
     all: () => true,
-    gained: (one) => isRight(one, "hybrid") && !isRight(one, "base"),
-    missed: (one) => isRight(one, "thinking") && !isRight(one, "hybrid"),
-    lost: (one) => isRight(one, "base") && !isRight(one, "hybrid"),
-    none: (one) => !data.rungs.some((rung) => isRight(one, rung)),
-    steered: (one) => one.answers.hybrid?.decisions.length > 0,
+    gained: (problem) => isRight(problem, "hybrid") && !isRight(problem, "base"),
+    missed: (problem) => isRight(problem, "thinking") && !isRight(problem, "hybrid"),
+    lost: (problem) => isRight(problem, "base") && !isRight(problem, "hybrid"),
+    none: (problem) => !data.rungs.some((rung) => isRight(problem, rung)),
+    steered: (problem) => problem.answers.hybrid?.decisions.length > 0,
   };
 
   const quoted = (piece) => (piece === null ? "nothing" : JSON.stringify(data.pieces[piece]));
@@ -30,11 +30,11 @@
   function list() {
     const wanted = find("search").value.trim().toLowerCase();
     const chosen = FILTERS[find("filter").value];
-    state.shown = data.problems.filter((one) => chosen(one) && one.question.toLowerCase().includes(wanted));
+    state.shown = data.problems.filter((problem) => chosen(problem) && problem.question.toLowerCase().includes(wanted));
     find("problems").replaceChildren(
-      ...state.shown.map((one) => {
-        const marks = ["base", "hybrid", "thinking"].filter((rung) => data.rungs.includes(rung)).map((rung) => mark(one.answers[rung][MODE])).join("");
-        return make("option", { value: one.id, textContent: `${marks} ${one.question}`, title: one.question });
+      ...state.shown.map((problem) => {
+        const marks = ["base", "hybrid", "thinking"].filter((rung) => data.rungs.includes(rung)).map((rung) => mark(problem.answers[rung][MODE])).join("");
+        return make("option", { value: problem.id, textContent: `${marks} ${problem.question}`, title: problem.question });
       }),
     );
     find("count").textContent = `${state.shown.length} of ${data.problems.length} problems; marks: base, hybrid, thinking`;
@@ -44,14 +44,14 @@
 
   function show(problem) {
     state.problem = problem;
-    find("why").replaceChildren("Choose a decision to see who wanted what.");
+    find("why").replaceChildren("Choose a disagreement to see which model wanted what.");
     find("question").replaceChildren();
     find("legend").replaceChildren();
     for (const [pane, rung] of Object.entries(PANES)) fill(find(`pane-${pane}`), rung(), problem);
     if (!problem) return;
     find("problems").value = problem.id;
     find("question").append(make("strong", { textContent: problem.question }), ` Gold answer: ${problem.gold}`);
-    const used = problem.answers[state.rung].decisions.map((one) => one[CATEGORY]).filter((one) => one !== null);
+    const used = problem.answers[state.rung].decisions.map((decision) => decision[CATEGORY]).filter((category) => category !== null);
     showLegend(new Map(used.map((category) => [category, title(state.rung, category)])));
     if (state.isReady) history.replaceState(null, "", `#problem=${encodeURIComponent(problem.id)}`);
   }
@@ -61,14 +61,14 @@
     const grade = answer ? answer[MODE].replace("_", " ") : "";
     pane.querySelector(".who").textContent = rung;
     pane.setAttribute("aria-label", rung);
-    const told = pane.querySelector(".grade");
-    told.textContent = grade && `${mark(grade)} ${grade}`;
-    told.className = `grade ${grade === "correct" ? "correct" : "other"}`;
+    const gradeNote = pane.querySelector(".grade");
+    gradeNote.textContent = grade && `${mark(grade)} ${grade}`;
+    gradeNote.className = `grade ${grade === "correct" ? "correct" : "other"}`;
     const other = answer && answer[OTHER_MODE] !== answer[MODE] ? `; ${OTHER_MODE} grade: ${answer[OTHER_MODE].replace("_", " ")}` : "";
-    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${other}. ${several(answer.tokens.length, "token")}, ${several(answer.decisions.length, "decision")}` : "no such answer";
-    const decisions = new Map((answer?.decisions ?? []).map((one) => [one[PLACE], one]));
-    const own = problem?.answers.base?.tokens ?? [];
-    const fork = rung === "base" ? -1 : (answer?.tokens ?? []).findIndex((piece, place) => piece !== own[place]);
+    pane.querySelector(".why-grade").textContent = answer ? `${answer.reason}${other}. ${several(answer.tokens.length, "token")}, ${several(answer.decisions.length, "disagreement")}` : "this rung has no answer here";
+    const decisions = new Map((answer?.decisions ?? []).map((decision) => [decision[PLACE], decision]));
+    const baseTokens = problem?.answers.base?.tokens ?? [];
+    const fork = rung === "base" ? -1 : (answer?.tokens ?? []).findIndex((piece, place) => piece !== baseTokens[place]);
     const tokens = (answer?.tokens ?? []).map((piece, place) => token(rung, answer, place, piece, decisions.get(place), place === fork));
     pane.querySelector(".tokens").replaceChildren(...tokens);
     const first = pane.querySelector("button.token");
@@ -80,8 +80,8 @@
     const fork = isFork ? " fork" : "";
     if (!decision) return plainToken(text, fork.trim(), () => explain(rung, answer, place, null));
     const category = decision[CATEGORY];
-    const how = { category, name: title(rung, category), isKept: decision[ID] === decision[BASE], className: fork };
-    return decisionButton(text, how, () => explain(rung, answer, place, decision));
+    const options = { category, name: title(rung, category), isKept: decision[ID] === decision[BASE], className: fork };
+    return disagreementButton(text, options, () => explain(rung, answer, place, decision));
   }
 
   function explain(rung, answer, place, decision) {
@@ -91,14 +91,14 @@
       rows.push(["written", decision[ID] === decision[BASE] ? `${wrote}, the base's own choice after all` : wrote]);
       rows.push(["base wanted", quoted(decision[BASE])]);
       if (decision[THINKING] !== null) rows.push(["thinking model wanted", quoted(decision[THINKING])]);
-      if (decision[CATEGORY] !== null) rows.push(["steered with", steering(decision[CATEGORY], title(rung, decision[CATEGORY]), decision[STRENGTH], decision[WINDOW])]);
+      if (decision[CATEGORY] !== null) rows.push(["steered with", steering(decision[CATEGORY], title(rung, decision[CATEGORY]), decision[COEFFICIENT], decision[WINDOW])]);
       rows.push(["log-probability", `${logProb(decision[BASE_LOG])} base${decision[THINKING] !== null ? `, ${logProb(decision[THINKING_LOG])} thinking model` : ""} (nats)`]);
       if (decision[TRIED].length) rows.push(["tried", decision[TRIED].map(([strength, window, id, log]) => `${strength} on ${window}: ${quoted(id)} (${logProb(log)})`).join("; ")]);
     } else {
       rows.push(["written", `${quoted(answer.tokens[place])}, as ${rung === "thinking" ? "the thinking model" : "the base"} chose`]);
       if (answer.base) rows.push(["log-probability", `${logProb(answer.base[place])} base, ${logProb(answer.thinking[place])} thinking model (nats)`]);
     }
-    tellWhy(rung, place, decision !== null, rows);
+    showDetails(rung, place, decision !== null, rows);
   }
 
   function step(by) {
@@ -115,9 +115,9 @@
   find("rung").addEventListener("change", () => { state.rung = find("rung").value; show(state.problem); });
   find("filter").addEventListener("change", list);
   find("search").addEventListener("input", list);
-  find("problems").addEventListener("change", () => show(data.problems.find((one) => one.id === find("problems").value)));
-  const asked = new URLSearchParams(location.hash.slice(1)).get("problem");
-  state.problem = data.problems.find((one) => one.id === asked) ?? null;
+  find("problems").addEventListener("change", () => show(data.problems.find((problem) => problem.id === find("problems").value)));
+  const linked = new URLSearchParams(location.hash.slice(1)).get("problem");
+  state.problem = data.problems.find((problem) => problem.id === linked) ?? null;
   list();
   state.isReady = true;
 })();
