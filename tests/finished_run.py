@@ -7,7 +7,8 @@ from pathlib import Path
 from howwhen.discover.categories import CategorySummary, SentenceExample
 from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace, measure_ladder
-from howwhen.pipeline.files import Json, Key, StepName
+from howwhen.formats.files import Json
+from howwhen.pipeline.files import Key, StepName
 from howwhen.pipeline.measure import grades_file
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.store import RunFolder, StepFolder

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from howwhen.lm.models import LanguageModel, fingerprint, load_model
 from howwhen.lm.padding import pad
@@ -59,3 +60,16 @@ def test_a_fingerprint_tells_whatever_decides_an_answer_and_nothing_else(
         fingerprint(other.model, made.tokenizer),
     ]
     assert len({mark, *others}) == 5
+
+
+def test_loading_a_folder_shows_no_bar_and_leaves_the_librarys_bars_as_they_were(
+    make_model: MakeModel, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = make_model()
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    capfd.readouterr()
+    enable_progress_bar()
+    load_model(tmp_path)
+    assert "it/s" not in capfd.readouterr().err
+    assert is_progress_bar_enabled()

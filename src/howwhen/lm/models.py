@@ -6,6 +6,8 @@ the decoder blocks are found, and steering changes the output and can be undone.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,11 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
 )
 
 from howwhen.errors import ModelError
@@ -124,8 +131,9 @@ def load_model(
     check_think_tags(think_tags)
     _check_folder(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with _bars_for_downloads_only(source):
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"cannot load a causal language model and its tokenizer from {str(source)!r}: "
@@ -134,6 +142,19 @@ def load_model(
     return wrap_model(
         model, tokenizer, prompt=prompt, think_tags=think_tags, name=name or str(source)
     )
+
+
+@contextmanager
+def _bars_for_downloads_only(source: str | Path) -> Iterator[None]:
+    """Hide the library's progress bars while a folder is loaded, which takes seconds."""
+    if not Path(source).is_dir() or not is_progress_bar_enabled():
+        yield
+        return
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        enable_progress_bar()
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
