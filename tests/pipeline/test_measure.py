@@ -23,12 +23,12 @@ FEW: dict[str, Any] = {"rungs": ("takeover",), "max_new_tokens": 100, "batch_siz
 
 
 def go_on(folder: Path, *steps: str, measure: Any = None, **hybrid: Any) -> Measurement | None:
-    """Do some steps with these settings of the hybrid's step."""
+    """Do some steps with these settings of the hybrid's step, again if they differ."""
     elicit: dict[str, Any] = {"on_policy_rounds": 0, "steps": 60, "seeds": (0,)}
     own = {"elicit": elicit, "hybrid": {**FEW, **hybrid}, "measure": measure or {}}
     settings = make_settings(SETTINGS, {"collect": {"max_new_tokens": 100}}, own)
     with open_run(folder) as run:
-        pipeline = Pipeline(find_pair("tally-rl"), settings, run, Reporter())
+        pipeline = Pipeline(find_pair("tally-rl"), settings, run, Reporter(), redo=True)
         for step in steps:
             pipeline.do(step)  # type: ignore[arg-type]
         return pipeline.measurement() if "measure" in steps else None
@@ -92,7 +92,7 @@ def test_knock_outs_are_the_hybrid_with_some_decisions_left_out(run_folder: Path
             assert all((category == knock_out.category) is wanted for category in used)
             assert {trace.category for trace in traces} == {knock_out.category}
     report = (run_folder / "6-present" / "report.md").read_text()
-    assert "## What each category carries" in report
+    assert "## What each category contributes" in report
 
 
 def test_samples_are_drawn_anew_and_measured_together(run_folder: Path) -> None:
