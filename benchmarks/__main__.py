@@ -1,7 +1,8 @@
 """Speed as ratios, both sides in one run: `make bench` writes `benchmarks/results/*.json`.
 
-Each file is a list of `{name, ratio, target, ok, detail}`; the detail says which way the target
-binds. `python -m benchmarks decoding-tally` runs one of them.
+Each file is a list of `{name, ratio, target, ok, detail, spread}`. The detail says which way the
+target binds, the spread is the lowest and the highest reading. `python -m benchmarks startup` runs
+one of them.
 """
 
 import json
@@ -10,13 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import decoding, discovering, fuzzing, grading, serving, training
+from benchmarks import decoding, discovering, fuzzing, grading, serving, startup, training
 from benchmarks.pairs import smol_shape, tally
 from benchmarks.timing import Result
 
 RESULTS = Path(__file__).parent / "results"
-
-
 BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "decoding-tally": lambda: decoding.results(tally(), True),
     "decoding-135m": lambda: decoding.results(smol_shape(), False),
@@ -27,6 +26,7 @@ BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "grading": grading.results,
     "fuzzing": fuzzing.results,
     "serving": serving.results,
+    "startup": startup.results,
 }
 
 
@@ -37,10 +37,9 @@ def main(names: list[str]) -> None:
         done: list[Result] = []
         for result in BENCHES[name]():
             done.append(result)
-            text = json.dumps([asdict(one) for one in done], indent=2) + "\n"
+            text = json.dumps([asdict(row) for row in done], indent=2) + "\n"
             (RESULTS / f"{name}.json").write_text(text)
-            mark = "ok    " if result.ok else "MISSED"
-            print(f"{mark} {result.name}: {result.ratio} ({result.detail})")
+            print(f"{result.verdict:8} {result.name}: {result.ratio} ({result.detail})")
 
 
 if __name__ == "__main__":
