@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from statistics import median
 
 import torch
 from transformers import DynamicCache
 
 from benchmarks.pairs import Bench
-from benchmarks.timing import Result, compare, timed
+from benchmarks.timing import Result, Run, compare, timed
 from howwhen.hybrid.choice import RandomPositions, Rung, SelfGated, Steer, Takeover
 from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.sampling import uniform_numbers
+from howwhen.hybrid.streams import PromptCache
 from howwhen.hybrid.strength import LEARNED, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
@@ -37,16 +39,16 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
 def plain_greedy(model: LanguageModel, problem: Problem, tokens: int) -> list[int]:
     """The floor: one model, its cache, argmax, and nothing else."""
     cache, ids = DynamicCache(), torch.tensor([model.prompt_ids(problem.question)])
-    said: list[int] = []
+    answer: list[int] = []
     for _ in range(tokens):
         logits = model.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         ids = logits[:, -1].argmax(1, keepdim=True)
-        said.append(int(ids))
-    return said
+        answer.append(int(ids))
+    return answer
 
 
 def settings(tokens: int, block: int = 1) -> HybridSettings:
-    """Greedy, so many tokens, stepwise unless said otherwise."""
+    """Greedy, so many tokens, stepwise by default."""
     return HybridSettings(max_new_tokens=tokens, block_tokens=block)
 
 
@@ -70,11 +72,11 @@ def plain_in_step(models: ModelPair, problem: Problem, tokens: int) -> None:
 
 
 def stepwise_against_floor(bench: Bench, tokens: int) -> Iterator[Result]:
-    """Row 1; models that share a processor cache only one at a time are slower in turn."""
+    """Row 1. Models that do not fit into a processor's cache together are slower in turn."""
     problem, models = bench.problems[0], bench.models
     floors: dict[str, Callable[[], object]] = {
         "both models alone, one after the other": lambda: [
-            plain_greedy(one, problem, tokens) for one in (models.base, models.thinking)
+            plain_greedy(model, problem, tokens) for model in (models.base, models.thinking)
         ],
         "both models alone, in turn": lambda: plain_in_step(models, problem, tokens),
     }
@@ -100,44 +102,47 @@ def against_reference(bench: Bench, tokens: int) -> Result:
     how, strength = settings(tokens), sweep([round(0.1 * n, 1) for n in range(1, 11)])
     rung = Steer(bench.gate, bench.vectors, strength)
     naive = NaiveHybrid(bench.models, bench.gate, bench.vectors, how, strength)
-    slow: list[int] = []
+    trace = decode(bench.models, [problem], rung, how)[0]
+    fast = _decoding(bench, [problem], rung, tokens)
+    answers: list[list[int]] = []
 
     @torch.no_grad()
     def reference() -> None:
-        slow.extend(token.id for token in naive.answer(problem))
+        answers.append([token.id for token in naive.answer(problem)])
 
-    trace = decode(bench.models, [problem], rung, how)[0]
-    seconds = timed(reference)
-    ours = _decoding_seconds(bench, [problem], rung, tokens)
-    same = slow == [token.id for token in trace.tokens]
-    ratio = round(seconds / ours, 2)
+    ratio, spread = _paired(lambda: (timed(reference), timed(fast)), repeats=3)
+    is_same = all(answer == list(trace.ids) for answer in answers)
     return Result(
         f"{bench.name}: uncached semantics over the stepwise hybrid",
         ratio,
         20.0,
-        ratio >= 20 and same,
-        f"at least 20; tokens {'identical' if same else 'DIFFERENT'}, {len(trace.tokens)} of them "
-        f"(to 256 of a text), {trace.decisions} decisions with 10 candidates: {seconds:.2f} s, "
-        f"{ours:.2f} s without reading the prompt",
+        ratio >= 20 and is_same,
+        f"at least 20; {spread}; tokens {'identical' if is_same else 'DIFFERENT'}, "
+        f"{len(trace.tokens)} of them (to 256 of a text), {trace.decisions} disagreements with 10 "
+        "candidates, the hybrid without reading the prompt",
     )
 
 
-def _decoding_seconds(bench: Bench, problems: list[Problem], rung: Rung, tokens: int) -> float:
-    """Seconds that so many tokens take beyond reading the prompts and writing one."""
+def _decoding(bench: Bench, problems: list[Problem], rung: Rung, tokens: int) -> Run:
+    """Writes so many tokens of each answer; the prompts have been read already."""
+    prompts = PromptCache()
+    decode(bench.models, problems, rung, settings(1), prompts=prompts)
+    return lambda: decode(bench.models, problems, rung, settings(tokens), prompts=prompts)
 
-    def best(count: int) -> float:
-        run = lambda: decode(bench.models, problems, rung, settings(count))  # noqa: E731
-        return min(timed(run) for _ in range(3))
 
-    return (best(tokens + 1) - best(1)) if tokens > 1 else best(1)
+def _paired(seconds: Callable[[], tuple[float, float]], repeats: int = 5) -> tuple[float, str]:
+    """Median ratio of paired timings, and in words how far the ratios are apart."""
+    ratios = sorted(above / below for above, below in (seconds() for _ in range(repeats)))
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {repeats} paired runs"
+    return round(median(ratios), 2), spread
 
 
 def block_against_stepwise(bench: Bench, tokens: int) -> Iterator[Result]:
-    """Row 3, at ten per cent decisions and, where the models say something, at the pair's own."""
-    choices: dict[str, Rung] = {"10 % random decisions": rare(bench, 0.1)}
+    """Row 3, at ten per cent random positions and, with trained models, at the disagreements."""
+    rungs: dict[str, Rung] = {"10 % random positions": rare(bench, 0.1)}
     if bench.name == "tally":
-        choices["its own decisions"] = Takeover()
-    for words, rung in choices.items():
+        rungs["its own disagreements"] = Takeover()
+    for words, rung in rungs.items():
         yield _block_against_stepwise(bench, tokens, words, rung)
 
 
@@ -148,17 +153,17 @@ def _block_against_stepwise(bench: Bench, tokens: int, words: str, rung: Rung) -
         decode(models, [problem], rung, settings(tokens, length), seed)[0] for length in (1, 8)
     )
     same = [token[:4] for token in step.tokens] == [token[:4] for token in block.tokens]
-    found = compare(
+    result = compare(
         f"{bench.name}: stepwise over block, {words}",
         lambda: decode(models, [problem], rung, settings(tokens, 1), seed),
         lambda: decode(models, [problem], rung, settings(tokens, 8), seed),
         "at least",
         1.3,
         f"tokens {'identical' if same else 'DIFFERENT'}, {step.decisions / len(step.tokens):.1%} "
-        "decisions, stepwise and in blocks of up to 8",
+        "disagreements, stepwise and in blocks of up to 8",
         repeats=5,
     )
-    return replace(found, ok=found.ok and same)
+    return replace(result, ok=result.ok and same)
 
 
 def _typical_seed(rung: Rung, problem: Problem, tokens: int) -> int:
@@ -178,39 +183,38 @@ def sweep_against_single_passes(bench: Bench, tokens: int) -> Result:
     """Row 4: ten candidates in one pass, against ten answers with one candidate each."""
     strengths = [round(0.1 * n, 1) for n in range(1, 11)]
     always = RandomPositions(bench.gate, bench.vectors, LEARNED, rate=1.0)
-    once = replace(always, strength=sweep(strengths))
-    how = settings(tokens)
-    unsteered = min(_seconds(bench, replace(always, rate=0.0), how) for _ in range(3))
-    one = min(_seconds(bench, always, how) for _ in range(3)) - unsteered
-    ten = min(_seconds(bench, once, how) for _ in range(3)) - unsteered
-    ratio = round(10 * one / ten, 2)
+    never = _decoding(bench, bench.problems[:1], replace(always, rate=0.0), tokens)
+    single = _decoding(bench, bench.problems[:1], always, tokens)
+    swept = _decoding(bench, bench.problems[:1], replace(always, strength=sweep(strengths)), tokens)
+
+    def seconds() -> tuple[float, float]:
+        unsteered = timed(never)
+        return 10 * (timed(single) - unsteered), timed(swept) - unsteered
+
+    ratio, spread = _paired(seconds)
     return Result(
         f"{bench.name}: ten single candidates over a sweep of ten",
         ratio,
         2.0,
         ratio >= 2.0,
-        f"at least 2.0 (ours; one pass was asked for); steering {tokens} tokens, beyond the "
-        f"unsteered decode: ten times {one:.3f} s, {ten:.3f} s",
+        f"at least 2.0 (ours; one pass was asked for); {spread}; steering {tokens} tokens, beyond "
+        "the unsteered decode",
     )
-
-
-def _seconds(bench: Bench, rung: Rung, how: HybridSettings) -> float:
-    return timed(lambda: decode(bench.models, bench.problems[:1], rung, how))
 
 
 def batch_against_one(bench: Bench, tokens: int) -> Result:
     """Row 5: throughput of 32 streams."""
     rung = rare(bench, 0.05)
-    one = _decoding_seconds(bench, bench.problems[:1], rung, tokens)
-    every = _decoding_seconds(bench, bench.problems, rung, tokens)
-    ratio = round(32 * one / every, 2)
+    alone = _decoding(bench, bench.problems[:1], rung, tokens)
+    together = _decoding(bench, bench.problems, rung, tokens)
+    ratio, spread = _paired(lambda: (32 * timed(alone), timed(together)))
     return Result(
         f"{bench.name}: tokens/s of 32 streams over one",
         ratio,
         8.0,
         ratio >= 8,
-        f"at least 8; {tokens} tokens of each stream, stepwise, without reading the prompts: one "
-        f"{one:.3f} s, 32 at once {every:.3f} s",
+        f"at least 8; {spread}; {tokens} tokens of each stream, stepwise, without reading the "
+        "prompts",
     )
 
 
@@ -234,15 +238,15 @@ def self_gate_against_base(bench: Bench, tokens: int) -> Result:
 def _probe_at(bench: Bench, rate: float, tokens: int) -> SelfGate:
     """The bench's probe with a threshold that it passes at about `rate` of an answer's tokens."""
     base, probe = bench.models.base, bench.probe()
-    said = plain_greedy(base, bench.problems[0], tokens)
-    ids = torch.tensor([base.prompt_ids(bench.problems[0].question) + said])
-    seen = residuals(base.model, probe.layers, input_ids=ids)
-    features = torch.cat([seen[layer][0, -tokens:] for layer in probe.layers], dim=1)
+    answer = plain_greedy(base, bench.problems[0], tokens)
+    ids = torch.tensor([base.prompt_ids(bench.problems[0].question) + answer])
+    captured = residuals(base.model, probe.layers, input_ids=ids)
+    features = torch.cat([captured[layer][0, -tokens:] for layer in probe.layers], dim=1)
     return replace(probe, threshold=float(probe.read(features)[:, 0].quantile(1 - rate)))
 
 
 def near_ties(bench: Bench, tokens: int) -> Result:
-    """In bfloat16 a block sums in another order than a step, and near-ties may fall otherwise."""
+    """In bfloat16 a block sums in another order than a step, which may decide near-ties."""
     models = bench.models
     for model in (models.base, models.thinking):
         model.model.to(torch.bfloat16)
@@ -252,8 +256,8 @@ def near_ties(bench: Bench, tokens: int) -> Result:
     for model in (models.base, models.thinking):
         model.model.to(torch.float32)
     compared = differing = 0
-    for one, other in zip(step, block, strict=True):
-        pairs = list(zip((t.id for t in one.tokens), (t.id for t in other.tokens), strict=False))
+    for stepwise, drafted in zip(step, block, strict=True):
+        pairs = list(zip(stepwise.ids, drafted.ids, strict=False))
         same = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
         compared += min(same + 1, len(pairs))
         differing += same < len(pairs)

@@ -37,7 +37,7 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     )
     states = PrefixCache(bench.models.base, bench.vectors.layer)
     cached, full = [], []
-    found = compare(
+    result = compare(
         f"{bench.name}: training with full forwards over cached states",
         lambda: full.append(train_in_full(bench, start, data, settings)),
         lambda: cached.append(
@@ -48,8 +48,8 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
         f"{steps} steps on texts of {length} tokens, steered in the last 20",
     )
     gap = abs(full[-1] - cached[-1]) / full[-1]
-    detail = f"{found.detail}; mean loss {full[-1]:.4f} and {cached[-1]:.4f} nats"
-    yield replace(found, ok=found.ok and gap < 1e-3, detail=detail)
+    detail = f"{result.detail}; mean loss {full[-1]:.4f} and {cached[-1]:.4f} nats"
+    yield replace(result, ok=result.ok and gap < 1e-3, detail=detail)
 
 
 def make_examples(bench: Bench, length: int, count: int) -> list[TrainingExample]:
@@ -86,8 +86,8 @@ def train_in_full(
 def _full_loss(
     bench: Bench, vectors: torch.Tensor, layer: int, rows: list[TrainingExample]
 ) -> torch.Tensor:
-    batch, (start, end, _) = pad([one.ids for one in rows]), rows[0].windows[0]
-    categories = torch.tensor([one.windows[0].category for one in rows])
+    batch, (start, end, _) = pad([example.ids for example in rows]), rows[0].windows[0]
+    categories = torch.tensor([example.windows[0].category for example in rows])
 
     def edit(residual: torch.Tensor) -> torch.Tensor:
         added = torch.zeros_like(residual)
@@ -96,7 +96,7 @@ def _full_loss(
 
     with add_to_residual(bench.models.base.model, layer, edit):
         logits = bench.models.base.model(**batch.inputs()).logits[:, start:end]
-    targets = torch.tensor([one.targets for one in rows])
+    targets = torch.tensor([example.targets for example in rows])
     losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(1)
     per_category = [losses[categories == k].mean() for k in range(4) if (categories == k).any()]
     return torch.stack(per_category).mean()

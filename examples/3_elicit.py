@@ -1,4 +1,4 @@
-"""Step 3: a steering vector per category, trained where the two models part ways."""
+"""Step 3: a steering vector per category, trained where the two models disagree."""
 
 from pathlib import Path
 
@@ -23,12 +23,13 @@ def main() -> None:
         pipeline.do("discover")
         gate = pipeline.taxonomy().gate()
         rollouts, questions = pipeline.rollouts_with_questions()
-        found = find_decisions(pair.models(), gate.layer, rollouts, questions, 32)
+        decisions = find_decisions(pair.models(), gate.layer, rollouts, questions, 32)
 
-    tokens, decisions = sum(len(r.ids) for r in rollouts), sum(len(one.positions) for one in found)
-    print(f"\n{decisions} decisions among {tokens} tokens")
+    tokens = sum(len(rollout.ids) for rollout in rollouts)
+    count = sum(len(answer.positions) for answer in decisions)
+    print(f"\n{count} disagreements among {tokens} tokens")
 
-    examples = [one.example(gate) for one in found]
+    examples = [answer.example(gate) for answer in decisions]
     data = split_examples(examples[20:], examples[:20], gate.size, settings.elicit)
     states = PrefixCache(pair.base, pair.chosen_steer_layer)
     width = pair.base.model.config.hidden_size
@@ -37,11 +38,11 @@ def main() -> None:
     )
     training = train_vectors(start, data, states, settings.elicit, 0, lambda step: None)
     evaluations = training.validation_losses
-    print(f"cross-entropy at decisions: {evaluations[0]:.2f} -> {min(evaluations):.2f} nats\n")
+    print(f"cross-entropy at disagreements: {evaluations[0]:.2f} -> {min(evaluations):.2f} nats\n")
 
     vectors = training.vectors.vectors
     used = training.vectors.nonzero_categories().tolist()
-    print("cosines between the vectors of the categories that have decisions:")
+    print("cosines between the vectors of the categories that have disagreements:")
     for row in used:
         cosines = cosine_similarity(vectors[row][None], vectors[used])
         print(f"{gate.titles[row]:45}", *(f"{cosine:6.2f}" for cosine in cosines.tolist()))

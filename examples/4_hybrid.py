@@ -1,4 +1,4 @@
-"""Step 4: the hybrid, and a rung of one's own: steer only where the base hardly knows."""
+"""Step 4: the hybrid, and a custom rung: steer only where the base is unsure."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class WhereUnsure(Steer):
     """Difference of their log-probabilities, in nats."""
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
-        """Decisions at which the base hardly prefers its own token."""
+        """Disagreements at which the base hardly prefers its own token."""
         best = context.base.scores.topk(2, dim=1).values
         return context.is_decision & (best[:, 0] - best[:, 1] < self.margin)
 

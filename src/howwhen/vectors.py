@@ -106,13 +106,13 @@ class VectorSet:
         size = self.vectors.norm(dim=1)
         if isinstance(self.modulation, LowRank):
             size = size + self.modulation.up.flatten(1).norm(dim=1)
-        found: Tensor = size.nonzero()[:, 0]
-        return found
+        categories: Tensor = size.nonzero()[:, 0]
+        return categories
 
     def trained(self) -> Int[Tensor, " trained"]:
         """Categories that move a residual; all of them where none does."""
-        found = self.nonzero_categories()
-        return found if len(found) else torch.arange(self.size)
+        categories = self.nonzero_categories()
+        return categories if len(categories) else torch.arange(self.size)
 
     def coefficient(
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
@@ -159,7 +159,7 @@ class VectorSet:
     def __add__(self, other: "VectorSet") -> "VectorSet":
         """Sum of two static sets of one model, layer and size."""
         self._check_alike(other)
-        biases = [one.bias for one in (self, other) if one.bias is not None]
+        biases = [vectors.bias for vectors in (self, other) if vectors.bias is not None]
         return replace(
             self,
             vectors=self.vectors + other.vectors,
@@ -177,10 +177,10 @@ class VectorSet:
         return ours @ functional.normalize((other or self).vectors, dim=1).T
 
     def _check_alike(self, other: "VectorSet") -> None:
-        found = [(one.model, one.layer, tuple(one.vectors.shape)) for one in (self, other)]
-        if found[0] != found[1] or not (self.is_static and other.is_static):
+        keys = [(v.model, v.layer, tuple(v.vectors.shape)) for v in (self, other)]
+        if keys[0] != keys[1] or not (self.is_static and other.is_static):
             raise SteeringError(
-                f"cannot add vectors of {found[0]} and {found[1]} (model, layer, shape); expected "
+                f"cannot add vectors of {keys[0]} and {keys[1]} (model, layer, shape); expected "
                 "two static sets that agree in all three"
             )
 

@@ -1,7 +1,7 @@
-"""What vectors are trained on: positions of the base at which to steer, and what to say there.
+"""What vectors are trained on: where to steer the base, and the tokens wanted there.
 
 Both methods give the same kind of example. A `decision` (second version) is a window of one
-position at which the base, reading the thinking model's own answer, would have gone elsewhere; a
+position: a disagreement, at which the base would not have written the thinking model's token. A
 `span` (first version) is the window of a whole sentence.
 """
 
@@ -37,7 +37,7 @@ class SteeredWindow(NamedTuple):
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What the thinking model would say at some positions: its likeliest tokens."""
+    """What the thinking model would write at some positions: its likeliest tokens."""
 
     ids: Int[Tensor, "position top"]
     probs: Float[Tensor, "position top"]
@@ -72,7 +72,7 @@ class TrainingExample:
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """The decisions of one answer, before a gate has named them."""
+    """The disagreements of one answer, before a gate has named them."""
 
     ids: tuple[int, ...]
     """The base's prompt, then the answer."""
@@ -88,10 +88,10 @@ class Decisions:
     base_losses: tuple[float, ...]
     """Of every token of the answer under the unsteered base, in nats."""
     banned_targets: int
-    """Decisions left out because the base may not write their token."""
+    """Disagreements left out because the base may not write their token."""
 
     def example(self, gate: Gate) -> TrainingExample:
-        """The decisions as windows of one position, named by a gate."""
+        """The disagreements as windows of one position, named by a gate."""
         categories = gate.categorise(self.states).tolist() if self.positions else []
         windows = tuple(
             SteeredWindow(position, position + 1, category)
@@ -119,12 +119,12 @@ def find_decisions(
         rollouts: the thinking model's answers.
         questions: what each answers.
         batch_size: rollouts read at a time.
-        is_own: whether the thinking model wrote them, so that it wanted what is written; otherwise
-            it wants what it finds likeliest after them.
-        report: told how many rollouts have been read.
+        is_own: whether the thinking model wrote them. If so, it wants the tokens that are written,
+            and otherwise those that it finds likeliest.
+        report: called with the number of rollouts read.
 
     Returns:
-        One record per rollout, in order; it may hold no decision.
+        One record per rollout, in order; it may hold no disagreement.
 
     Raises:
         PairError: an answer holds a token that the base cannot read.
@@ -158,7 +158,7 @@ def _find(
     base_logits, _ = _read(models.base, prompts, rollouts, None)
     thinking_logits, states = _read(models.thinking, others, rollouts, layer)
     banned = frozenset(models.alignment.banned.tolist())
-    found = []
+    decisions = []
     for row, (rollout, prompt) in enumerate(zip(rollouts, prompts, strict=True)):
         ours = models.alignment.allowed(base_logits[row]).argmax(1).tolist()
         theirs = models.alignment.allowed(thinking_logits[row])
@@ -167,7 +167,7 @@ def _find(
         kept = [step for step in differs if wanted[step] not in banned]
         answer = torch.tensor(rollout.ids)
         losses = torch.nn.functional.cross_entropy(base_logits[row], answer, reduction="none")
-        found.append(
+        decisions.append(
             Decisions(
                 ids=(*prompt, *rollout.ids),
                 prompt=len(prompt),
@@ -179,7 +179,7 @@ def _find(
                 banned_targets=len(differs) - len(kept),
             )
         )
-    return found
+    return decisions
 
 
 def top_k_targets(logits: Float[Tensor, "position vocabulary"]) -> SoftTargets:
@@ -192,8 +192,8 @@ def _where_they_differ(models: ModelPair, greedy: list[int], wanted: list[int]) 
     """Steps at which the base would write another token; two end tokens mean the same."""
     return [
         step
-        for step, (own, token) in enumerate(zip(greedy, wanted, strict=True))
-        if own != token and not {own, token} <= models.end_ids
+        for step, (ours, token) in enumerate(zip(greedy, wanted, strict=True))
+        if ours != token and not {ours, token} <= models.end_ids
     ]
 
 
@@ -206,13 +206,13 @@ def _read(
     """Logits of every answer token, (token, vocabulary), and residuals where they were decided."""
     batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
     layers = [] if layer is None else [layer]
-    with capture_residuals(model.model, layers) as seen:
+    with capture_residuals(model.model, layers) as captured:
         logits = model.model(**batch.inputs()).logits
     cuts = [
         slice(len(prompt) - 1, len(prompt) - 1 + len(rollout.ids))
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-    residual = logits[..., :0] if layer is None else seen[layer]
+    residual = logits[..., :0] if layer is None else captured[layer]
     parts = [
         [tensor[row, cut].float().clone() for row, cut in enumerate(cuts)]
         for tensor in (logits, residual)

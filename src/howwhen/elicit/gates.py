@@ -15,13 +15,12 @@ from jaxtyping import Float
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn import functional
 
 from howwhen.elicit.examples import Decisions
 from howwhen.elicit.report import GateAgreement
 from howwhen.errors import SteeringError
-from howwhen.probes import Gate, GateKind, Taxonomy
-from howwhen.records import Rollout
+from howwhen.probes import Gate, GateKind, Taxonomy, normalise
+from howwhen.records import Rollout, split_by_rollout
 
 GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
 
@@ -86,7 +85,7 @@ def make_gate(
         check_gate(kind, taxonomy.model, site.model)
         return taxonomy.gate()
     states = torch.cat([answer.states for answer in found])
-    inputs = functional.normalize(states - site.mean, dim=1)
+    inputs = normalise(states, site.mean)
     if kind == "clusters":
         return _clusters(site, inputs, seed)
     return _probe(site, inputs, [category for answer in next_categories for category in answer])
@@ -120,10 +119,9 @@ def next_sentence_categories(
         found: their disagreements.
         assignments: category of every sentence of every rollout, in order.
     """
-    next_categories, first = [], 0
-    for rollout, answer in zip(rollouts, found, strict=True):
-        categories = assignments[first : first + len(rollout.spans)]
-        first += len(rollout.spans)
+    next_categories = []
+    by_rollout = split_by_rollout(rollouts, assignments)
+    for rollout, answer, categories in zip(rollouts, found, by_rollout, strict=True):
         of_token = {
             token: category
             for span, category in zip(rollout.spans, categories, strict=True)

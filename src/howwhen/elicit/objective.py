@@ -42,7 +42,7 @@ class CachedStates:
 
 
 class PrefixCache:
-    """Computes and keeps, within a budget, what the base makes of every example unsteered."""
+    """Computes the unsteered states of every example, and keeps them within a memory budget."""
 
     def __init__(self, base: LanguageModel, layer: int, max_bytes: int = CACHE_BYTES) -> None:
         self.base, self.layer = base, layer
@@ -51,24 +51,25 @@ class PrefixCache:
 
     def get(self, examples: Sequence[TrainingExample]) -> list[CachedStates]:
         """States of each example."""
-        missing = [one for one in examples if id(one) not in self.kept]
-        fresh = {id(one): self._compute(one) for one in missing}
-        states = [fresh.get(id(one)) or self.kept[id(one)][1] for one in examples]
-        for one in missing:
-            needed = fresh[id(one)].nbytes
-            if needed <= self.bytes_left and id(one) not in self.kept:
+        missing = [example for example in examples if id(example) not in self.kept]
+        fresh = {id(example): self._compute(example) for example in missing}
+        states = [fresh.get(id(example)) or self.kept[id(example)][1] for example in examples]
+        for example in missing:
+            needed = fresh[id(example)].nbytes
+            if needed <= self.bytes_left and id(example) not in self.kept:
                 self.bytes_left -= needed
-                self.kept[id(one)] = (one, fresh[id(one)])
+                self.kept[id(example)] = (example, fresh[id(example)])
         return states
 
     @torch.no_grad()
     def _compute(self, example: TrainingExample) -> CachedStates:
-        """One at a time: in a batch the last bits would depend on the others, and so on resuming.
+        """States of one example.
 
-        Matrix products of different sizes round differently on some processors.
+        Never of a batch: matrix products of different sizes round differently on some processors.
+        The last bits would depend on the other examples, and resuming would change them.
         """
         cache = DynamicCache()
-        with capture_residuals(self.base.model, [self.layer]) as seen:
+        with capture_residuals(self.base.model, [self.layer]) as captured:
             self.base.model(
                 **pad([example.ids]).inputs(),
                 past_key_values=cache,
@@ -83,7 +84,7 @@ class PrefixCache:
             )
             for number in range(self.layer + 1, self.base.layer_count)
         }
-        return CachedStates(seen[self.layer][0, list(example.positions)].float(), upper)
+        return CachedStates(captured[self.layer][0, list(example.positions)].float(), upper)
 
 
 @dataclass(frozen=True)
@@ -114,19 +115,19 @@ class Batch:
 
 def make_batch(examples: Sequence[TrainingExample], is_shared: bool) -> Batch:
     """Stack the windows of `examples`; `is_shared` maps every category to the single one, 0."""
-    sizes = [[w.end - w.start for w in one.windows] for one in examples]
-    positions = pad([one.positions for one in examples])
-    categories = pad([[0 if is_shared else c for c in one.categories] for one in examples])
-    windows = pad([[n for n, s in enumerate(own) for _ in range(s)] for own in sizes])
-    starts = pad(
-        [[w.start for w in one.windows for _ in range(w.start, w.end)] for one in examples]
-    )
+    positions = pad([example.positions for example in examples])
+    categories = pad([[0 if is_shared else c for c in example.categories] for example in examples])
+    windows, starts = [], []
+    for example in examples:
+        steered = [(n, w) for n, w in enumerate(example.windows) for _ in range(w.start, w.end)]
+        windows.append([number for number, _ in steered])
+        starts.append([window.start for _, window in steered])
     return Batch(
         positions=positions.ids,
-        windows=windows.ids,
-        starts=starts.ids,
+        windows=pad(windows).ids,
+        starts=pad(starts).ids,
         categories=categories.ids.masked_fill(positions.mask == 0, -1),
-        targets=pad([one.targets for one in examples]).ids,
+        targets=pad([example.targets for example in examples]).ids,
     )
 
 
@@ -136,7 +137,7 @@ def steered_logits(
     """Logits at every steered position, row by row, each window blind to all other steering."""
     kept, real = states.get(examples), batch.is_real
     residual = torch.zeros(*real.shape, kept[0].residual.shape[1])
-    residual[real] = torch.cat([one.residual for one in kept])
+    residual[real] = torch.cat([states.residual for states in kept])
     delta = vectors.delta(residual[real], batch.categories[real])
     steered = residual.index_put((real,), delta, accumulate=True)
     cache, width = _stack(kept)
@@ -155,14 +156,14 @@ def steered_logits(
 
 def _stack(kept: Sequence[CachedStates]) -> tuple[DynamicCache, int]:
     """A cache over the batch, padded on the right, and its width in positions."""
-    lengths = [next(iter(one.upper.values()))[0].shape[1] if one.upper else 0 for one in kept]
+    lengths = [s.upper[min(s.upper)][0].shape[1] if s.upper else 0 for s in kept]
     width = max(lengths)
 
     def stacked(number: int, which: int) -> Tensor:
         return torch.stack(
             [
-                functional.pad(one.upper[number][which], (0, 0, 0, width - length))
-                for one, length in zip(kept, lengths, strict=True)
+                functional.pad(states.upper[number][which], (0, 0, 0, width - length))
+                for states, length in zip(kept, lengths, strict=True)
             ]
         )
 
@@ -196,8 +197,9 @@ def distribution_losses(
     logits: Float[Tensor, "steered vocabulary"], examples: Sequence[TrainingExample]
 ) -> Float[Tensor, " steered"]:
     """Cross-entropy on the thinking model's likeliest tokens, weighted by their probability."""
-    ids = torch.cat([one.soft.ids for one in examples if one.soft is not None])
-    probs = torch.cat([one.soft.probs for one in examples if one.soft is not None])
+    soft = [example.soft for example in examples if example.soft is not None]
+    ids = torch.cat([targets.ids for targets in soft])
+    probs = torch.cat([targets.probs for targets in soft])
     return -(logits.log_softmax(1).gather(1, ids) * probs).sum(1)
 
 

@@ -1,8 +1,8 @@
-"""How many tokens the base drafts before the thinking model looks.
+"""How many tokens the base drafts before the thinking model verifies them.
 
-A longer block saves passes of the thinking model and wastes passes of the base after a decision.
-The best length follows from the rate of decisions seen so far. Where decisions turn out to gather
-at tokens of which the base is unsure, a block also ends at such a token.
+A longer block saves passes of the thinking model and wastes passes of the base after a
+disagreement. The best length follows from the rate of disagreements so far. If most of them come at
+tokens to which the base gives a low probability, a block also ends at such a token.
 """
 
 import math
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 CHECK_COST = 1.3
 """Cost of the thinking model's pass over a block, in single-token passes of the base."""
 MIN_RATE_TO_STOP = 0.25
-"""Rate of decisions among unsure tokens from which on a block ends at one."""
+"""Rate of disagreements among low-confidence tokens from which on a block ends at one."""
 DECAY = 0.98
-"""How much a token counts for after the next one."""
+"""Weight that a token keeps with each token that follows."""
 
 
 @dataclass
 class Rate:
-    """A running rate of decisions, fading with the tokens that follow."""
+    """A running rate of disagreements, in which older tokens weigh less."""
 
     rate: float
-    """What it is taken to be before any token was seen."""
+    """At first, the rate assumed before any token was seen."""
     tokens: float = 20.0
-    """How firmly."""
+    """Number of tokens that the rate rests on."""
 
     def learn(self, decisions: list[bool], streams: int) -> None:
-        """Take in some more tokens of so many streams."""
+        """Take in more tokens, of so many streams."""
         fade: float = DECAY ** (len(decisions) / streams)
         total = self.tokens * fade + len(decisions)
         self.rate = (self.rate * self.tokens * fade + sum(decisions)) / total
@@ -40,11 +40,11 @@ class BlockSizer:
     max_length: int
     """Longest block; 1 is stepwise decoding."""
     confident_above: float = math.log(0.5)
-    """Log-probability of its own token below which the base is unsure."""
+    """Log-probability of its own token, in nats, below which the base has low confidence."""
     overall: Rate = field(default_factory=lambda: Rate(0.1))
     """Among all tokens."""
     confident: Rate = field(default_factory=lambda: Rate(0.05))
-    """Among tokens of which the base is sure."""
+    """Among tokens that the base is confident of."""
     low_confidence: Rate = field(default_factory=lambda: Rate(0.5, 1.0))
     """Among the others."""
 
@@ -55,7 +55,7 @@ class BlockSizer:
 
     @property
     def ends_at_low_confidence(self) -> bool:
-        """Whether a block ends at a token of which the base is unsure."""
+        """Whether a block ends at a token of low confidence."""
         return self.is_adaptive and self.low_confidence.rate >= MIN_RATE_TO_STOP
 
     def length(self) -> int:
@@ -66,27 +66,24 @@ class BlockSizer:
     def learn(
         self, low_confidence: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
     ) -> None:
-        """Count the decisions among tokens of either kind, and among all.
+        """Count the disagreements among tokens of either kind, and among all.
 
         Args:
-            low_confidence: whether the base was unsure, per stream and position of a block.
-            is_decision: the same, whether the rung intervened.
+            low_confidence: whether the base had low confidence, per stream and position of a block.
+            is_decision: whether the rung intervened, likewise.
             kept: tokens of the block that each stream emitted.
         """
         if not self.is_adaptive:
             return
-        seen = [
+        pairs = [
             pair
-            for own, said, count in zip(low_confidence, is_decision, kept, strict=True)
-            for pair in zip(own[:count], said[:count], strict=True)
+            for is_low, decided, count in zip(low_confidence, is_decision, kept, strict=True)
+            for pair in zip(is_low[:count], decided[:count], strict=True)
         ]
         streams = max(1, sum(count > 0 for count in kept))
-        self.overall.learn([decided for _, decided in seen], streams)
+        self.overall.learn([decided for _, decided in pairs], streams)
         for rate, kind in ((self.confident, False), (self.low_confidence, True)):
-            rate.learn(
-                [decided for is_low_confidence, decided in seen if is_low_confidence is kind],
-                streams,
-            )
+            rate.learn([decided for is_low, decided in pairs if is_low is kind], streams)
 
 
 def _tokens_per_cost(length: int, rate: float) -> float:

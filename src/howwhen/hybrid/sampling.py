@@ -1,7 +1,7 @@
 """Picking tokens from logits: greedily, or at random with common random numbers.
 
 Randomness is a Gumbel number per token of the vocabulary, drawn from seed, problem and position
-alone. Both models' draws at a position share it, so they differ only where the models do, and an
+alone. Both models share it at each position, so their draws differ only where the models do, and an
 unsteered hybrid is the base's own sampled answer, token by token.
 """
 

@@ -36,6 +36,8 @@ PASS_TOKENS = 2048
 streams whose answer is another or ends."""
 MAX_DRAFT_LOGITS = 2**24
 """Logits of one model that such a pass may take, if it is longer than a block."""
+MAX_RUNNING_SHARE = 0.5
+"""Share of the streams that may still be running when the others are dropped."""
 NOTHING = -1
 """Drafted where no token is proposed: whatever is written there ends the stream's draft."""
 Answer = Sequence[int]
@@ -169,9 +171,9 @@ class Session:
         return Round(rows, ids, plan.is_decision, steered, own, opinion)
 
     def compact(self) -> None:
-        """Leave finished streams behind once they are half of the batch."""
+        """Drop finished streams once there are enough of them to be worth a copy of the caches."""
         running = [stream for stream, is_done in enumerate(self.is_done) if not is_done]
-        if 2 * len(running) > len(self.rows):
+        if len(running) > MAX_RUNNING_SHARE * len(self.rows):
             return
         self.rows = [self.rows[stream] for stream in running]
         if not self.rows:

@@ -1,8 +1,8 @@
-"""How strongly to steer at a decision: learned, fixed, or the best of a sweep.
+"""How strongly to steer at a disagreement: learned, fixed, or the best of a sweep.
 
-A policy is a list of candidates, each a strength and a window. With several, all are tried in one
-pass per window and the one whose token the thinking model finds likeliest is taken (paper, first
-version, section 4).
+A policy is a list of candidates, each a strength (coefficient, scale) and a window. With several,
+all are tried, in one pass per window, and the one whose token the thinking model finds likeliest is
+taken (paper, first version, section 4).
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The rungs of one run, made of what elicit left."""
+"""The rungs of one run, made of the files of the step elicit."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class RungPass:
 
 @dataclass(frozen=True)
 class Rungs:
-    """The rungs of one run, made of what elicit left."""
+    """The rungs of one run, made of the files of the step elicit."""
 
     pair: Pair
     gate: Gate
@@ -106,18 +106,18 @@ class Rungs:
         Raises:
             SettingsError: a rung that this run does not have.
         """
-        every = list(self._every_control(rate))
+        controls = list(self._controls(rate))
         asked = LADDER if self.settings.rungs is None else self.settings.rungs
         wanted = {"base", "thinking", "hybrid", *asked}
-        missing = wanted - {"hybrid", *(rung.name for rung, _ in every)}
+        missing = wanted - {"hybrid", *(rung.name for rung, _ in controls)}
         if self.settings.rungs is not None and missing:
             raise SettingsError(
                 f"this run has no rung {', '.join(sorted(missing))}; expected some of "
-                f"{', '.join(dict.fromkeys(rung.name for rung, _ in every))}"
+                f"{', '.join(dict.fromkeys(rung.name for rung, _ in controls))}"
             )
         return [
             RungPass(rung, seed, sample)
-            for rung, seed in every
+            for rung, seed in controls
             if rung.name in wanted
             for sample in range(self.settings.samples)
         ]
@@ -135,7 +135,7 @@ class Rungs:
             for sample in range(self.settings.samples)
         ]
 
-    def _every_control(self, rate: float) -> Iterator[tuple[Rung, int]]:
+    def _controls(self, rate: float) -> Iterator[tuple[Rung, int]]:
         gate, vectors, strength = self.gate, self.vectors, self.strength
         yield Base(), 0
         if self.pair.step_by_step_prompt is not None:
@@ -156,8 +156,8 @@ class Rungs:
 def chosen_strength(settings: RunSettings) -> Strength:
     """The strength policy of a run: the one asked for, or the method's own."""
     hybrid_settings = settings.hybrid
-    own = "learned" if settings.elicit.method == "decision" else "sweep"
-    match hybrid_settings.strength or own:
+    usual = "learned" if settings.elicit.method == "decision" else "sweep"
+    match hybrid_settings.strength or usual:
         case "learned":
             return LEARNED
         case "fixed":
