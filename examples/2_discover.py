@@ -7,8 +7,9 @@ from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import sentence_means
 from howwhen.discover.reader_inputs import own_tokens
 from howwhen.discover.sae import Shape, evaluate, train_grid
-from howwhen.discover.taxonomy import compare_with_truth, normalise
-from howwhen.discover.titles import Assigned, name_by_words
+from howwhen.discover.taxonomy import compare_with_truth
+from howwhen.discover.titles import CategorisedSentences, name_by_words
+from howwhen.probes import normalise
 from howwhen.settings import CollectSettings, DiscoverSettings
 from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally import tally_problems, tally_truth
@@ -41,7 +42,7 @@ def main() -> None:
     taxonomy = Taxonomy(thinking.name, LAYER, mean, sae, ("",) * len(sae.encoder))
     scores, categories = taxonomy.scores(activations).max(1)
     texts = [sentence for rollout in rollouts for sentence in rollout.sentences()]
-    assigned = Assigned(texts, categories.tolist(), scores.tolist(), taxonomy.size, ())
+    assigned = CategorisedSentences(texts, categories.tolist(), scores.tolist(), taxonomy.size, ())
     counts = torch.bincount(categories, minlength=taxonomy.size).tolist()
     for name, count in zip(name_by_words(assigned).names, counts, strict=True):
         print(f"{count:5}  {name.title:45} {name.typical[:1]}")

@@ -16,6 +16,7 @@ from howwhen.records import (
     Problem,
     Rollout,
     SentenceSpan,
+    split_by_rollout,
 )
 from tests.factories import make_forms, make_gate, make_taxonomy
 
@@ -77,3 +78,12 @@ def test_records_that_print_alike_are_still_told_apart() -> None:
     assert repr(one) == repr(other)
     assert one != other
     assert hash(one) != hash(other)
+
+
+def test_a_column_is_split_into_the_sentences_of_each_rollout() -> None:
+    spans = [SentenceSpan(0, 1, 0, 1)]
+    rollouts = [Rollout("1", (), "", Finish.STOP, tuple(spans * n)) for n in (2, 0, 1)]
+    assert split_by_rollout(rollouts, "abc") == ["ab", "", "c"]
+    assert split_by_rollout([], []) == []
+    with pytest.raises(ValueError, match="a column of 2 items .* into 3 sentences"):
+        split_by_rollout(rollouts, "ab")

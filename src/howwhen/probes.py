@@ -13,6 +13,13 @@ from torch.nn import functional
 from howwhen.records import one_line
 
 
+def normalise(
+    residual: Float[Tensor, "n d_model"], mean: Float[Tensor, " d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """Residuals as every taxonomy and gate reads them: minus the corpus mean, at unit norm."""
+    return functional.normalize(residual - mean, dim=-1)
+
+
 @dataclass(frozen=True)
 class Sae:
     """A Top-K sparse autoencoder over normalised activations (paper, section 3)."""
@@ -74,10 +81,9 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """Categories of reasoning, with everything needed to tell them from one model's residuals.
+    """Categories of reasoning, with everything needed to read them from one model's residuals.
 
-    It owns the normaliser, and applies the same one to sentence means and to single tokens:
-    subtract the corpus mean, divide by the L2 norm.
+    It normalises sentence means and the residuals of single tokens in the same way.
     """
 
     model: str
@@ -87,7 +93,7 @@ class Taxonomy:
     mean: Float[Tensor, " d_model"]
     """Corpus mean of the sentence activations."""
     scorer: Sae | Clusters
-    """What tells the categories apart."""
+    """What separates the categories."""
     titles: tuple[str, ...]
     """One title per category."""
 
@@ -100,7 +106,7 @@ class Taxonomy:
 
     def normalise(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """Residuals as the SAE reads them."""
-        return functional.normalize(residual - self.mean, dim=-1)
+        return normalise(residual, self.mean)
 
     def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
         """Category of each residual: the argmax over all K scores."""
@@ -149,20 +155,21 @@ class Gate:
 
     def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
         """Category of each residual."""
-        inputs = functional.normalize(residual - self.mean, dim=-1)
+        inputs = normalise(residual, self.mean)
         return (inputs @ self.weights.T + self.biases).argmax(1)
 
 
 GateKind = Literal["taxonomy", "probe", "clusters"]
-"""The taxonomy itself, a probe for the coming sentence's category, or clusters of decisions."""
+"""The taxonomy itself, a probe for the next sentence's category, or clusters of
+disagreements."""
 
 
 @dataclass(frozen=True)
 class SelfGate:
-    """Tells from the base's own residuals whether a decision is due, and of which category.
+    """Predicts a disagreement, and its category, from the base's own residuals.
 
     A network of one hidden layer over the concatenated residuals of `layers`, standardised by
-    `mean` and `scale`. Output 0 is the log-odds of a decision, the others score the categories.
+    `mean` and `scale`. Output 0 is the log-odds of a disagreement, the others score the categories.
     """
 
     model: str
@@ -176,12 +183,12 @@ class SelfGate:
     outputs: Float[Tensor, "one_more_than_categories hidden"]
     outputs_bias: Float[Tensor, " one_more_than_categories"]
     threshold: float
-    """Log-odds from which on a decision is made."""
+    """Log-odds at and above which a disagreement is predicted."""
 
     __repr__ = one_line
 
     def read(self, residual: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
-        """Log-odds of a decision (first column) and scores of the categories."""
+        """Log-odds of a disagreement (first column) and scores of the categories."""
         inputs = (residual - self.mean) * self.scale
         features = functional.relu(functional.linear(inputs, self.hidden, self.hidden_bias))
         return functional.linear(features, self.outputs, self.outputs_bias)

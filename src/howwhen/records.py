@@ -3,10 +3,13 @@
 Records are frozen values. They know their own arithmetic and nothing of models or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum, StrEnum
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
+
+Item = TypeVar("Item")
 
 MAX_SHOWN_TEXT = 60
 """Characters of a text in a record's `repr`."""
@@ -156,6 +159,25 @@ RungName = LadderRungName | KnockOutName
 LADDER: tuple[RungName, ...] = get_args(LadderRungName)
 """The rungs of the ladder of controls, in the order they are shown."""
 KNOCK_OUTS: tuple[RungName, ...] = get_args(KnockOutName)
+
+
+def split_by_rollout(rollouts: Sequence[Rollout], column: Sequence[Item]) -> list[Sequence[Item]]:
+    """Cut a column with one item per sentence into the sentences of each rollout.
+
+    Args:
+        rollouts: with the spans of their sentences.
+        column: one item for every span, in order of rollouts and their spans.
+
+    Raises:
+        ValueError: the column has another number of items.
+    """
+    ends = list(accumulate(len(rollout.spans) for rollout in rollouts))
+    if (ends[-1] if ends else 0) != len(column):
+        raise ValueError(
+            f"a column of {len(column)} items cannot be split into {ends[-1] if ends else 0} "
+            "sentences; expected one item per sentence"
+        )
+    return [column[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def titles_of(rung: str, titles: tuple[str, ...]) -> tuple[str, ...]:

@@ -403,7 +403,7 @@ PRESETS: dict[Preset, Overrides] = {
     "small": {
         "collect": {"limit": 1000, "max_new_tokens": 160, "batch_size": 256},
         "discover": {
-            "sizes": (5, 10, 15, 20, 25, 30),
+            "sizes": (5, 10, 15, 20),
             "steps": 1000,
             "sentences_per_step": 512,
         },

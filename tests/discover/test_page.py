@@ -1,9 +1,14 @@
 import re
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from typing import Any
 
 from howwhen.discover.categories import CategorySummary, SentenceExample, Transitions
 from howwhen.discover.page import PageInput, make_page
+from howwhen.discover.report import DiscoverCounts, GridRow
+from howwhen.discover.sae import SaeMetrics
+from howwhen.discover.taxonomy import CellScores
+from howwhen.discover.validate import OfflineScores
 
 HOSTILE = 'wait <script>alert("1")</script> & {{ 7 * 7 }}'
 
@@ -31,13 +36,19 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def cell(layer: int, size: int, score: float, *, chosen: bool = False, k: int = 1) -> Any:
-    stability = ("stability_over_seeds", "stability_over_halves")
-    parts = ("consistency", "consistency_of_words", "completeness", "separation", "standard_error")
-    return {
-        "layer": layer, "method": "sae", "size": size, "k": k, "chosen": chosen, "score": score,
-        "fvu": 0.4, "dead": 0, **dict.fromkeys((*parts, *stability), 0.25),
-    }  # fmt: skip
+def cell(layer: int, size: int, score: float, *, chosen: bool = False, k: int = 1) -> GridRow:
+    parts = {field.name: 0.25 for field in fields(OfflineScores)}
+    offline = OfflineScores(**{**parts, "score": score})
+    metrics = SaeMetrics(fvu=0.4, l0=float(k), dead=0)
+    return GridRow(CellScores(layer, "sae", size, k, offline, 0, metrics), chosen)
+
+
+def counts() -> DiscoverCounts:
+    return DiscoverCounts(
+        sentences=1234, sentences_trained_on=1000, sentences_too_short=234,
+        sentences_per_category=(700, 534), cells=3, choice="because", judge="none asked",
+        unparsable_names=0, unparsable_scores=None, named_without_judge=(),
+    )  # fmt: skip
 
 
 def summary(category: int, title: str) -> CategorySummary:
@@ -51,14 +62,9 @@ def page(**changes: Any) -> str:
         "title": "What it does",
         "source": "its maker/model",
         "reader": "reader",
-        "counts": {
-            "sentences": 1234,
-            "sentences_trained_on": 1000,
-            "sentences_too_short": 234,
-            "choice": "because",
-        },
-        "cells": [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True), cell(2, 5, 0.4)],
-        "portraits": [summary(0, HOSTILE), summary(1, "second")],
+        "counts": counts(),
+        "rows": [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True), cell(2, 5, 0.4)],
+        "summaries": [summary(0, HOSTILE), summary(1, "second")],
         "transitions": Transitions((3, 1), ((0, 3), (1, 0)), (1, 3)),
     }
     return make_page(PageInput(**{**given, **changes}))
@@ -108,6 +114,7 @@ def test_the_truth_is_shown_where_it_is_known() -> None:
 
 
 def test_methods_stand_side_by_side() -> None:
-    other = {**cell(1, 5, 0.6), "method": "kmeans"}
-    made = page(cells=[cell(1, 10, 0.5, chosen=True), other])
+    other = cell(1, 5, 0.6)
+    other = replace(other, scores=replace(other.scores, method="kmeans", metrics=None))
+    made = page(rows=[cell(1, 10, 0.5, chosen=True), other])
     assert made.index("The best of each method") < made.index('class="name">kmeans')

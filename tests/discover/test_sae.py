@@ -1,8 +1,19 @@
+import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import cut_tree, ward
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape, _Grid, evaluate, init_latents, train_grid
+from howwhen.discover.sae import (
+    Shape,
+    Training,
+    _cut,
+    _Grid,
+    evaluate,
+    init_latents,
+    train_grid,
+    train_grids,
+)
 from howwhen.errors import InputError
 from howwhen.probes import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
@@ -63,13 +74,13 @@ def test_more_latents_explain_more() -> None:
 def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
     inputs, _ = planted()
     shapes = [Shape(3, 1), Shape(7, 2), Shape(5, 3)]
-    grid = _Grid(inputs, shapes, 0)
+    grid = _Grid([Training(inputs, 0)], shapes)
     noise = torch.Generator().manual_seed(5)
     for parameter in grid.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
     grid.normalise_decoders()
-    grid.fill_gradients(inputs[:200])
-    for number, (cell, sae) in enumerate(zip(grid.cells, grid.to_saes(), strict=True)):
+    grid.fill_gradients(inputs[None, :200])
+    for number, (cell, sae) in enumerate(zip(grid.cells, grid.to_saes()[0], strict=True)):
         plain = [sae.encoder, sae.encoder_bias, sae.decoder, sae.decoder_bias]
         for one in plain:
             one.requires_grad_()
@@ -108,6 +119,37 @@ def test_a_cell_does_not_depend_on_the_rest_of_the_grid() -> None:
     in_grid = train_grid(inputs, [Shape(8, 1), Shape(5, 3)], SETTINGS, 0)[1]
     torch.testing.assert_close(alone.decoder, in_grid.decoder, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(alone.encoder, in_grid.encoder, atol=1e-4, rtol=1e-4)
+
+
+def test_a_training_does_not_depend_on_those_beside_it() -> None:
+    inputs, _ = planted()
+    shapes = [Shape(8, 1), Shape(5, 3)]
+    trainings = [
+        Training(inputs, 0),
+        Training(inputs[:200], 0),  # whose batches are smaller
+        Training(inputs, 1),
+        Training(inputs[::2], 0),
+    ]
+    together = train_grids(trainings, shapes, SETTINGS)
+    for training, saes in zip(trainings, together, strict=True):
+        alone = train_grid(training.inputs, shapes, SETTINGS, training.seed)
+        for sae, plain in zip(saes, alone, strict=True):
+            assert sae.k == plain.k
+            for name in ("encoder", "encoder_bias", "decoder", "decoder_bias"):
+                torch.testing.assert_close(
+                    getattr(sae, name), getattr(plain, name), atol=1e-4, rtol=1e-4
+                )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cuts_of_a_hierarchy_are_those_of_scipy(seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(60, 3))
+    rows[40:50] = rows[:10]  # equal sentences
+    merges = ward(rows)
+    sizes = [1, 2, 5, 30, 49]
+    expected = cut_tree(merges, n_clusters=sizes)
+    for size, labels in zip(sizes, expected.T, strict=True):
+        assert _cut(merges, size).tolist() == labels.tolist()
 
 
 def test_decoder_rows_have_unit_norm_and_training_repeats() -> None:

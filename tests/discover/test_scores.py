@@ -1,11 +1,16 @@
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import f1_score
 
 from howwhen.discover.validate import (
+    SHRINKAGE,
     Partition,
     Validator,
     _cross_val_predict,
     _explained,
+    _lda_predict,
+    _macro_f1,
     confusion,
     score_against_truth,
 )
@@ -66,12 +71,28 @@ def test_rare_categories_are_scored_without_a_warning() -> None:
 
 
 def test_a_category_between_two_others_is_not_masked() -> None:
-    """Plain regression on categories never foretells the middle one of three on a line."""
+    """Plain regression on categories never predicts the middle one of three on a line."""
     place = np.repeat([0, 1, 2], 100)
     features = place[:, None] + 0.05 * np.random.default_rng(0).normal(size=(300, 1))
     mixed = np.random.default_rng(1).permutation(300)
-    (found,) = _cross_val_predict(features, [place], [(mixed[:200], mixed[200:])])
-    assert (found[mixed[200:]] == place[mixed[200:]]).mean() > 0.98
+    (predicted,) = _cross_val_predict(features, [place], [(mixed[:200], mixed[200:])])
+    assert (predicted[mixed[200:]] == place[mixed[200:]]).mean() > 0.98
+
+
+@pytest.mark.parametrize("categories", [2, 3, 9])
+def test_discriminants_and_f1_are_those_of_scikit_learn(categories: int) -> None:
+    random = np.random.default_rng(categories)
+    truth = random.integers(0, categories, 300)
+    truth[:2] = categories + 1  # one number between is unused, and one category is rare
+    values = np.eye(categories + 2)[truth] + 0.6 * random.normal(size=(300, categories + 2))
+    train, held_out = np.arange(200), np.arange(200, 300)
+    predicted = _lda_predict(values, truth, train, held_out)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE)
+    plain = lda.fit(values[train, :-1], truth[train]).predict(values[held_out, :-1])
+    assert predicted.tolist() == plain.tolist()
+    assert 0.3 < (predicted == truth[held_out]).mean() < 1
+    expected = f1_score(truth[held_out], predicted, average="macro", zero_division=0)
+    assert _macro_f1(truth[held_out], predicted) == expected
 
 
 def test_merged_categories_are_less_complete_and_split_ones_hardly_more() -> None:
@@ -89,9 +110,11 @@ def test_completeness_is_the_held_out_share_of_the_variance() -> None:
     features = np.array([[0.0], [2.0], [10.0], [12.0]])
     fold = (np.array([0, 2]), np.array([1, 3]))
     # Means 0, 10 and 5 overall; the others, 3 off and 7 off it, are each 2 off their means.
-    found = _explained(features, np.array([0, 0, 1, 1]), fold)
-    assert found == pytest.approx(1 - (2**2 + 2**2) / (3**2 + 7**2))
-    alone = _explained(features, np.array([0, 1, 0, 1]), fold)  # category 1 has no other sentence
+    (share,) = _explained(features, [np.array([0, 0, 1, 1])], fold)
+    assert share == pytest.approx(1 - (2**2 + 2**2) / (3**2 + 7**2))
+    (alone,) = _explained(
+        features, [np.array([0, 1, 0, 1])], fold
+    )  # category 1 has no other sentence
     assert alone == 0
 
 

@@ -15,13 +15,13 @@ from howwhen.discover.taxonomy import (
     choose,
     discover_layer,
     heldout_layers,
-    normalise,
     possible_shapes,
     scoring_sample,
     shortlist,
 )
 from howwhen.discover.validate import OfflineScores
 from howwhen.errors import InputError, SettingsError
+from howwhen.probes import normalise
 from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import DiscoverSettings
 from tests.discover.test_sae import planted

@@ -11,7 +11,7 @@ import pytest
 from howwhen.discover.titles import (
     DRAWS,
     LINE_CHARACTERS,
-    Assigned,
+    CategorisedSentences,
     characteristic_phrases,
     name_by_words,
     name_with_judge,
@@ -35,11 +35,13 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def planted(count: int = 30, size: int = 3) -> Assigned:
+def planted(count: int = 30, size: int = 3) -> CategorisedSentences:
     """Sentences of three kinds, each in its own category."""
     categories = [n % 3 for n in range(count)]
     texts = [KINDS[c].format(n) for n, c in enumerate(categories)]
-    return Assigned(texts, categories, [float(n) for n in range(count)], size, ("One.", "Two."))
+    return CategorisedSentences(
+        texts, categories, [float(n) for n in range(count)], size, ("One.", "Two.")
+    )
 
 
 def say(title: str, description: str = "They do it.") -> str:
@@ -53,7 +55,7 @@ def test_phrases_do_not_overlap_and_the_longer_one_is_kept() -> None:
     assert phrases[2] == ("Next", "Ann gets", "more")
 
 
-def _parts(assigned: Assigned) -> tuple[Any, Any, int]:
+def _parts(assigned: CategorisedSentences) -> tuple[Any, Any, int]:
     return assigned.texts, assigned.categories, assigned.size
 
 
@@ -71,17 +73,21 @@ def test_a_short_phrase_stays_where_the_longer_one_is_rare() -> None:
 def test_typical_sentences_are_the_strongest_that_differ() -> None:
     texts = ["We add 3.", "We  add 41.5 .", "We add\n 7. ", "Then stop.", "Or not.", "Never seen."]
     strengths = [0.1, 0.9, 0.8, 0.7, 0.6, 0.05]
-    (name,) = name_by_words(Assigned(texts, [0] * 6, strengths, 1)).names
+    (name,) = name_by_words(CategorisedSentences(texts, [0] * 6, strengths, 1)).names
     assert name.typical == ("We add 41.5 .", "Then stop.", "Or not.")
     assert name.named_by == "words"
 
 
 def test_categories_without_sentences_or_words_say_so() -> None:
-    names, unparsable, fell_back = name_by_words(Assigned(["1 2", "and"], [0, 2], [1.0, 1.0], 4))
+    names, unparsable, fell_back = name_by_words(
+        CategorisedSentences(["1 2", "and"], [0, 2], [1.0, 1.0], 4)
+    )
     assert [name.title for name in names] == ["no words", "unused", "and", "unused"]
     assert [name.typical for name in names] == [("1 2",), (), ("and",), ()]
     assert (unparsable, fell_back) == (0, ())
-    assert [name.title for name in name_by_words(Assigned([], [], [], 2)).names] == ["unused"] * 2
+    assert [name.title for name in name_by_words(CategorisedSentences([], [], [], 2)).names] == [
+        "unused"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_what_does_not_fit_together_is_refused(
     categories: list[int], strengths: list[float], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        Assigned(["a", "b"], categories, strengths, 2)
+        CategorisedSentences(["a", "b"], categories, strengths, 2)
 
 
 def naming(judge: Callable[[int, str], str]) -> Endpoint:
@@ -137,7 +143,7 @@ def test_the_sentences_shown_are_spread_over_the_deciles_of_one_category() -> No
         prompts.append(prompt)
         return say("a very secret title")
 
-    assigned = Assigned(texts, [0] * 1000 + [1] * 50, strengths, 2)
+    assigned = CategorisedSentences(texts, [0] * 1000 + [1] * 50, strengths, 2)
     with naming(judge) as endpoint:
         client = connect(endpoint, threads=1)
         name_with_judge(assigned, client, SETTINGS)
@@ -168,7 +174,9 @@ def test_long_sentences_and_traces_lose_their_middles_and_at_most_three_traces_a
     traces = [f"start {n} " + "m" * 5000 + " end" for n in range(5)]
     long = "A" * LINE_CHARACTERS + "B" * LINE_CHARACTERS
     with naming(judge) as endpoint:
-        name_with_judge(Assigned([long], [0], [1.0], 1, traces), connect(endpoint), SETTINGS)
+        name_with_judge(
+            CategorisedSentences([long], [0], [1.0], 1, traces), connect(endpoint), SETTINGS
+        )
     (prompt,) = prompts
     (line,) = sentences_of(prompt)
     assert re.fullmatch(r"A+ <<<600 characters left out [0-9a-f]{16}>>> B+", line)
@@ -187,7 +195,9 @@ def test_material_cannot_end_its_fence_or_break_a_line() -> None:
 
     def run(text: str) -> str:
         with naming(judge) as endpoint:
-            name_with_judge(Assigned([text], [0], [1.0], 1, (text,)), connect(endpoint), SETTINGS)
+            name_with_judge(
+                CategorisedSentences([text], [0], [1.0], 1, (text,)), connect(endpoint), SETTINGS
+            )
         return prompts[-1]
 
     code = re.findall("[0-9a-f]{16}", run("harmless"))[0]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from howwhen.discover.titles import Assigned, name_with_judge
+from howwhen.discover.titles import CategorisedSentences, name_with_judge
 from howwhen.errors import InputError, ModelError
 from howwhen.judge.endpoint import JudgeClient, Request, describe_usage
 from howwhen.judge.local import LocalJudge, open_judge
@@ -71,7 +71,7 @@ def test_a_judge_that_only_babbles_leaves_the_offline_names(make_model: MakeMode
     model = make_model()
     model.model.config.max_position_embeddings = 2048
     judge = LocalJudge(model, max_new_tokens=4)
-    assigned = Assigned(["so it is 3", "then add 4"], [0, 1], [1.0, 1.0], 2)
+    assigned = CategorisedSentences(["so it is 3", "then add 4"], [0, 1], [1.0, 1.0], 2)
     found = name_with_judge(assigned, judge, DiscoverSettings())
     assert [name.named_by for name in found.names] == ["words", "words"]
     assert (found.unparsable, found.fell_back) == (6, (0, 1))

@@ -1,11 +1,11 @@
-"""What each category looks like: its sentences, where they stand, and what they lead to."""
+"""What each category looks like: its sentences, where they occur, and what they lead to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from howwhen.discover.titles import Name
-from howwhen.records import Annotation, Rollout
+from howwhen.records import Annotation, Rollout, split_by_rollout
 
 SHOWN = 5
 """Typical and borderline sentences shown of each category."""
@@ -41,7 +41,7 @@ class CategorySummary:
     typical: tuple[SentenceExample, ...]
     """The strongest sentences, each text once."""
     borderline: tuple[SentenceExample, ...]
-    """Those that were nearly in another category, each text once."""
+    """Those nearest to another category, each text once."""
     positions: tuple[int, ...]
     """Sentences in each tenth of an answer's sentences."""
 
@@ -61,7 +61,7 @@ class Transitions:
 def summarize_categories(
     rollouts: Sequence[Rollout], annotations: Sequence[Annotation], names: Sequence[Name]
 ) -> list[CategorySummary]:
-    """A portrait of every category.
+    """What every category looks like.
 
     Args:
         rollouts: the answers.
@@ -70,9 +70,9 @@ def summarize_categories(
     """
     texts = [text for rollout in rollouts for text in rollout.sentences()]
     places = [place for rollout in rollouts for place in _places(len(rollout.spans))]
-    own: list[list[int]] = [[] for _ in names]
+    rows_of: list[list[int]] = [[] for _ in names]
     for number, annotation in enumerate(annotations):
-        own[annotation.category].append(number)
+        rows_of[annotation.category].append(number)
     return [
         CategorySummary(
             category,
@@ -87,7 +87,7 @@ def summarize_categories(
             ),
             positions=tuple(sum(places[n] == part for n in rows) for part in range(POSITIONS)),
         )
-        for category, (name, rows) in enumerate(zip(names, own, strict=True))
+        for category, (name, rows) in enumerate(zip(names, rows_of, strict=True))
     ]
 
 
@@ -97,23 +97,13 @@ def count_transitions(
     """Count which category follows which."""
     first, last = [0] * size, [0] * size
     follows = [[0] * size for _ in range(size)]
-    for own in _by_rollout(rollouts, annotations):
-        if own:
-            first[own[0].category] += 1
-            last[own[-1].category] += 1
-        for one, two in pairwise(own):
-            follows[one.category][two.category] += 1
+    for answer in split_by_rollout(rollouts, annotations):
+        if answer:
+            first[answer[0].category] += 1
+            last[answer[-1].category] += 1
+        for before, after in pairwise(answer):
+            follows[before.category][after.category] += 1
     return Transitions(tuple(first), tuple(map(tuple, follows)), tuple(last))
-
-
-def _by_rollout(
-    rollouts: Sequence[Rollout], annotations: Sequence[Annotation]
-) -> Iterator[Sequence[Annotation]]:
-    start = 0
-    for rollout in rollouts:
-        end = start + len(rollout.spans)
-        yield annotations[start:end]
-        start = end
 
 
 def _places(count: int) -> list[int]:
@@ -133,9 +123,10 @@ def _pick(
     for number in ranked:
         if len(picked) == SHOWN:
             break
-        one = annotations[number]
+        note = annotations[number]
         line = " ".join(texts[number].split())
-        picked.setdefault(
-            line, SentenceExample(line, one.problem_id, one.strength, one.runner_up, _margin(one))
+        example = SentenceExample(
+            line, note.problem_id, note.strength, note.runner_up, _margin(note)
         )
+        picked.setdefault(line, example)
     return tuple(picked.values())

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from howwhen.discover.titles import Assigned, Name, as_line
+from howwhen.discover.titles import CategorisedSentences, Name, as_line
 from howwhen.judge.endpoint import Request
 from howwhen.judge.fencing import FENCES, code_of, fence
 from howwhen.settings import DiscoverSettings
@@ -88,7 +88,7 @@ class _Item(NamedTuple):
 class PromptSample:
     """One sample of everything that is asked; equal draws ask the same."""
 
-    assigned: Assigned
+    assigned: CategorisedSentences
     names: Sequence[Name]
     settings: DiscoverSettings
     """`judge_sentences` is the size of a sample, at most; `seed` draws it."""

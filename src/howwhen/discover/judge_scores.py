@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from howwhen.discover.judge_prompts import TOP, WORST, JudgePrompt, PromptSample
-from howwhen.discover.titles import Assigned, Name
+from howwhen.discover.titles import CategorisedSentences, Name
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge
 from howwhen.judge.fencing import read_object
@@ -67,7 +67,7 @@ class JudgedScores:
 
 
 def score_with_judge(
-    assigned: Assigned, names: Sequence[Name], judge: Judge, settings: DiscoverSettings
+    assigned: CategorisedSentences, names: Sequence[Name], judge: Judge, settings: DiscoverSettings
 ) -> JudgedScores:
     """Score a taxonomy; everything is asked in one go, so that requests run side by side.
 
@@ -200,7 +200,7 @@ def _standard_error(scores: np.ndarray) -> float | None:
 
 
 def _per_category(
-    assigned: Assigned, asked: Sequence[JudgePrompt], rounds: Sequence[_Round]
+    assigned: CategorisedSentences, asked: Sequence[JudgePrompt], rounds: Sequence[_Round]
 ) -> tuple[CategoryScores, ...]:
     sizes = np.bincount(assigned.categories, minlength=assigned.size).tolist()
     rows = []

@@ -5,11 +5,15 @@ It needs no network and no script. Shades say what the printed numbers say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from howwhen.discover.categories import CategorySummary, Transitions
+
+if TYPE_CHECKING:
+    from howwhen.discover.report import DiscoverCounts, GridRow
+    from howwhen.discover.taxonomy import CellScores
 
 STRONGEST_SHADE = 60
 """Per cent of the accent colour behind the highest number of a table; more would hide the text."""
@@ -23,14 +27,12 @@ class PageInput:
     source: str
     """Whose sentences they are: the thinking model, or files of answers."""
     reader: str
-    counts: Mapping[str, Any]
-    """Counts of the step's provenance."""
-    cells: Sequence[Mapping[str, Any]]
-    """Rows of `scores.json`."""
+    counts: "DiscoverCounts"
+    rows: "Sequence[GridRow]"
     summaries: Sequence[CategorySummary]
     transitions: Transitions
     truth: Mapping[str, Any] | None = None
-    """`truth.json`, where the truth is known."""
+    """The content of `truth.json`; None if no truth is known."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ def page_context(given: PageInput) -> dict[str, Any]:
     """What `taxonomy.html` shows, by the names it knows."""
     return {
         "given": given,
-        "chosen": next(cell for cell in given.cells if cell["chosen"]),
-        "heat_maps": _heat_maps(given.cells),
-        "judged": [cell for cell in given.cells if "judged_score" in cell],
-        "baselines": _best_of_each_method(given.cells),
+        "chosen": next(row.scores for row in given.rows if row.is_chosen),
+        "heat_maps": _heat_maps(given.rows),
+        "judged": [row for row in given.rows if row.scores.judged is not None],
+        "baselines": _best_of_each_method([row.scores for row in given.rows]),
         "bars": [_bars(summary.positions) for summary in given.summaries],
         "moves": [_shares(row) for row in given.transitions.follows],
         "starts": _shares(given.transitions.first),
@@ -86,44 +88,45 @@ def page_context(given: PageInput) -> dict[str, Any]:
     }
 
 
-def _heat_maps(cells: Sequence[Mapping[str, Any]]) -> list[HeatMap]:
+def _heat_maps(rows: "Sequence[GridRow]") -> list[HeatMap]:
     """One table per method and k, in the order in which they were tried."""
-    kinds: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        kinds.setdefault((cell["method"], cell["k"]), []).append(cell)
-    scores = [cell["score"] for cell in cells]
-    return [_heat_map(name, own, min(scores), max(scores)) for name, own in kinds.items()]
+    kinds: dict[tuple[str, int], list[GridRow]] = {}
+    for row in rows:
+        kinds.setdefault((row.scores.method, row.scores.k), []).append(row)
+    scores = [row.scores.offline.score for row in rows]
+    return [_heat_map(name, kind, min(scores), max(scores)) for name, kind in kinds.items()]
 
 
 def _heat_map(
-    name: tuple[str, int], cells: Sequence[Mapping[str, Any]], lowest: float, highest: float
+    name: tuple[str, int], cells: "Sequence[GridRow]", lowest: float, highest: float
 ) -> HeatMap:
     method, k = name
-    sizes = sorted({cell["size"] for cell in cells})
-    layers = sorted({cell["layer"] for cell in cells})
-    placed = {(cell["layer"], cell["size"]): cell for cell in cells}
+    sizes = sorted({cell.scores.size for cell in cells})
+    layers = sorted({cell.scores.layer for cell in cells})
+    placed = {(cell.scores.layer, cell.scores.size): cell for cell in cells}
     width = max(highest - lowest, 1e-9)
 
     def shaded(layer: int, size: int) -> Shaded | None:
         cell = placed.get((layer, size))
         if cell is None:
             return None
-        shade = round(STRONGEST_SHADE * (cell["score"] - lowest) / width)
-        note = f"standard error {cell['standard_error']:.3f}"
-        return Shaded(f"{cell['score']:.2f}", shade, cell["chosen"], note)
+        offline = cell.scores.offline
+        shade = round(STRONGEST_SHADE * (offline.score - lowest) / width)
+        note = f"standard error {offline.standard_error:.3f}"
+        return Shaded(f"{offline.score:.2f}", shade, cell.is_chosen, note)
 
     rows = [(layer, [shaded(layer, size) for size in sizes]) for layer in layers]
     return HeatMap(f"{method}, k = {k}" if method == "sae" else method, sizes, rows)
 
 
-def _best_of_each_method(cells: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The best cell of every method and k, where there is more than one of them."""
-    best: dict[tuple[str, int], Mapping[str, Any]] = {}
+def _best_of_each_method(cells: "Sequence[CellScores]") -> "list[CellScores]":
+    """The best cell of every method and k, if there is more than one of them."""
+    best: dict[tuple[str, int], CellScores] = {}
     for cell in cells:
-        key = cell["method"], cell["k"]
-        if key not in best or cell["score"] > best[key]["score"]:
+        key = cell.method, cell.k
+        if key not in best or cell.offline.score > best[key].offline.score:
             best[key] = cell
-    return sorted(best.values(), key=lambda cell: -cell["score"]) if len(best) > 1 else []
+    return sorted(best.values(), key=lambda cell: -cell.offline.score) if len(best) > 1 else []
 
 
 def _bars(counts: Sequence[int]) -> list[int]:

@@ -8,11 +8,12 @@ other cells are in the grid.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, product
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.cluster.hierarchy import cut_tree, ward
+from jaxtyping import Float, Int
+from scipy.cluster.hierarchy import ward
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,30 +47,68 @@ class SaeMetrics:
     """Latents that are in no sentence's code."""
 
 
+@dataclass(frozen=True)
+class Training:
+    """What one training of the grid starts from."""
+
+    inputs: Float[Tensor, "n d"]
+    """Normalised sentence activations."""
+    seed: int
+    """Draws the batches and the sample that the first latents come from."""
+
+
 def train_grid(
     inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], settings: DiscoverSettings, seed: int
 ) -> list[Sae]:
-    """Train one autoencoder per shape on normalised sentence activations.
+    """Train one autoencoder per shape, as `train_grids` does."""
+    return train_grids([Training(inputs, seed)], shapes, settings)[0]
 
-    Adam with a step size that falls linearly to 0; the loss of a cell is the fraction of variance
-    that it leaves unexplained in a batch; decoder rows keep unit norm.
+
+def train_grids(
+    trainings: Sequence[Training], shapes: Sequence[Shape], settings: DiscoverSettings
+) -> list[list[Sae]]:
+    """Train one autoencoder per shape in every training.
+
+    Adam with a step size that falls linearly to 0. The loss of a cell is the fraction of variance
+    that it leaves unexplained in a batch. Decoder rows keep unit norm.
+
+    Returns:
+        For each training the autoencoders in the order of the shapes.
 
     Raises:
         InputError: fewer sentences than latents, or a k above its size.
     """
-    for shape in shapes:
-        _check(shape, len(inputs))
+    for training, shape in product(trainings, shapes):
+        _check(shape, len(training.inputs))
     if not shapes:
-        return []
-    grid = _Grid(inputs, shapes, seed)
+        return [[] for _ in trainings]
+    sizes = [min(settings.sentences_per_step, len(training.inputs)) for training in trainings]
+    saes: dict[int, list[Sae]] = {}
+    for size in dict.fromkeys(sizes):
+        numbers = [number for number, other in enumerate(sizes) if other == size]
+        grids = _train_together([trainings[n] for n in numbers], shapes, settings, size)
+        saes |= zip(numbers, grids, strict=True)
+    return [saes[number] for number in range(len(trainings))]
+
+
+def _train_together(
+    trainings: Sequence[Training],
+    shapes: Sequence[Shape],
+    settings: DiscoverSettings,
+    batch_size: int,
+) -> list[list[Sae]]:
+    """Trainings whose batches have the same number of sentences, as one stack."""
+    grid = _Grid(trainings, shapes)
     optimizer = torch.optim.Adam(grid.parameters(), lr=settings.learning_rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    count = min(settings.sentences_per_step, len(inputs))
+    generators = [torch.Generator().manual_seed(training.seed) for training in trainings]
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - step / settings.steps)
-        rows = torch.randint(len(inputs), (count,), generator=generator)
-        grid.fill_gradients(inputs[rows])
+        batches = [
+            training.inputs[torch.randint(len(training.inputs), (batch_size,), generator=generator)]
+            for training, generator in zip(trainings, generators, strict=True)
+        ]
+        grid.fill_gradients(torch.stack(batches))
         optimizer.step()
         grid.normalise_decoders()
     return grid.to_saes()
@@ -89,91 +128,111 @@ def evaluate(sae: Sae, inputs: Float[Tensor, "n d"]) -> SaeMetrics:
 
 
 class _Grid:
-    """The weights of all cells, their latents one below the other.
+    """The weights of all cells of all trainings, the latents of a training one below the other.
 
-    With x a sentence minus the cell's decoder bias, a code c (zero but for the kept scores),
+    With x a sentence minus the cell's decoder bias, a code c (zero except for the kept scores),
     decoder rows D and G = D D^T, a cell's squared error is |x|^2 - 2 c.(D x) + c.(G c). So
 
     - its slope in the kept scores is 2 (G c - D x),
     - in the encoder the slopes times x^T, in the decoder 2 (c c^T D - c x^T),
     - in the decoder bias -2 (x - D^T c) minus the slopes times the encoder,
 
-    and everything but products of a cell with itself is one product of all rows with the batch.
+    and everything except products of a cell with itself is one product of all rows with the batch.
     """
 
-    def __init__(self, inputs: Float[Tensor, "n d"], shapes: Sequence[Shape], seed: int) -> None:
-        sizes = torch.tensor([shape.size for shape in shapes])
-        ends = sizes.cumsum(0).tolist()
+    def __init__(self, trainings: Sequence[Training], shapes: Sequence[Shape]) -> None:
+        sizes = [shape.size for shape in shapes]
+        ends = list(accumulate(sizes))
         self.ks = [shape.k for shape in shapes]
-        self.cells = [slice(end - shape.size, end) for end, shape in zip(ends, shapes, strict=True)]
-        self.owner = torch.arange(len(shapes)).repeat_interleave(sizes)
-        starts = torch.cat(init_latents(inputs, [shape.size for shape in shapes], seed))
-        self.rows = torch.stack([starts, starts])
-        """Encoders, then decoders: (2, latent, d)."""
-        self.encoder_bias = torch.zeros(len(starts))
-        self.decoder_bias = inputs.mean(0).repeat(len(shapes), 1)
-        for parameter in self.parameters():
-            parameter.grad = torch.empty_like(parameter)
+        self.cells = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        self.owner = torch.arange(len(shapes)).repeat_interleave(torch.tensor(sizes))
+        starts = torch.stack(
+            [
+                torch.cat(init_latents(training.inputs, sizes, training.seed))
+                for training in trainings
+            ]
+        )
+        self.rows = torch.stack([starts, starts], dim=1)
+        """Encoders, then decoders: (training, 2, latent, d)."""
+        self.encoder_bias = torch.zeros(starts.shape[:2])
+        means = torch.stack([training.inputs.mean(0) for training in trainings])
+        self.decoder_bias = means[:, None].repeat(1, len(shapes), 1)
+        """(training, cell, d)."""
+        self.stacks = self.rows, self.encoder_bias, self.decoder_bias
+        self.gradients = [torch.empty_like(stack) for stack in self.stacks]
 
     def parameters(self) -> list[Tensor]:
-        """Everything that is trained."""
-        return [self.rows, self.encoder_bias, self.decoder_bias]
+        """Everything that is trained, as views, those of one training after those of the other.
+
+        An optimizer steps each apart, so that a training ends with the same bits in any company.
+        """
+        views = list(chain.from_iterable(zip(*self.stacks, strict=True)))
+        for view, gradient in zip(
+            views, chain.from_iterable(zip(*self.gradients, strict=True)), strict=True
+        ):
+            view.grad = gradient
+        return views
 
     @torch.no_grad()
-    def fill_gradients(self, batch: Float[Tensor, "n d"]) -> None:
-        """Set the gradients of the sum of all cells' FVUs on one batch."""
-        encoder, decoder = self.rows
-        bias = self.decoder_bias[self.owner]
-        offset = (self.rows * bias).sum(2)
-        offset[0] -= self.encoder_bias
-        scores, overlaps = (self.rows.flatten(0, 1) @ batch.T - offset.view(-1, 1)).chunk(2)
-        work = scores.new_empty(3, *scores.shape)
-        slopes, codes, kept = work
+    def fill_gradients(self, batches: Float[Tensor, "training n d"]) -> None:
+        """Set the gradients of the sum of all cells' FVUs on one batch per training."""
+        encoder, decoder = self.rows.unbind(1)
+        bias = self.decoder_bias[:, self.owner]
+        offset = (self.rows * bias[:, None]).sum(3)
+        offset[:, 0] -= self.encoder_bias
+        products = (self.rows.flatten(1, 2) @ batches.mT).sub_(offset.view(len(offset), -1, 1))
+        scores, overlaps = products.chunk(2, dim=1)
+        work = products.new_empty(len(scores), 2, *scores.shape[1:])
+        slopes, codes = work.unbind(1)
+        kept = torch.empty_like(scores)
         for cell, k in zip(self.cells, self.ks, strict=True):
-            _mark_highest(scores[cell], k, out=kept[cell])
+            _mark_highest(scores[:, cell], k, out=kept[:, cell])
         torch.mul(scores, kept, out=codes)
-        grams, products = decoder @ decoder.T, decoder.new_zeros(len(decoder), len(decoder))
+        grams = decoder @ decoder.mT
+        moments = torch.zeros_like(grams)
         for cell in self.cells:
-            torch.mm(grams[cell, cell], codes[cell], out=slopes[cell])
-            products[cell, cell] = codes[cell] @ codes[cell].T
+            slopes[:, cell] = grams[:, cell, cell] @ codes[:, cell]
+            moments[:, cell, cell] = codes[:, cell] @ codes[:, cell].mT
         slopes.sub_(overlaps).mul_(kept)
-        own = products @ decoder
-        sums = work[:2].sum(2)
-        gradient = torch.matmul(work[:2], batch) - sums[:, :, None] * bias
-        gradient[1] = own - gradient[1]
-        in_bias = sums[1, :, None] * decoder - sums[0, :, None] * encoder
-        total = batch.sum(0)
-        pulled = len(batch) * self.decoder_bias - total
-        pulled.index_add_(0, self.owner, in_bias)
-        scale = 2 / (batch.square().sum() - total.square().sum() / len(batch)).clamp(min=1e-12)
-        self._set_gradients(gradient * scale, sums[0] * scale, pulled * scale)
-
-    def _set_gradients(self, *gradients: Tensor) -> None:
-        for parameter, gradient in zip(self.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+        sums = work.sum(3)
+        gradient = work.flatten(1, 2) @ batches
+        gradient = gradient.view_as(self.rows) - sums[..., None] * bias[:, None]
+        gradient[:, 1] = moments @ decoder - gradient[:, 1]
+        in_bias = sums[:, 1, :, None] * decoder - sums[:, 0, :, None] * encoder
+        total = batches.sum(1)
+        pulled = batches.shape[1] * self.decoder_bias - total[:, None]
+        pulled.index_add_(1, self.owner, in_bias)
+        variance = torch.stack([batch.square().sum() for batch in batches])
+        variance -= torch.stack([row.square().sum() for row in total]) / batches.shape[1]
+        scale = (2 / variance.clamp(min=1e-12))[:, None, None]
+        torch.mul(gradient, scale[..., None], out=self.gradients[0])
+        torch.mul(sums[:, 0], scale[..., 0], out=self.gradients[1])
+        torch.mul(pulled, scale, out=self.gradients[2])
 
     @torch.no_grad()
     def normalise_decoders(self) -> None:
         """Give every decoder row unit norm."""
-        self.rows[1] = functional.normalize(self.rows[1], dim=1)
+        self.rows[:, 1] = functional.normalize(self.rows[:, 1], dim=2)
 
-    def to_saes(self) -> list[Sae]:
-        """Every cell's own weights."""
-        encoder, decoder = self.rows
+    def to_saes(self) -> list[list[Sae]]:
+        """The autoencoder of every cell, for every training."""
         return [
-            Sae(
-                encoder=encoder[cell].clone(),
-                encoder_bias=self.encoder_bias[cell].clone(),
-                decoder=decoder[cell].clone(),
-                decoder_bias=self.decoder_bias[number].clone(),
-                k=self.ks[number],
-            )
-            for number, cell in enumerate(self.cells)
+            [
+                Sae(
+                    encoder=rows[0, cell].clone(),
+                    encoder_bias=encoder_bias[cell].clone(),
+                    decoder=rows[1, cell].clone(),
+                    decoder_bias=decoder_bias[number].clone(),
+                    k=self.ks[number],
+                )
+                for number, cell in enumerate(self.cells)
+            ]
+            for rows, encoder_bias, decoder_bias in zip(*self.stacks, strict=True)
         ]
 
 
 def _mark_highest(
-    scores: Float[Tensor, "latent n"], k: int, out: Float[Tensor, "latent n"]
+    scores: Float[Tensor, "training latent n"], k: int, out: Float[Tensor, "training latent n"]
 ) -> None:
     """Set `out` to 1 where a sentence's k highest scores are, else to 0.
 
@@ -181,9 +240,9 @@ def _mark_highest(
     """
     rest = scores
     for _ in range(k - 1):
-        torch.ge(rest, rest.amax(0), out=out)
+        torch.ge(rest, rest.amax(1, keepdim=True), out=out)
         rest = torch.add(rest, out, alpha=-_FAR)
-    torch.ge(scores, rest.amax(0), out=out)
+    torch.ge(scores, rest.amax(1, keepdim=True), out=out)
 
 
 _FAR = 1e30
@@ -211,17 +270,30 @@ def init_latents(
 ) -> list[Float[Tensor, "latent d"]]:
     """Directions to start from, for every size: the clusters of Ward's hierarchy of a sample.
 
-    All sizes are cuts of one hierarchy. Against draws of k-means++ this left less unexplained,
-    other seeds agreed more, and no latent started dead.
+    All sizes are cuts of one hierarchy. Compared with draws of k-means++, this left less variance
+    unexplained, seeds agreed more, and no latent started dead.
     """
     drawn = np.random.default_rng(seed).permutation(len(inputs))[: max_latents(len(inputs))]
     sample = inputs[torch.from_numpy(drawn)]
     merges = ward(torch.pdist(sample).double().numpy())
-    cuts = sorted(set(sizes))
-    labels = torch.from_numpy(cut_tree(merges, n_clusters=cuts))
-    away = sample - inputs.mean(0)
+    centered = sample - inputs.mean(0)
     sums = {
-        size: torch.zeros(size, away.shape[1]).index_add_(0, own, away)
-        for size, own in zip(cuts, labels.unbind(1), strict=True)
+        size: torch.zeros(size, centered.shape[1]).index_add_(0, _cut(merges, size), centered)
+        for size in set(sizes)
     }
     return [functional.normalize(sums[size], dim=1) for size in sizes]
+
+
+def _cut(merges: Float[np.ndarray, "merge 4"], size: int) -> Int[Tensor, " leaf"]:
+    """The cluster of each leaf where a hierarchy has `size` clusters, in order of appearance.
+
+    `scipy.cluster.hierarchy.cut_tree` returns the same. It renumbers all leaves at every merge,
+    which takes longer than building the hierarchy.
+    """
+    leaves = len(merges) + 1
+    clusters = list(range(leaves + len(merges)))
+    for merge in reversed(range(leaves - size)):
+        for child in merges[merge, :2].astype(int):
+            clusters[child] = clusters[leaves + merge]
+    numbers: dict[int, int] = {}
+    return torch.tensor([numbers.setdefault(c, len(numbers)) for c in clusters[:leaves]])

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from howwhen.discover.clusters import fit_clusters
 from howwhen.discover.judge_scores import JudgedScores
-from howwhen.discover.sae import SaeMetrics, Shape, evaluate, max_latents, train_grid
+from howwhen.discover.sae import SaeMetrics, Shape, Training, evaluate, max_latents, train_grids
 from howwhen.discover.validate import (
     MAX_SENTENCES,
     OfflineScores,
@@ -124,7 +123,7 @@ def discover_layer(
         *_train_baselines(sentences, settings),
     ]
     inputs = sentences.inputs
-    partitions = [_partition(own, others, sentences) for own, others in trained]
+    partitions = [_partition(kept, others, sentences) for kept, others in trained]
     validator = Validator(
         [sentences.texts[row] for row in sentences.sample_rows],
         inputs[torch.from_numpy(sentences.sample_rows)].numpy(),
@@ -145,8 +144,10 @@ def _train_saes(
 ) -> list[tuple[Sae, list[Sae]]]:
     """For every shape the kept autoencoder, then those of the other seeds and of the two halves."""
     inputs = sentences.inputs
-    seeded = [train_grid(inputs, shapes, settings, seed) for seed in settings.seeds]
-    halves = [train_grid(half, shapes, settings, settings.seeds[0]) for half in _halves(inputs)]
+    trainings = [Training(inputs, seed) for seed in settings.seeds]
+    trainings += [Training(half, settings.seeds[0]) for half in _halves(inputs)]
+    saes = train_grids(trainings, shapes, settings)
+    seeded, halves = saes[:-2], saes[-2:]
     found = []
     for number in range(len(shapes)):
         own, *others = sorted(
@@ -319,10 +320,3 @@ def annotate(
             spans, top.indices.tolist(), top.values.tolist(), strict=True
         )
     ]
-
-
-def normalise(
-    rows: Float[Tensor, "sentence d_model"], mean: Float[Tensor, " d_model"]
-) -> Float[Tensor, "sentence d_model"]:
-    """Activations as every taxonomy reads them."""
-    return functional.normalize(rows - mean, dim=1)

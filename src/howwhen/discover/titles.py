@@ -37,7 +37,7 @@ UNUSED, WORDLESS = "unused", "no words"
 
 
 @dataclass(frozen=True)
-class Assigned:
+class CategorisedSentences:
     """Sentences and the categories they fell into."""
 
     texts: Sequence[str]
@@ -92,7 +92,7 @@ class Naming(NamedTuple):
     """Categories whose draws were all unparsable; they keep their offline names."""
 
 
-def name_by_words(assigned: Assigned) -> Naming:
+def name_by_words(assigned: CategorisedSentences) -> Naming:
     """Names without a judge or a network: characteristic phrases and typical sentences."""
     phrases = characteristic_phrases(assigned.texts, assigned.categories, assigned.size)
     both = zip(phrases, assigned.ranked(), strict=True)
@@ -270,7 +270,9 @@ DESCRIPTION_CHARACTERS = 500
 """A longer description is none."""
 
 
-def name_with_judge(assigned: Assigned, judge: Judge, settings: DiscoverSettings) -> Naming:
+def name_with_judge(
+    assigned: CategorisedSentences, judge: Judge, settings: DiscoverSettings
+) -> Naming:
     """Names by a judge, who sees the sentences of one category at a time and no other names.
 
     Args:
@@ -322,7 +324,7 @@ def as_line(text: str, code: str) -> str:
 
 
 def _write_prompt(
-    assigned: Assigned, rows: Sequence[int], settings: DiscoverSettings, category: int
+    assigned: CategorisedSentences, rows: Sequence[int], settings: DiscoverSettings, category: int
 ) -> str:
     random = np.random.default_rng([settings.seeds[0], category])
     texts = [assigned.texts[row] for row in _spread(rows, settings.judge_sentences, random)]

@@ -9,7 +9,7 @@ from howwhen.formats.files import Json
 from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
-from howwhen.pipeline.discover import taxonomy_page
+from howwhen.pipeline.discover import read_counts, read_grid, taxonomy_page
 from howwhen.pipeline.measure import JUDGE_REPORT, grades_file
 from howwhen.pipeline.store import StepFolder
 from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
@@ -36,8 +36,8 @@ def present(run: Run, step: StepFolder) -> Json:
             taxonomy=taxonomy_page(
                 run,
                 discovered,
-                discovered.read_json("provenance.json")["counts"],
-                discovered.read_json("scores.json"),
+                read_counts(discovered),
+                read_grid(discovered),
             ),
             vectors=elicited.read_vectors("vectors.safetensors"),
             titles=titles,
@@ -62,13 +62,13 @@ def _report(run: Run, chart: str | None) -> ReportInput:
     traces = run.folder.step("hybrid").read_records("traces/hybrid-0.jsonl", HybridTrace)
     shown = traces[: run.settings.present.examples]
     return ReportInput(
-        title=f"How much of {run.pair.title} is in its base, waiting for the moment?",
+        title=f"How much of {run.pair.title} can its base model do when steered?",
         base=run.pair.base_source,
         thinking=run.pair.thinking_source,
         measurement=run.measurement(),
         work=run.hybrid_summary().work,
         confidence=run.settings.measure.confidence,
-        cells=discovered.read_json("scores.json"),
+        rows=read_grid(discovered),
         categories=discovered.read_records("categories.jsonl", CategorySummary),
         training=run.elicit_report(),
         decisions_per_category=run.elicit_report().decisions_per_category,
