@@ -12,7 +12,7 @@ from howwhen.present.report import ReportInput
 from howwhen.present.viewer import pack_viewer
 from howwhen.records import Work
 from howwhen.vectors import VectorSet
-from tests.discover.test_page import HOSTILE, Tags, cell, summary
+from tests.discover.test_page import HOSTILE, Tags, cell, counts, summary
 from tests.present.test_report import TRAINING, measurement
 from tests.present.test_viewer import TOKENIZER, viewer
 
@@ -20,20 +20,17 @@ from tests.present.test_viewer import TOKENIZER, viewer
 def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
     found = measurement(thinking, has_knock_outs)
     summaries = [summary(0, "recall"), summary(1, HOSTILE)]
-    cells = [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True)]
-    counts = {
-        "sentences": 8, "sentences_trained_on": 8, "sentences_too_short": 0, "choice": "because",
-    }  # fmt: skip
+    rows = [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True)]
     report = ReportInput(
         title="How much?", base="maker/base", thinking="maker/thinking", measurement=found,
-        work=Work(1000, 2000, 0.5), confidence=0.95, cells=cells, categories=summaries,
+        work=Work(1000, 2000, 0.5), confidence=0.95, rows=rows, categories=summaries,
         training=TRAINING, decisions_per_category=[4, 2], examples=[],
         prompts={"base": HOSTILE, "thinking": None},
     )  # fmt: skip
     return HtmlInput(
         report=report,
         taxonomy=PageInput(
-            "What?", "maker/thinking", "reader", counts, cells, summaries,
+            "What?", "maker/thinking", "reader", counts(), rows, summaries,
             Transitions((3, 1), ((2, 2), (1, 0)), (1, 3)),
         ),
         vectors=VectorSet("maker/base", 2, torch.tensor([[3.0, 4.0], [-4.0, 3.0]])),

@@ -13,15 +13,18 @@ from howwhen.elicit.report import (
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
 from howwhen.present.report import (
+    RUNG_NOTES,
     ReportInput,
     _knock_out_parts,
     _sample_parts,
     make_report,
+    rungs_text,
     verdict,
 )
 from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
 from howwhen.records import (
     KNOCK_OUTS,
+    LADDER,
     Finish,
     HybridToken,
     HybridTrace,
@@ -31,6 +34,7 @@ from howwhen.records import (
     Work,
 )
 from howwhen.settings import MeasureSettings
+from tests.discover.test_page import cell
 from tests.measure.test_recovery import traces
 
 SETTINGS = MeasureSettings(bootstrap_samples=200)
@@ -122,9 +126,6 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     trace = HybridTrace("1", "hybrid", 0, "two\nlines | pipe", Finish.STOP, (token,))
     example = SentenceExample("x y", "1", 1.0, 1, 0.5)
     category = CategorySummary(0, "a | b", "", "words", 3, 1.0, (example,), (), (3,) + (0,) * 9)
-    cell = {"layer": 1, "method": "sae", "size": 1, "k": 1, "chosen": True, "fvu": 0.5, "dead": 0}
-    stability = ("stability_over_seeds", "stability_over_halves")
-    scores = dict.fromkeys(("score", "consistency", "completeness", "separation", *stability), 0.5)
     given = ReportInput(
         title="T",
         base="b",
@@ -132,7 +133,7 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
         measurement=measurement(),
         work=Work(1000, 2000, 0.5),
         confidence=0.95,
-        cells=[{**cell, **scores}],
+        rows=[cell(1, 1, 0.5, chosen=True)],
         categories=[category],
         training=TRAINING,
         decisions_per_category=[4],
@@ -157,14 +158,14 @@ def test_knock_outs_become_a_table_and_a_chart() -> None:
     found = measurement(has_knock_outs=True)
     given = ReportInput(
         title="T", base="b", thinking="t", measurement=found, work=Work(1, 1, 0.5),
-        confidence=0.9, cells=[], categories=[], training=TRAINING, decisions_per_category=[],
+        confidence=0.9, rows=[], categories=[], training=TRAINING, decisions_per_category=[],
         examples=[], prompts={},
         chart="knock-outs.svg",
     )  # fmt: skip
     text = "\n".join(_knock_out_parts(given))
-    assert "| category | decisions | without it | 90 % interval | lost |" in text
+    assert "| category | disagreements | without it | 90 % interval | lost |" in text
     assert "| 1: check \\| it | 7 | 33% |" in text
-    assert "![What each category carries](knock-outs.svg)" in text
+    assert "![What each category contributes](knock-outs.svg)" in text
     chart = draw_knock_outs(found.knock_outs)
     assert chart == draw_knock_outs(found.knock_outs)
     assert "1: check | it" in chart
@@ -184,3 +185,10 @@ def test_samples_become_pass_at_k() -> None:
     assert "accuracy is mean@2" in text
     assert "| hybrid | 70.0% | 80.0% |" in text
     assert _sample_parts(measurement()) == []
+
+
+def test_every_rung_of_the_ladder_is_explained() -> None:
+    assert set(RUNG_NOTES) == set(LADDER)
+    text = rungs_text(measurement())
+    assert text.startswith("`base`: the base model alone. `guardrail-only`: the base's top tokens")
+    assert "`self-gate`" not in text

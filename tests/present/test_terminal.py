@@ -35,7 +35,7 @@ def test_why_has_a_row_per_decision_with_titles_and_candidates() -> None:
     text = console.export_text()
     assert TOKENIZER.decode(IDS).strip() in text.replace("\n", " ")
     assert summary(TOKENS) in text
-    assert f"{len(TOKENS)} tokens, 2 decisions" in text
+    assert f"{len(TOKENS)} tokens, 2 disagreements" in text
     rows = [line for line in text.splitlines() if "check" in line and "1.50" in line]
     assert len(rows) == 1
     assert "0.5:" in rows[0]

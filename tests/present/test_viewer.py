@@ -76,13 +76,13 @@ def test_a_packed_viewer_holds_every_token_and_every_decision() -> None:
 
 def test_there_is_room_for_as_many_problems_as_fit() -> None:
     whole = pack_viewer(viewer(), TOKENIZER)
-    half = pack_viewer(viewer(), TOKENIZER, most=len(whole.text) - 50)
+    half = pack_viewer(viewer(), TOKENIZER, max_characters=len(whole.text) - 50)
     assert 0 < half.problems < 30
     assert len(half.text) <= len(whole.text) - 50
     assert [one["id"] for one in unpack(half)["problems"]] == [
         f"p{n}" for n in range(half.problems)
     ]
-    assert pack_viewer(viewer(), TOKENIZER, most=1).problems == 0
+    assert pack_viewer(viewer(), TOKENIZER, max_characters=1).problems == 0
 
 
 @pytest.mark.parametrize(

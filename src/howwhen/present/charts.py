@@ -6,10 +6,12 @@ Lines and letters are black, which a page may replace by its own colour.
 from collections.abc import Sequence
 from importlib.util import find_spec
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from howwhen.elicit.report import ElicitReport
 from howwhen.records import Interval, KnockOut, Measurement
+
+if TYPE_CHECKING:
+    from howwhen.elicit.report import ElicitReport
 
 DROP, ALONE = "#d55e00", "#0072b2"
 """From the colour-blind safe palette of Okabe and Ito."""
@@ -63,7 +65,7 @@ def draw_ladder(measurement: Measurement) -> str:
         return _finish(figure, axes)
 
 
-def draw_losses(training: ElicitReport) -> str:
+def draw_losses(training: "ElicitReport") -> str:
     """The validation loss of every training, one panel per kind of vectors, as an SVG.
 
     Args:
@@ -93,7 +95,7 @@ def draw_losses(training: ElicitReport) -> str:
 
 
 def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
-    """What each category carries, as an SVG: two bars per category, with intervals.
+    """What each category contributes, as an SVG: two bars per category, with intervals.
 
     Args:
         knock_outs: with defined shares; the gap must not be zero.

@@ -8,7 +8,7 @@ JavaScript but the viewer of answers.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -28,6 +28,7 @@ from howwhen.present.report import (
     grading_text,
     judge_text,
     prompt_table,
+    rungs_text,
     sample_text,
     training_lines,
     verdict,
@@ -44,12 +45,14 @@ from howwhen.present.tables import (
 )
 from howwhen.present.viewer import PackedViewer
 from howwhen.records import Measurement
-from howwhen.vectors import VectorSet
+
+if TYPE_CHECKING:
+    from howwhen.vectors import VectorSet
 
 
 @dataclass(frozen=True)
 class Charts:
-    """SVGs; empty where there is nothing to draw, or nothing to draw with."""
+    """SVGs; empty if there is nothing to draw or matplotlib is not installed."""
 
     ladder: str = ""
     losses: str = ""
@@ -58,11 +61,11 @@ class Charts:
 
 @dataclass(frozen=True)
 class HtmlInput:
-    """What the page shows beside the report in Markdown."""
+    """The report, and what only the page shows."""
 
     report: ReportInput
     taxonomy: PageInput
-    vectors: VectorSet
+    vectors: "VectorSet"
     titles: Sequence[str]
     """Of the categories that are steered with."""
     charts: Charts
@@ -118,6 +121,7 @@ def make_html(given: HtmlInput) -> str:
             viewer=given.viewer,
             ladder=ladder_table(measurement, report.confidence),
             ladder_text=LADDER_TEXT,
+            rungs_text=rungs_text(measurement),
             cost=cost_table(measurement, report.work),
             cost_text=COST_TEXT,
             knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
@@ -145,11 +149,11 @@ def headline(measurement: Measurement) -> str:
 
 
 def vector_rows(given: HtmlInput) -> list[VectorRow]:
-    """Every vector with its norm and its cosines with all."""
+    """Norm of every vector, and its cosines with all of them."""
     cosines = given.vectors.similarity().tolist()
     norms = given.vectors.vectors.norm(dim=1).tolist()
     return [
-        VectorRow(title, decisions, norm, [_cosine(one) for one in row])
+        VectorRow(title, decisions, norm, [_cosine(cosine) for cosine in row])
         for title, decisions, norm, row in zip(
             given.titles, given.report.decisions_per_category, norms, cosines, strict=True
         )
@@ -161,8 +165,8 @@ def _cosine(value: float) -> Shaded:
 
 
 def _for_page(name: str, svg: str) -> str:
-    """A chart in the page's own colours, with ids of its own, as an element of the page."""
+    """A chart as an element of the page, in the page's colours and with unique ids."""
     if not svg:
         return ""
-    own = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.find("<svg") :])
-    return own.replace("#000000", "currentColor")
+    unique = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.find("<svg") :])
+    return unique.replace("#000000", "currentColor")

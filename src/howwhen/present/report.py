@@ -1,13 +1,11 @@
-"""The report of a run, in Markdown: the ladder first, then what stands behind it."""
+"""The report of a run in Markdown: the verdict, the ladder of controls, then the details."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from howwhen.discover.categories import CategorySummary
-from howwhen.elicit.report import ElicitReport
 from howwhen.judge.endpoint import usage_line
-from howwhen.measure.judge import JudgeReport
 from howwhen.present.tables import (
     Table,
     cost_table,
@@ -19,22 +17,44 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
-from howwhen.records import Flips, Gains, HybridTrace, Measurement, Work
+from howwhen.records import Flips, Gains, HybridTrace, Measurement, RungName, Work
+
+if TYPE_CHECKING:
+    from howwhen.discover.report import GridRow
+    from howwhen.elicit.report import ElicitReport
+    from howwhen.measure.judge import JudgeReport
 
 LADDER_TEXT = (
-    "Gap recovered is (rung - base) / (thinking - base), signed; intervals are paired bootstraps "
-    "over problems. Steered: tokens at which the rung intervened. Changed: tokens that differ from "
-    "what the unsteered base would have emitted there."
+    "A rung is a condition: the hybrid, a control or a ceiling. Gap recovered (recovery) is "
+    "(rung - base) / (thinking - base), signed; its intervals are paired bootstraps over problems. "
+    "Steered (the budget): tokens at which the rung intervened. Changed: tokens that differ from "
+    "the unsteered base's token at that position."
 )
 COST_TEXT = (
-    "Tokens per answer, the prompt apart, that each model has to read at least: a block that is "
-    "drafted and taken back costs more, and is worth it where passes are what takes the time. "
-    "Work: parameters times tokens read, a steered pass going through the blocks above the steered "
-    "one only."
+    "The least number of tokens per answer that each model has to read, without the prompt. "
+    "Drafted blocks that are rejected cost more tokens, but save forward passes. Work is "
+    "parameters times tokens read; a steered pass only runs the blocks above the steered one."
 )
+RUNG_NOTES: Mapping[RungName, str] = {
+    "base": "the base model alone",
+    "base-step-by-step": "the base model alone, prompted to think step by step",
+    "guardrail-only": "the base's top tokens (5 by default) reranked by the thinking model at each "
+    "disagreement, no vectors",
+    "bias-only": "one trained bias vector, without categories",
+    "shared-vector": "one trained vector for all categories, K = 1",
+    "random-category": "the hybrid's vectors, category drawn at random",
+    "random-positions": "the hybrid's vectors, at random positions",
+    "random-vectors": "random vectors with the hybrid's norms",
+    "hybrid": "the base, steered with the category's vector at each disagreement",
+    "self-gate": "probe gate: a probe on the base's residual stream decides when and with which "
+    "category to steer, without the thinking model",
+    "takeover": "one-token takeover: the thinking model's own token at each disagreement",
+    "thinking": "the thinking model alone",
+}
+"""What each rung is, in the terms of the literature."""
 KNOCK_OUT_TEXT = (
-    "Gap recovered by the hybrid steered with every category but one, what is lost by that, and "
-    "the gap recovered with one category alone."
+    "The gap recovered by the hybrid without one category, the loss against the full hybrid, and "
+    "the gap recovered with that category alone."
 )
 
 
@@ -48,17 +68,18 @@ class ReportInput:
     measurement: Measurement
     work: Work
     confidence: float
-    cells: Sequence[Mapping[str, Any]]
+    rows: Sequence["GridRow"]
+    """The grid of taxonomies."""
     categories: Sequence[CategorySummary]
-    training: ElicitReport
+    training: "ElicitReport"
     decisions_per_category: Sequence[int]
     examples: Sequence[tuple[str, HybridTrace]]
     """Questions with the hybrid's answers."""
     prompts: Mapping[str, str | None]
-    """How each model was asked, by role."""
+    """The prompt of each model, by role."""
     chart: str | None = None
     """File with the chart of the knock-outs."""
-    judge: JudgeReport | None = None
+    judge: "JudgeReport | None" = None
     """What a judge thinks of the grades; None if none was asked."""
 
 
@@ -115,7 +136,8 @@ def make_report(given: ReportInput) -> str:
         "## The ladder of controls",
         _markdown(ladder_table(given.measurement, given.confidence)),
         LADDER_TEXT,
-        "## What an answer takes",
+        rungs_text(given.measurement),
+        "## The cost of an answer",
         _markdown(cost_table(given.measurement, given.work)),
         COST_TEXT,
         "## Grades",
@@ -137,30 +159,37 @@ def make_report(given: ReportInput) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def rungs_text(measurement: Measurement) -> str:
+    """What each rung of this run is."""
+    notes = [f"`{name}`: {RUNG_NOTES[name]}" for name in measurement.rungs if name in RUNG_NOTES]
+    return f"{'. '.join(notes)}."
+
+
 def grading_text(measurement: Measurement) -> str:
-    """What the modes are."""
+    """What the grading modes and the columns mean."""
     return (
         f"Accuracies above are by the {measurement.mode} mode. `strict` takes only an answer that "
         "is marked as one (boxed, after `####`, or a short `the answer is`); `flexible` also reads "
-        "the sentence that concludes. Neither counts as wrong what could not be read. Gains "
-        "shared: a rung's accuracy on the problems that the thinking model gets right and the base "
-        "does not. Right elsewhere: its accuracy on all others, as a rung can get as many right "
-        "without getting the same ones. Wrong to right and right to wrong (flips) count the "
-        "problems on which it differs from the base. The last three columns compare each rung with "
-        "the hybrid on the same problems (McNemar's exact test)."
+        "the concluding sentence. Answers that cannot be read are counted separately, not as "
+        "wrong. Gains shared: a rung's accuracy on the problems that the thinking model gets right "
+        "and the base does not. Right elsewhere: its accuracy on all others, as a rung can get as "
+        "many right without getting the same ones. Wrong to right and right to wrong (flips) count "
+        "the problems on which it differs from the base. The last three columns compare each rung "
+        "with the hybrid on the same problems (McNemar's exact test)."
     )
 
 
-def _judge_parts(judge: JudgeReport | None) -> list[str]:
+def _judge_parts(judge: "JudgeReport | None") -> list[str]:
     return [] if judge is None else [judge_text(judge), _markdown(judge_table(judge))]
 
 
-def judge_text(judge: JudgeReport) -> str:
+def judge_text(judge: "JudgeReport") -> str:
     """Who judged, and how many replies could not be read."""
     used = usage_line(judge.model, judge.usage)
     return (
         f"Majority of {judge.repeats} verdicts of the {used}; {judge.unparsable} "
-        "replies could not be read. Rules and judge on which answers are correct:"
+        "replies could not be parsed. Agreement of the grading rules and the judge on correct "
+        "answers:"
     )
 
 
@@ -170,11 +199,11 @@ def _sample_parts(measurement: Measurement) -> list[str]:
 
 
 def sample_text(measurement: Measurement) -> str:
-    """What accuracy means where answers are sampled."""
+    """What accuracy means if answers are sampled."""
     samples = next(rung.samples for rung in measurement.rungs.values() if rung.pass_at_k)
     return (
-        f"{samples} samples per problem; accuracy is mean@{samples}, and pass@k the chance that "
-        "one of k is right:"
+        f"{samples} samples per problem. The accuracy is mean@{samples}; pass@k is the probability "
+        "that at least one of k samples is right:"
     )
 
 
@@ -182,33 +211,34 @@ def _knock_out_parts(given: ReportInput) -> list[str]:
     knock_outs = given.measurement.knock_outs
     if not knock_outs:
         return []
-    picture = [f"![What each category carries]({given.chart})"] if given.chart else []
+    picture = [f"![What each category contributes]({given.chart})"] if given.chart else []
     table = knock_out_table(knock_outs, given.confidence)
-    return ["## What each category carries", KNOCK_OUT_TEXT, _markdown(table), *picture]
+    return ["## What each category contributes", KNOCK_OUT_TEXT, _markdown(table), *picture]
 
 
 def _taxonomy_text(given: ReportInput) -> str:
-    cell = next(cell for cell in given.cells if cell["chosen"])
+    cell = next(row.scores for row in given.rows if row.is_chosen)
+    offline = cell.offline
     parts = [
-        f"Chosen among {len(given.cells)} cells: {cell['method']} at layer {cell['layer']}, "
-        f"{cell['size']} categories, k = {cell['k']}; score {cell['score']:.2f} (consistency "
-        f"{cell['consistency']:.2f}, completeness {cell['completeness']:.2f}, stability "
-        f"{cell['stability_over_seeds']:.2f} over seeds and "
-        f"{cell['stability_over_halves']:.2f} over halves, separation {cell['separation']:.2f})."
+        f"Chosen among {len(given.rows)} cells: {cell.method} at layer {cell.layer}, "
+        f"{cell.size} categories, k = {cell.k}; score {offline.score:.2f} (consistency "
+        f"{offline.consistency:.2f}, completeness {offline.completeness:.2f}, stability "
+        f"{offline.stability_over_seeds:.2f} over seeds and "
+        f"{offline.stability_over_halves:.2f} over halves, separation {offline.separation:.2f})."
     ]
-    if "fvu" in cell:
-        parts.append(f"Variance unexplained {cell['fvu']:.2f}, dead latents {cell['dead']}.")
-    for level in [key.removeprefix("nmi_") for key in cell if key.startswith("nmi_")]:
+    if cell.metrics is not None:
+        metrics = cell.metrics
+        parts.append(f"Variance unexplained {metrics.fvu:.2f}, dead latents {metrics.dead}.")
+    for level, truth in (cell.truth or {}).items():
         parts.append(
-            f"Against the known truth ({level}): purity {cell[f'purity_{level}']:.2f}, NMI "
-            f"{cell[f'nmi_{level}']:.2f}."
+            f"Against the known truth ({level}): purity {truth.purity:.2f}, NMI {truth.nmi:.2f}."
         )
     return " ".join(parts)
 
 
 def prompt_table(prompts: Mapping[str, str | None]) -> Table:
-    """How each model was asked."""
-    return Table(("model", "asked with"), [(role, how or "") for role, how in prompts.items()])
+    """The prompt of each model."""
+    return Table(("model", "prompt"), [(role, prompt or "") for role, prompt in prompts.items()])
 
 
 def _category_table(given: ReportInput) -> Table:
@@ -222,11 +252,11 @@ def _category_table(given: ReportInput) -> Table:
         )
         for row, decisions in zip(given.categories, given.decisions_per_category, strict=True)
     ]
-    return Table(("category", "title", "sentences", "decisions", "example"), rows)
+    return Table(("category", "title", "sentences", "disagreements", "example"), rows)
 
 
-def training_lines(training: ElicitReport) -> list[str]:
-    """How the vectors and the gates turned out."""
+def training_lines(training: "ElicitReport") -> list[str]:
+    """Losses of the vectors, and how well the gates predict."""
     lines: list[str] = []
     for name, summary in training.trainings.items():
         losses = ", ".join(
@@ -239,13 +269,13 @@ def training_lines(training: ElicitReport) -> list[str]:
         if agreement.share is not None:
             lines.append(
                 f"gate {kind}: its category equals that of the sentence that follows in "
-                f"{agreement.share:.0%} of {agreement.decisions} decisions held out"
+                f"{agreement.share:.0%} of {agreement.decisions} held-out disagreements"
             )
     probe = training.self_gate
     lines.append(
-        "self-gate, on the answers that chose its threshold: precision "
-        f"{probe.precision:.0%}, recall {probe.recall:.0%}, category right in "
-        f"{probe.category_accuracy:.0%} of {probe.decisions} decisions"
+        "self-gate (probe gate), on the answers that its threshold was chosen on: precision "
+        f"{probe.precision:.0%}, recall {probe.recall:.0%}, right category in "
+        f"{probe.category_accuracy:.0%} of {probe.decisions} disagreements"
     )
     return lines
 
@@ -253,7 +283,7 @@ def training_lines(training: ElicitReport) -> list[str]:
 def _example_parts(examples: Sequence[tuple[str, HybridTrace]]) -> list[str]:
     if not examples:
         return []
-    parts = ["## Examples", "Hybrid answers; how many tokens were steered is given in brackets."]
+    parts = ["## Examples", "Answers of the hybrid, with the number of steered tokens in brackets."]
     for question, trace in examples:
         quoted = "\n> ".join(trace.text.strip().splitlines()) or "(empty)"
         parts.append(f"**{question.strip()}** ({trace.decisions} of {len(trace.tokens)})")

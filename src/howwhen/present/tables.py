@@ -81,7 +81,7 @@ def _flips(flips: Flips | None) -> tuple[str, str]:
 
 
 def cost_table(measurement: Measurement, work: Work) -> Table:
-    """What an answer takes on every rung; `work` counts a thinking model's answer as 1."""
+    """The cost of an answer on every rung, relative to the thinking model's answer."""
     thinking = measurement.rungs["thinking"].tokens_per_answer * work.thinking
     rows = []
     for name, rung in measurement.rungs.items():
@@ -124,19 +124,28 @@ def sample_table(measurement: Measurement) -> Table | None:
 
 
 def knock_out_table(knock_outs: Sequence[KnockOut], confidence: float) -> Table:
-    """What each category carries."""
+    """What each category contributes."""
     rows = [
         (
-            f"{one.category}: {one.title}",
-            str(one.decisions),
-            *_share(one.without, one.without_ci),
-            *_share(one.drop, one.drop_ci),
-            *_share(one.alone, one.alone_ci),
+            f"{knock_out.category}: {knock_out.title}",
+            str(knock_out.decisions),
+            *_share(knock_out.without, knock_out.without_ci),
+            *_share(knock_out.drop, knock_out.drop_ci),
+            *_share(knock_out.alone, knock_out.alone_ci),
         )
-        for one in knock_outs
+        for knock_out in knock_outs
     ]
     interval = interval_column(confidence)
-    columns = ("category", "decisions", "without it", interval, "lost", interval, "alone", interval)
+    columns = (
+        "category",
+        "disagreements",
+        "without it",
+        interval,
+        "lost",
+        interval,
+        "alone",
+        interval,
+    )
     return Table(columns, rows)
 
 

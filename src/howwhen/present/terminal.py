@@ -1,15 +1,18 @@
-"""A hybrid answer in the terminal: tokens coloured by category as they come, and why."""
+"""An answer in the terminal: tokens coloured by category as they are generated, and why."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from howwhen.present.detokenize import IncrementalDetokenizer
 from howwhen.records import HybridToken
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 COLOURS = (
     "bright_cyan",
@@ -21,16 +24,16 @@ COLOURS = (
     "light_coral",
     "plum2",
 )
-"""Of the categories, in turn; category numbers in the legend tell equal ones apart."""
+"""Of the categories, in turn. Categories that share a colour differ by number in the legend."""
 OWN_CHOICE = "reverse"
-"""How a token is shown that a rung chose itself, without steering."""
+"""Style of a token that the rung chose without steering."""
 
 
 @dataclass(frozen=True)
 class Painter:
     """Turns tokens into styled text."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: "PreTrainedTokenizerBase"
     titles: tuple[str, ...]
     ends: frozenset[int] = frozenset()
     """End tokens, which have no text of their own."""
@@ -51,9 +54,9 @@ class Painter:
         return legend
 
     def why(self, tokens: Iterable[HybridToken]) -> Table:
-        """One row per decision: what was written instead of what, and on whose word."""
+        """One row per disagreement: the token written, what each model wanted, and the steering."""
         table = Table(
-            "token", "wrote", "base", "thinking", "category", "strength", "log p base",
+            "token", "wrote", "base", "thinking", "category", "coefficient", "log p base",
             "log p thinking", "tried",
         )  # fmt: skip
         for number, token in enumerate(tokens):
@@ -87,15 +90,15 @@ def style(token: HybridToken) -> str:
 
 
 def summary(tokens: list[HybridToken]) -> str:
-    """What one answer cost, in a line."""
+    """Counts of one answer, in a line."""
     decisions = sum(token.is_decision for token in tokens)
     changed = sum(token.id != token.base_id for token in tokens)
     share = decisions / len(tokens)
-    return f"{len(tokens)} tokens, {decisions} decisions ({share:.1%}), {changed} changed"
+    return f"{len(tokens)} tokens, {decisions} disagreements ({share:.1%}), {changed} changed"
 
 
 def show(console: Console, painter: Painter, tokens: Iterable[HybridToken], is_why: bool) -> None:
-    """Print an answer as it comes, then its legend and, if asked, the reasons."""
+    """Print an answer as it is generated, then its legend and, if `is_why`, the reasons."""
     seen: list[HybridToken] = []
     for token, piece in painter.pieces(tokens):
         seen.append(token)

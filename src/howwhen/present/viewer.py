@@ -1,7 +1,7 @@
 """Answers packed for the page's viewer: small, and readable by any browser without a library.
 
 A packed viewer is JSON, compressed by gzip and written in base64. Texts of tokens are kept once,
-in `pieces`; an answer lists their numbers, and of every decision who wanted what.
+in `pieces`; an answer lists their numbers, and the details of every disagreement.
 """
 
 import base64
@@ -10,31 +10,33 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from howwhen.measure.grade import Mode
-from howwhen.measure.ladder import GradedTrace
 from howwhen.present.detokenize import IncrementalDetokenizer
 from howwhen.records import Grade, HybridToken, HybridTrace, Problem, RungName, titles_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from howwhen.measure.ladder import GradedTrace
+
 MAX_CHARACTERS = 4_000_000
-"""Longest packed viewer; with the rest of a page it stays below 5 MB."""
+"""Maximum length of a packed viewer; it keeps the whole page below 5 MB."""
 _DETAILED: RungName = "hybrid"
 """The rung whose tokens all have their log-probabilities."""
 
 
 class GradedAnswer(NamedTuple):
-    """One answer with what came of it."""
+    """One answer with its grades."""
 
     trace: HybridTrace
-    graded: GradedTrace
+    graded: "GradedTrace"
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """What the viewer shows."""
+    """Problems and answers for the viewer of a page."""
 
     problems: Sequence[Problem]
     answers: Mapping[RungName, Mapping[str, GradedAnswer]]
@@ -42,7 +44,7 @@ class Viewer:
     titles: tuple[str, ...]
     """Of the categories."""
     mode: Mode = "flexible"
-    """By which answers are right or not."""
+    """Grading mode of the run."""
 
 
 class PackedViewer(NamedTuple):
@@ -51,33 +53,33 @@ class PackedViewer(NamedTuple):
     text: str
     """Base64."""
     problems: int
-    """How many problems it holds: as many, from the first, as there is room for."""
+    """Number of problems it holds; the last ones are left out if they do not fit."""
 
 
 def pack_viewer(
     viewer: Viewer,
-    tokenizer: PreTrainedTokenizerBase,
-    most: int = MAX_CHARACTERS,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_characters: int = MAX_CHARACTERS,
 ) -> PackedViewer:
-    """Pack as many problems as fit into `most` characters.
+    """Pack as many problems as fit into `max_characters`.
 
     Args:
-        viewer: everything there is to show.
+        viewer: problems and answers.
         tokenizer: of the base; its special tokens, such as the end, have no text.
-        most: longest text.
+        max_characters: maximum length of the packed text.
     """
     shown = len(viewer.problems)
     while True:
         text = _pack(viewer, viewer.problems[:shown], tokenizer)
-        if len(text) <= most or not shown:
+        if len(text) <= max_characters or not shown:
             return PackedViewer(text, shown)
-        shown = min(shown - 1, int(shown * most / len(text)))
+        shown = min(shown - 1, int(shown * max_characters / len(text)))
 
 
 def _pack(
     viewer: Viewer,
     problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> str:
     packer = _Packer(tokenizer)
     packed = {
@@ -90,8 +92,8 @@ def _pack(
                 "question": problem.question,
                 "gold": problem.answer,
                 "answers": {
-                    rung: packer.answer(found[problem.id], problem)
-                    for rung, found in viewer.answers.items()
+                    rung: packer.answer(answers[problem.id], problem)
+                    for rung, answers in viewer.answers.items()
                 },
             }
             for problem in problems
@@ -104,7 +106,7 @@ def _pack(
 class _Packer:
     """Turns answers into plain data, and keeps every text once."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self.silent = frozenset(tokenizer.all_special_ids)
         self.pieces: dict[str, int] = {}
@@ -143,8 +145,13 @@ class _Packer:
             _hundredths(token.base_log_prob),
             _hundredths(token.thinking_log_prob),
             [
-                [one.strength, one.window, self.word(one.id), _hundredths(one.thinking_log_prob)]
-                for one in token.candidates
+                [
+                    candidate.strength,
+                    candidate.window,
+                    self.word(candidate.id),
+                    _hundredths(candidate.thinking_log_prob),
+                ]
+                for candidate in token.candidates
             ],
         ]
 
@@ -156,7 +163,7 @@ class _Packer:
         return self.pieces.setdefault(text, len(self.pieces))
 
 
-def reason(graded: GradedTrace, problem: Problem) -> str:
+def reason(graded: "GradedTrace", problem: Problem) -> str:
     """Why an answer got its grade, in words."""
     without_answer = {
         Grade.TRUNCATED: "cut off before it stated an answer",
@@ -164,9 +171,9 @@ def reason(graded: GradedTrace, problem: Problem) -> str:
     }
     if graded.answer is None or graded.rule is None or graded.flexible in without_answer:
         return without_answer.get(graded.flexible, "no answer could be read from it")
-    how = graded.rule.value.replace("-", " ")
+    rule = graded.rule.value.replace("-", " ")
     verb = "equals" if graded.flexible is Grade.CORRECT else "is not"
-    return f"read {graded.answer} ({how}), which {verb} {problem.answer}"
+    return f"read {graded.answer} ({rule}), which {verb} {problem.answer}"
 
 
 def _hundredths(log_prob: float | None) -> int | None:
