@@ -1,12 +1,10 @@
 """A language model as judge, behind any endpoint that speaks OpenAI's chat completions.
 
-`JudgeClient` sends messages and returns texts; what the texts mean is the business of whoever asks.
+`JudgeClient` sends messages and returns texts; the caller reads their meaning.
 It keeps every reply on disk, tries again where that may help, and counts what it used. Nothing
 that fails becomes a reply: after a bounded number of attempts it raises `JudgeError`.
 """
 
-import hashlib
-import json
 import math
 import os
 import threading
@@ -22,7 +20,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, JsonValue, ValidationError
 
-from howwhen.errors import HowwhenError, MissingExtraError, SettingsError, StoreError
+from howwhen.errors import HowwhenError, MissingExtraError, SettingsError
+from howwhen.judge.cache import Reply, digest, open_cache
 from howwhen.progress import Reporter
 from howwhen.settings import JudgeSettings
 
@@ -42,7 +41,7 @@ class Request(NamedTuple):
 
     messages: Sequence[Message]
     repeat: int = 0
-    """Number of the draw: the same messages with another number are asked, and kept, anew."""
+    """Number of the draw; each draw of the same messages is asked for and cached separately."""
 
 
 class Prices(NamedTuple):
@@ -76,7 +75,7 @@ class Usage(NamedTuple):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Whatever replies to questions: a model behind an endpoint, or one on this machine."""
+    """What replies to questions: a model behind an endpoint, or one on this machine."""
 
     @property
     def model(self) -> str:
@@ -92,20 +91,6 @@ class Judge(Protocol):
         Raises:
             JudgeError: a request that gets no reply.
         """
-
-
-class _Reply(BaseModel):
-    text: str
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-
-
-class _Kept(BaseModel):
-    """A cache file."""
-
-    request: dict[str, JsonValue]
-    reply: _Reply
 
 
 @dataclass(eq=False)
@@ -159,13 +144,7 @@ class JudgeClient:
         )
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        if self.cache is not None:
-            try:
-                self.cache.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StoreError(
-                    f"cannot make the judge's cache folder {self.cache}: {error}; give another one"
-                ) from error
+        self._replies = None if self.cache is None else open_cache(self.cache)
 
     @property
     def usage(self) -> Usage:
@@ -200,7 +179,7 @@ class JudgeClient:
             JudgeError: as `ask`.
             StoreError: as `ask`.
         """
-        digests = [_digest(self._body(request)) for request in requests]
+        digests = [digest(self._body(request)) for request in requests]
         unique = dict(zip(digests, requests, strict=True))
         halt = threading.Event()
         with ThreadPoolExecutor(self.threads) as pool:
@@ -232,29 +211,25 @@ class JudgeClient:
             prompt_tokens=reply.prompt_tokens or 0,
             completion_tokens=reply.completion_tokens or 0,
         )
-        if self.cache is not None:
-            _write_whole(self.cache / f"{_digest(body)}.json", _Kept(request=body, reply=reply))
+        if self._replies is not None:
+            self._replies.write(body, reply)
         return reply.text
 
-    def _recall(self, body: dict[str, JsonValue]) -> _Reply | None:
-        """The kept reply; None where there is none, or (which is said) a damaged one."""
-        if self.cache is None:
+    def _recall(self, body: dict[str, JsonValue]) -> Reply | None:
+        """The cached reply; None if there is none, or a damaged one, which is reported."""
+        if self._replies is None:
             return None
-        path = self.cache / f"{_digest(body)}.json"
         try:
-            kept = _Kept.model_validate_json(path.read_bytes())
-            if _digest(kept.request) != path.stem:
-                raise ValueError("it holds the reply to another request")
-        except FileNotFoundError:
-            return None
+            return self._replies.read(body)
         except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
             self._count(damaged=1)
-            why = self._shorten(str(error))
-            self.say(f"the judge's cache file {path} is damaged and asked for again: {why}")
+            self.say(
+                f"the judge's cache file {self._replies.path(body)} is damaged and asked for "
+                f"again: {self._shorten(str(error))}"
+            )
             return None
-        return kept.reply
 
-    def _request_with_retries(self, request: Request, halt: threading.Event) -> _Reply:
+    def _request_with_retries(self, request: Request, halt: threading.Event) -> Reply:
         """Ask the endpoint until it replies, fails for good, or has failed too often.
 
         The wait grows exponentially, and is never shorter than what the endpoint asks for.
@@ -271,7 +246,7 @@ class JudgeClient:
         failures: list[_AttemptError] = []
         started = time.monotonic()
 
-        def attempt() -> _Reply:
+        def attempt() -> Reply:
             if failures and halt.is_set():  # nobody wants the reply any more
                 raise failures[-1]
             self._count(requests=1)
@@ -300,7 +275,7 @@ class JudgeClient:
                 f"attempts: {_summary(failures)}. {self._advice(error)}"
             ) from error
 
-    def _send(self, request: Request) -> _Reply:
+    def _send(self, request: Request) -> Reply:
         """Send one request.
 
         Raises:
@@ -471,7 +446,7 @@ def usage_line(model: str, used: Usage) -> str:
 SHOWN_CHARACTERS = 200
 """So much of what an endpoint said is shown in a message."""
 SECRET_CHARACTERS = 8
-"""A shorter key, such as `x` for a server of one's own, is no secret but may be part of a word."""
+"""A shorter key, such as `x` for a local server, is no secret but may be part of a word."""
 
 
 class _AttemptError(Exception):
@@ -512,10 +487,10 @@ class _Completion(BaseModel):
     usage: _Tokens | None = None
 
 
-def _read_completion(content: bytes) -> _Reply:
+def _read_completion(content: bytes) -> Reply:
     completion = _Completion.model_validate_json(content)
     choice, tokens = completion.choices[0], completion.usage or _Tokens()
-    return _Reply(
+    return Reply(
         text=choice.message.content or "",
         finish_reason=choice.finish_reason,
         prompt_tokens=tokens.prompt_tokens,
@@ -533,22 +508,3 @@ def _retry_after_seconds(header: str) -> float:
         except ValueError:
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-def _digest(body: dict[str, JsonValue]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _write_whole(path: Path, kept: _Kept) -> None:
-    """Write a cache file so that it appears whole, whoever else writes it at the same time."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}-{threading.get_ident()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(kept.model_dump_json(indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StoreError(
-            f"cannot keep a judge's reply in {path}: {error}; make room or give another folder"
-        ) from error
