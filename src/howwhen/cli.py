@@ -436,7 +436,7 @@ def export(run: Path, /, *, to: ExportFormat = "parquet", out: Path | None = Non
     to:
         `parquet`, `arrow` (Arrow's file format, also called Feather) or `csv`.
     out:
-        Folder to write, RUN/export by default.
+        Folder to write, RUN/tables by default.
     """
     from howwhen.pipeline.export import export_run
 
