@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from howwhen.discover.categories import CategorySummary, SentenceExample
+from howwhen.elicit.report import ElicitReport, ProbeScores, SeedTraining, TrainingSummary
+from howwhen.formats.files import Json
 from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace, measure_ladder
-from howwhen.formats.files import Json
 from howwhen.pipeline.files import Key, StepName
 from howwhen.pipeline.measure import grades_file
 from howwhen.pipeline.plan import owner_of
@@ -168,7 +169,10 @@ def _summary(number: int) -> CategorySummary:
 def _elicit(step: StepFolder) -> Json:
     step.write_gate("gate.safetensors", replace(make_gate(), titles=TITLES))
     step.write_vectors("vectors.safetensors", make_vectors())
-    return {"decisions_per_category": [7, 5, 0, 3]}
+    training = TrainingSummary(0, (SeedTraining(0, 1, (1.0,), (1.0,), 1.0),))
+    scores = ProbeScores(0.5, 0.5, 0.5, 15, 90)
+    step.write_record("training.json", ElicitReport(training, training, {}, scores, (7, 5, 0, 3)))
+    return {}
 
 
 def _hybrid(step: StepFolder) -> Json:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import howwhen as hw
 from howwhen.errors import MissingExtraError, SettingsError, StoreError
 from howwhen.pipeline.export import TABLE_FORMATS, export_run
 from howwhen.pipeline.frames import RunTables
@@ -62,6 +63,9 @@ def test_files_go_into_the_run_unless_another_folder_is_given(tmp_path: Path) ->
         tmp_path / "run" / "tables" / f"{name}.csv" for name in ("sentences", "problems")
     ]
     assert all(path.is_file() for path in paths)
+    assert hw.load(tmp_path / "run").export("csv", tmp_path / "out") == [
+        tmp_path / "out" / path.name for path in paths
+    ]
 
 
 def test_what_cannot_be_exported_is_refused(

@@ -185,6 +185,7 @@ def test_a_runs_vectors_are_a_vector_set_and_show_norms_and_cosines(
     text = shown_text(vectors._repr_html_())
     assert f"{vectors.vectors[2].norm():.2f}" in text
     assert f"{100 * vectors.similarity()[0, 1]:.0f}" in text
+    assert vectors.counts == (7, 5, 0, 3)
     for title in TITLES:
         assert title in text
 

@@ -136,6 +136,25 @@ class RunResults:
         """
         return self._tables.arrow(name, rung)
 
+    def export(self, to: str, out: str | Path | None = None) -> list[Path]:
+        """Write every table as a file, as `howwhen export` does.
+
+        Args:
+            to: `parquet`, `arrow` or `csv`; CSV needs no extra package.
+            out: folder of the files; `tables` in the run's folder by default.
+
+        Returns:
+            The files written, one per table.
+
+        Raises:
+            SettingsError: no such format.
+            StoreError: the step collect is not finished, or the folder cannot be written.
+            MissingExtraError: pyarrow is not installed.
+        """
+        from howwhen.pipeline.export import export_run
+
+        return export_run(self.folder, to, None if out is None else Path(out))
+
     def trace(self, rung: str, problem: int | str, seed: int = 0, sample: int = 0) -> Answer:
         """One answer to a test problem.
 
