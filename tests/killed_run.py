@@ -16,6 +16,7 @@ from typing import Any
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import main as command
+from howwhen.elicit import training
 from howwhen.pipeline import collect, discover, elicit, files, hybrid, measure, present
 
 SETTINGS = {
@@ -36,7 +37,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "inside a line": (files, "_lines", 4),
     "grid": (discover, "discover_layer", 2),
     "discover": (discover, "choose", 1),
-    "elicit": (elicit, "train_vectors", 2),
+    "elicit": (training, "train_vectors", 2),
     "on-policy": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
     "hybrid": (hybrid, "decode", 4),

@@ -408,7 +408,8 @@ class RungMeasurement:
     __repr__ = one_line
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """What reading a token takes."""
 
     base: int
