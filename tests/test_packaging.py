@@ -1,5 +1,6 @@
 """What is published: the wheel works without the sources, the citation is of this version."""
 
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def _canonical(name: str) -> str:
 @pytest.mark.slow
 def test_the_wheel_does_the_main_job_where_the_sources_are_not(tmp_path: Path) -> None:
     """A fresh environment that holds the wheel, and sees the libraries of this one."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT)]
     subprocess.run([*pip, *build], check=True)
@@ -63,11 +65,13 @@ def test_the_wheel_does_the_main_job_where_the_sources_are_not(tmp_path: Path) -
     libraries.write_text(sysconfig.get_paths()["purelib"] + "\n")
     found = subprocess.run(
         [python, "-c", "import howwhen; print(howwhen.__file__)"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
+        capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert Path(found.stdout.strip()).is_relative_to(tmp_path / "env")
     run = [python.with_name("howwhen"), "run", "tally-rl", "--preset", "smoke", "--out", "runs/x"]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
     assert "takeover" in done.stdout
     assert "The hybrid recovers" in done.stdout
     assert (tmp_path / "runs" / "x" / "6-present" / "report.html").stat().st_size > 50_000

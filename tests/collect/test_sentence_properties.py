@@ -200,6 +200,7 @@ def _real_texts() -> list[str]:
 
 
 @needs_data
+@pytest.mark.slow
 def test_no_sentence_of_any_real_answer_is_lost() -> None:
     texts = _real_texts()
     assert len(texts) > 9000

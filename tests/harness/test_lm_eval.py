@@ -90,6 +90,7 @@ def ask(model: HowwhenLM, questions: list[str], **generation: object) -> list[st
     return list(model.generate_until(instances))
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     run: Path, ready: LoadedRung, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_scoring_is_refused(model: HowwhenLM, method: str) -> None:
     assert issubclass(OnlyGenerationError, NotImplementedError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rest", "more", "message"),
     [

@@ -598,6 +598,21 @@ def expect_equal(traces: list[HybridTrace], expected: list[HybridTrace]) -> None
                 assert value is None or value == pytest.approx(number, abs=2e-4)
 
 
+_TRACES: dict[str, dict[str, list[HybridTrace]]] = {}
+
+
+def every_trace(
+    models: ModelPair, problems: list[Problem], how: HybridSettings
+) -> dict[str, list[HybridTrace]]:
+    """The answers of every rung, decoded once for all tests with these settings."""
+    key = how.model_dump_json()
+    if key not in _TRACES:
+        _TRACES[key] = {
+            kind: decode(models, problems, rung, how, seed=2) for kind, rung in EVERY_RUNG.items()
+        }
+    return _TRACES[key]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("cache_policy", ["transient", "persistent"])
 @pytest.mark.parametrize("kind", EVERY_RUNG)
@@ -607,13 +622,10 @@ def test_answers_known_from_other_rungs_change_nothing(
     models, problems = make_models(make_model), tally_problems(6, seed=8)
     how = HybridSettings(max_new_tokens=24, block_tokens=4, temperature=temperature)
     how = how.model_copy(update={"cache_policy": cache_policy})
-    known: list[list[tuple[int, ...]]] = [[] for _ in problems]
-    for rung in EVERY_RUNG.values():
-        for answers, trace in zip(known, decode(models, problems, rung, how, seed=2), strict=True):
-            answers.append(trace.ids)
+    traces_of = every_trace(models, problems, how)
+    known = [[traces[row].ids for traces in traces_of.values()] for row in range(len(problems))]
     prompts = PromptCache()
-    rung = EVERY_RUNG[kind]
-    expected = decode(models, problems, rung, how, seed=2)
+    rung, expected = EVERY_RUNG[kind], traces_of[kind]
     for given in (known, [one[:3] for one in known], [[one[0][:5]] for one in known]):
         traces = decode(models, problems, rung, how, seed=2, known=given, prompts=prompts)
         expect_equal(traces, expected)

@@ -54,6 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_step_ends_with_the_same_files(
     finished: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_run_killed_in_every_step_ends_with_the_same_files(
     assert [name for name in whole if whole[name] != resumed[name]] == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_any_step_is_a_line_and_loses_no_whole_batch(
     finished: Path, tmp_path: Path
 ) -> None:

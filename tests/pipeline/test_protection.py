@@ -126,18 +126,19 @@ def test_with_redo_the_former_files_are_kept_aside_for_one_generation(
     typed: TypeCommand, run: Path
 ) -> None:
     former = contents(run / "4-hybrid")
-    code, said = typed(*arguments(run), "--max-new-tokens", "40", "--redo")
+    code, said = typed(*arguments(run), "--hybrid.max-new-tokens", "10", "--redo")
     assert code == 0
-    assert "hybrid.max_new_tokens was 80, now 40" in said
+    assert "hybrid.max_new_tokens was 80, now 10" in said
     assert contents(run / "4-hybrid.replaced") == former
     second = contents(run / "4-hybrid")
     assert second["traces/hybrid-0.jsonl"] != former["traces/hybrid-0.jsonl"]
-    assert "already done" in typed(*arguments(run), "--max-new-tokens", "40")[1]
-    code, _ = typed(*arguments(run, "hybrid"), "--hybrid.max-new-tokens", "30", "--redo")
+    assert "already done" in typed(*arguments(run), "--hybrid.max-new-tokens", "10")[1]
+    code, _ = typed(*arguments(run), "--hybrid.max-new-tokens", "20", "--redo")
     assert code == 0
     assert contents(run / "4-hybrid.replaced") == second
 
 
+@pytest.mark.slow
 def test_what_was_kept_aside_can_be_put_back(typed: TypeCommand, run: Path) -> None:
     before = contents(run)
     assert typed(*arguments(run), "--discover.steps", "21", "--redo")[0] == 0
@@ -206,7 +207,9 @@ def test_a_folder_that_cannot_be_written_is_a_paragraph(typed: TypeCommand, run:
     assert error.splitlines()[-1].startswith("howwhen: cannot write /proc/howwhen/run: ")
 
 
-@pytest.mark.parametrize("calls", [1, 3, 6, 9, 14, 20])
+@pytest.mark.parametrize(
+    "calls", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 9, 14, 20))]
+)
 def test_a_full_disk_is_a_paragraph_and_leaves_nothing_half_written(
     typed: TypeCommand, run: Path, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -14,6 +15,7 @@ EXAMPLES = 30
 """Per operation."""
 
 
+@pytest.mark.slow
 def test_no_request_breaks_the_server(serve: Serve) -> None:
     running = serve()
     schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")

@@ -221,6 +221,7 @@ def test_sampling_at_temperature_zero_is_greedy_decoding(make_model: MakeModel) 
     assert sampling.sample(model, prompts, 0.0, seed=0) == expected
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_from_the_models_own_distribution(make_model: MakeModel) -> None:
     model = make_model()
     prompts = [[5, 6, 7]] * 600

@@ -57,7 +57,7 @@ def _hybrid_settings_used(settings: RunSettings) -> Json:
     """What the elicit step reads of the hybrid's settings."""
     used: Json = {"one_sided_tokens": settings.hybrid.one_sided_tokens}
     if settings.elicit.on_policy_rounds:
-        used["on_policy"] = settings.hybrid.model_dump(mode="json")
+        used["on_policy"] = settings.hybrid.model_dump(mode="json", exclude=set(ADDITIVE["hybrid"]))
     return used
 
 
