@@ -9,8 +9,7 @@ from howwhen.elicit.report import ElicitReport, ProbeScores, SeedTraining, Train
 from howwhen.formats.files import Json
 from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace, measure_ladder
-from howwhen.pipeline.files import Key, StepName
-from howwhen.pipeline.measure import grades_file
+from howwhen.pipeline.files import Key, StepName, grades_file
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.records import (

@@ -68,7 +68,15 @@ def test_the_wheel_does_the_main_job_where_the_sources_are_not(tmp_path: Path) -
         capture_output=True, text=True, check=True, cwd=tmp_path, env=environment,
     )  # fmt: skip
     assert Path(found.stdout.strip()).is_relative_to(tmp_path / "env")
-    run = [python.with_name("howwhen"), "run", "tally-rl", "--preset", "smoke", "--out", "runs/x"]
+    run = [
+        str(python.with_name("howwhen")),
+        "run",
+        "tally-rl",
+        "--preset",
+        "smoke",
+        "--out",
+        "runs/x",
+    ]
     done = subprocess.run(
         run, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )

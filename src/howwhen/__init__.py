@@ -17,7 +17,7 @@ Learn When" (arXiv 2510.07364).
 
     import howwhen as hw
 
-    run = hw.run("tally-rl", preset="smoke")
+    run = hw.run("tally-rl")
     print(run.measurement.rungs["hybrid"].gap_recovered)
 """
 

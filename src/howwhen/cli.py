@@ -604,7 +604,6 @@ for _name, (_steps, _help) in _COMMANDS.items():
 def main() -> None:
     """Entry point: run a command. Every expected error becomes a paragraph and exit code 2."""
     keep_freed_memory()
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # howwhen has bars of its own
     console = Console(stderr=True, highlight=False)
     try:
         app(_with_new_flags(sys.argv[1:]), exit_on_error=False, print_error=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from howwhen.errors import SettingsError
 from howwhen.measure.ladder import GradedTrace, find_outcomes
 from howwhen.measure.recovery import Bootstrap
-from howwhen.pipeline.measure import grades_file
+from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import RunFolder
 from howwhen.records import KNOCK_OUTS, LADDER, Comparison
 from howwhen.settings import MeasureSettings

@@ -330,6 +330,11 @@ class StepFiles:
         return self.read_records(name, kind)
 
 
+def grades_file(rung: str) -> str:
+    """File of a rung's graded answers, relative to the step's folder."""
+    return f"grades/{rung}.jsonl"
+
+
 def settings_changes(
     step: StepName, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> list[str]:

@@ -9,6 +9,7 @@ from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, JudgeReport, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.pipeline.context import Run
+from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Problem, RungName, Split
 
@@ -48,11 +49,6 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
     if judge is not None:
         _judge(run, step, judge, items, graded)
     return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
-
-
-def grades_file(rung: str) -> str:
-    """File of a rung's graded answers, relative to the step's folder."""
-    return f"grades/{rung}.jsonl"
 
 
 def _item(trace: HybridTrace, problem: Problem) -> Item:

@@ -10,7 +10,8 @@ from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
 from howwhen.pipeline.discover import read_counts, read_grid, taxonomy_page
-from howwhen.pipeline.measure import JUDGE_REPORT, grades_file
+from howwhen.pipeline.files import grades_file
+from howwhen.pipeline.measure import JUDGE_REPORT
 from howwhen.pipeline.store import StepFolder
 from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput, make_html

@@ -148,7 +148,7 @@ class RunReader:
     def grades(self, rung: str) -> "list[GradedTrace]":
         """The graded answers of a rung."""
         from howwhen.measure.ladder import GradedTrace
-        from howwhen.pipeline.measure import grades_file
+        from howwhen.pipeline.files import grades_file
 
         return self.finished("measure").read_records(grades_file(rung), GradedTrace)
 
