@@ -407,7 +407,7 @@ PRESETS: dict[Preset, Overrides] = {
             "steps": 1000,
             "sentences_per_step": 512,
         },
-        "elicit": {"steps": 250, "probe_steps": 1000},
+        "elicit": {"seeds": (0, 1), "steps": 250, "probe_steps": 1000},
         "hybrid": {"max_new_tokens": 160, "batch_size": 256},
     },
     "paper": {"collect": {"limit": 12_000, "max_new_tokens": 2000}},

@@ -170,6 +170,7 @@ def test_a_segmenter_that_loses_something_is_refused(segmenter: Segmenter) -> No
         sentence_spans("<think>One. Two.</think>", [10, 24], segmenter=segmenter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [". ", "a! ", "\n \n", "x.y 3.1 ", "\u2028."])
 def test_ten_times_the_text_costs_about_ten_times(piece: str) -> None:
     size = 500_000 if piece == ". " else 200_000

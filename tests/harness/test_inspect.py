@@ -32,6 +32,8 @@ from inspect_ai.tool import ToolInfo
 
 from howwhen.harness import inspect
 
+pytestmark = pytest.mark.slow
+
 TASK = """
 from pathlib import Path
 
@@ -94,7 +96,6 @@ def ask(model: inspect.HowwhenAPI, questions: Sequence[str], **config: Any) -> l
     return [outputs[place] for place in range(len(questions))]
 
 
-@pytest.mark.slow
 def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     run: Path, ready: LoadedRung, tmp_path: Path
 ) -> None:

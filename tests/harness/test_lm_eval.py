@@ -20,6 +20,8 @@ from lm_eval.api.registry import get_model, model_registry
 
 from howwhen.harness.lm_eval import HowwhenLM, OnlyGenerationError, main
 
+pytestmark = pytest.mark.slow
+
 TASK = r"""
 task: tally_local
 dataset_path: json
@@ -90,7 +92,6 @@ def ask(model: HowwhenLM, questions: list[str], **generation: object) -> list[st
     return list(model.generate_until(instances))
 
 
-@pytest.mark.slow
 def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     run: Path, ready: LoadedRung, tmp_path: Path
 ) -> None:
@@ -210,7 +211,6 @@ def test_scoring_is_refused(model: HowwhenLM, method: str) -> None:
     assert issubclass(OnlyGenerationError, NotImplementedError)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "rest", "more", "message"),
     [

@@ -64,6 +64,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])
 def test_a_million_characters_are_read_in_seconds(finish: Finish) -> None:
     for text in HOSTILE:

@@ -95,6 +95,7 @@ def test_knock_outs_are_the_hybrid_with_some_decisions_left_out(run_folder: Path
     assert "## What each category contributes" in report
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_anew_and_measured_together(run_folder: Path) -> None:
     measurement = go_on(run_folder, "hybrid", "measure", samples=2, temperature=1.0)
     assert measurement is not None
@@ -194,6 +195,7 @@ def test_two_rungs_or_two_runs_are_compared(
     assert "McNemar's exact p = " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_over_other_problems_cannot_be_compared(run_folder: Path, tmp_path: Path) -> None:
     go_on(run_folder, "hybrid", "measure")
     other = tmp_path / "other"

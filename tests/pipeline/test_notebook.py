@@ -85,6 +85,7 @@ def test_the_same_call_again_does_nothing(run: RunResults) -> None:
     assert again.measurement == run.measurement == hw.load(run.folder).measurement
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_the_command_stopped(
     run: RunResults, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,7 @@
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,33 +23,14 @@ from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.serve.launch import make_service
 from tests.discover.test_judge_scores import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
+from tests.pipeline.conftest import run_until
 
 SaveFolder = Callable[..., Path]
-ROOT = Path(__file__).parents[2]
-
-
-def run_until(folder: Path, *moments: str, name: str = "KILL") -> tuple[list[int], str]:
-    """How every run ended, each a process that was killed at a moment, or never; what all said."""
-    command = [sys.executable, "-m", "tests.killed_run", name, str(folder), *moments]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True, env=one_thread
-    )
-    return [int(line) for line in done.stdout.split()], done.stderr
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of all six steps."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    codes, _ = run_until(folder, "never")
-    assert codes == [0]
-    return folder
 
 
 @pytest.mark.slow
@@ -218,6 +197,7 @@ def test_a_changed_setting_redoes_exactly_what_depends_on_it(
     assert after["5-measure/measurement.json"] != before["5-measure/measurement.json"]
 
 
+@pytest.mark.slow
 def test_another_model_reads_and_its_taxonomy_is_gated_by_what_the_pair_can_see(
     finished: Path, save_folder: SaveFolder, tmp_path: Path
 ) -> None:
@@ -406,6 +386,7 @@ def test_the_elicit_step_accounts_for_everything(finished: Path) -> None:
     assert (finished / "3-elicit" / "on-policy-0.jsonl").read_text().count("\n") > 5
 
 
+@pytest.mark.slow
 def test_the_span_method_runs_the_whole_ladder_with_its_bias(
     finished: Path, tmp_path: Path
 ) -> None:

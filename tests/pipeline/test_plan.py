@@ -86,6 +86,7 @@ def test_importing_the_package_imports_nothing_else() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_every_public_name_is_loaded_when_it_is_asked_for() -> None:
     code = "import howwhen\nfor name in howwhen.__all__: getattr(howwhen, name)\nhowwhen.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,23 +37,12 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return run
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The settings and a finished run of them."""
-    folder = tmp_path_factory.mktemp("protected")
-    settings = make_settings(SETTINGS).model_dump(mode="json")
-    (folder / "settings.yaml").write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "tests.killed_run", "KILL", str(folder / "run"), "never"]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, cwd=root, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return folder
-
-
 @pytest.fixture
-def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run; its settings are in `settings.yaml` next to it."""
-    shutil.copytree(whole / "run", tmp_path / "run")
-    shutil.copy(whole / "settings.yaml", tmp_path)
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run; its settings are in `settings.yaml` next to it."""
+    shutil.copytree(finished, tmp_path / "run")
+    settings = make_settings(SETTINGS).model_dump(mode="json")
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings))
     return tmp_path / "run"
 
 
@@ -122,6 +110,7 @@ def test_finished_work_is_not_replaced_because_a_flag_changed(
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_with_redo_the_former_files_are_kept_aside_for_one_generation(
     typed: TypeCommand, run: Path
 ) -> None:
