@@ -9,7 +9,7 @@ from sklearn.mixture import GaussianMixture
 from howwhen.discover.clusters import fit_clusters
 from howwhen.errors import InputError
 from howwhen.settings import Method
-from tests.discover.test_sae import planted
+from tests.discover.planted import planted
 
 METHODS = [method for method in get_args(Method) if method != "sae"]
 

@@ -16,7 +16,8 @@ from howwhen.discover.titles import CategorisedSentences, Name
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import JudgeError, Prices, Request
 from howwhen.settings import DiscoverSettings
-from tests.judge.test_endpoint import LONG_SECONDS, Answer, Endpoint, completion, connect
+from tests.discover.judges import items_of, judging, kind_of
+from tests.judge.endpoint import LONG_SECONDS, Answer, Endpoint, completion, connect
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
@@ -37,34 +38,6 @@ def planted(sizes: tuple[int, ...] = (120, 90, 60)) -> CategorisedSentences:
     categories = [category for category, size in enumerate(sizes) for _ in range(size)]
     texts = [f"sentence {n} {TITLES[c]} something" for n, c in enumerate(categories)]
     return CategorisedSentences(texts, categories, [1.0] * len(texts), 4)
-
-
-def kind_of(prompt: str) -> PromptKind:
-    if prompt.startswith("Find"):
-        return "belong"
-    return "fit" if "describe" in prompt[:40] else "alike"
-
-
-def judging(judge: Callable[[str], str]) -> Endpoint:
-    """A server whose judge replies to the prompt."""
-    return Endpoint(lambda _, body: Answer(completion(judge(body["messages"][0]["content"]))))
-
-
-def items_of(prompt: str) -> list[str]:
-    """The numbered items as a careful reader takes them."""
-    code = re.search(r"carry the code ([0-9a-f]{16})", prompt)
-    assert code is not None
-    inside = re.search(
-        rf"<<<(?:sentences|pairs) {code[1]}>>>\n(.*)\n<<<end of (?:sentences|pairs) {code[1]}>>>",
-        prompt,
-        re.DOTALL,
-    )
-    assert inside is not None
-    items = re.split(r"^\[\d+\] ", inside[1], flags=re.MULTILINE)[1:]
-    assert re.findall(r"^\[(\d+)\]", inside[1], re.MULTILINE) == [
-        str(n) for n in range(1, len(items) + 1)
-    ]
-    return items
 
 
 def perfect(prompt: str) -> str:

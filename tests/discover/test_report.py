@@ -6,7 +6,7 @@ import pytest
 from howwhen.discover.judge_scores import JudgedScores
 from howwhen.discover.report import GridRow, row_from_json, row_to_json
 from howwhen.discover.validate import TruthScores
-from tests.discover.test_page import cell
+from tests.discover.pages import cell
 
 JUDGED = JudgedScores(0.5, 0.25, 1.0, 0.6, None, 30, 2, 20, ())
 TRUTH = {"behaviour": TruthScores(0.5, 0.75, 0.25, 8), "operation": TruthScores(0.1, 0.2, 0.3, 8)}

@@ -17,18 +17,10 @@ from howwhen.discover.sae import (
 from howwhen.errors import InputError
 from howwhen.probes import Sae, Taxonomy
 from howwhen.settings import DiscoverSettings
+from tests.discover.planted import planted
 from tests.oracles.sae import loss_of, train_plainly
 
 SETTINGS = DiscoverSettings(steps=300, sentences_per_step=256, learning_rate=3e-3)
-
-
-def planted(count: int = 900, noise: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sentences around three planted directions in 24 dimensions, and which one each is near."""
-    generator = torch.Generator().manual_seed(1)
-    directions = functional.normalize(torch.randn(3, 24, generator=generator), dim=1)
-    which = torch.arange(count) % 3
-    inputs = directions[which] + noise * torch.randn(count, 24, generator=generator)
-    return functional.normalize(inputs, dim=1), which
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -14,7 +14,7 @@ from howwhen.discover.validate import (
     confusion,
     score_against_truth,
 )
-from tests.discover.test_sae import planted
+from tests.discover.planted import planted
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
 

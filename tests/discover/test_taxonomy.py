@@ -24,7 +24,7 @@ from howwhen.errors import InputError, SettingsError
 from howwhen.probes import normalise
 from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import DiscoverSettings
-from tests.discover.test_sae import planted
+from tests.discover.planted import planted
 
 WORDS = ("Next, Ann gets more.", "So the answer is 7.", "Wait, let me redo that.")
 

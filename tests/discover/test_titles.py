@@ -20,7 +20,7 @@ from howwhen.discover.titles import (
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Prices
 from howwhen.settings import DiscoverSettings
-from tests.judge.test_endpoint import LONG_SECONDS, Answer, Endpoint, completion, connect
+from tests.judge.endpoint import LONG_SECONDS, Answer, Endpoint, completion, connect
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")
