@@ -24,7 +24,7 @@ from howwhen.measure.judge import (
     write_prompt,
 )
 from howwhen.records import Finish, Grade
-from tests.judge.test_endpoint import Answer, Endpoint, completion, connect
+from tests.judge.endpoint import Answer, Endpoint, completion, connect
 
 pytest.importorskip("openai")
 pytest.importorskip("tenacity")

@@ -1,7 +1,7 @@
 from howwhen.measure.ladder import measure_ladder
 from howwhen.measure.published import read_published
 from howwhen.zoo.pairs import list_pairs
-from tests.measure.test_recovery import SETTINGS, ladder
+from tests.measure.planted import SETTINGS, ladder
 
 
 def test_every_published_figure_has_a_source_and_a_place_beside_it() -> None:

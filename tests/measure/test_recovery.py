@@ -15,10 +15,9 @@ from howwhen.measure.recovery import (
     pass_at_k,
     wilson,
 )
-from howwhen.records import Finish, Flips, Gains, Grade, RungName
+from howwhen.records import Flips, Gains, Grade, RungName
 from howwhen.settings import MeasureSettings
-
-SETTINGS = MeasureSettings(bootstrap_samples=2000)
+from tests.measure.planted import SETTINGS, ladder, traces
 
 
 def outcomes(right: int, n: int = 100) -> Outcomes:
@@ -158,50 +157,6 @@ def test_pass_at_k_counts_every_choice_of_k_samples() -> None:
     assert pass_at_k(answers, 4) == 1
     with pytest.raises(ValueError, match="pass@5 needs at least 5 samples, found 4"):
         pass_at_k(answers, 5)
-
-
-def traces(
-    right: int,
-    n: int = 50,
-    seed: int = 0,
-    decisions: int = 2,
-    sample: int = 0,
-    category: int | None = None,
-    strict: int | None = None,
-) -> list[GradedTrace]:
-    """Answers to n problems, the first `right` of them right, `strict` also by the strict mode."""
-
-    def grade(index: int, count: int) -> Grade:
-        return Grade.CORRECT if index < count else Grade.WRONG
-
-    return [
-        GradedTrace(
-            problem_id=f"{index:03}",
-            seed=seed,
-            sample=sample,
-            category=category,
-            flexible=grade(index, right),
-            strict=grade(index, right if strict is None else strict),
-            answer="1",
-            rule=None,
-            finish=Finish.LENGTH if index == n - 1 else Finish.STOP,
-            tokens=10,
-            decisions=decisions,
-            changed=1,
-            steered_passes=3 * decisions,
-            needs_thinking=decisions > 0,
-        )
-        for index in range(n)
-    ]
-
-
-def ladder() -> dict[RungName, list[GradedTrace]]:
-    return {
-        "base": traces(10, decisions=0),
-        "random-vectors": traces(10) + traces(20, seed=1),
-        "hybrid": traces(30, strict=25),
-        "thinking": traces(40),
-    }
 
 
 def test_the_measurement_adds_up() -> None:
