@@ -3,8 +3,8 @@ from dataclasses import replace
 
 from howwhen.present.cards import trace_card
 from howwhen.records import Grade, HybridToken, Problem
-from tests.discover.test_page import HOSTILE, Tags
-from tests.present.test_viewer import IDS, PROBLEMS, TOKENIZER, graded, trace
+from tests.discover.pages import HOSTILE, Tags
+from tests.present.planted import IDS, PROBLEMS, TOKENIZER, graded, trace
 
 TITLES = ("recall", "check")
 

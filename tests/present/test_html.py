@@ -2,44 +2,9 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from howwhen.discover.categories import Transitions
-from howwhen.discover.page import PageInput
-from howwhen.present.charts import draw_ladder, draw_losses
-from howwhen.present.html import Charts, HtmlInput, headline, make_html
-from howwhen.present.report import ReportInput
-from howwhen.present.viewer import pack_viewer
-from howwhen.records import Work
-from howwhen.vectors import VectorSet
-from tests.discover.test_page import HOSTILE, Tags, cell, counts, summary
-from tests.present.test_report import TRAINING, measurement
-from tests.present.test_viewer import TOKENIZER, viewer
-
-
-def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
-    found = measurement(thinking, has_knock_outs)
-    summaries = [summary(0, "recall"), summary(1, HOSTILE)]
-    rows = [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True)]
-    report = ReportInput(
-        title="How much?", base="maker/base", thinking="maker/thinking", measurement=found,
-        work=Work(1000, 2000, 0.5), confidence=0.95, rows=rows, categories=summaries,
-        training=TRAINING, decisions_per_category=[4, 2], examples=[],
-        prompts={"base": HOSTILE, "thinking": None},
-    )  # fmt: skip
-    return HtmlInput(
-        report=report,
-        taxonomy=PageInput(
-            "What?", "maker/thinking", "reader", counts(), rows, summaries,
-            Transitions((3, 1), ((2, 2), (1, 0)), (1, 3)),
-        ),
-        vectors=VectorSet("maker/base", 2, torch.tensor([[3.0, 4.0], [-4.0, 3.0]])),
-        titles=("recall", HOSTILE),
-        charts=Charts(ladder=draw_ladder(found), losses=draw_losses(TRAINING)),
-        viewer=pack_viewer(viewer(), TOKENIZER),
-        settings={"collect.limit": 60},
-        version="0.1.0",
-    )  # fmt: skip
+from howwhen.present.html import headline, make_html
+from tests.discover.pages import Tags
+from tests.present.planted import given
 
 
 def test_the_page_is_whole_and_asks_nothing_of_any_network() -> None:

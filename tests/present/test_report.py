@@ -3,14 +3,7 @@ from dataclasses import replace
 import pytest
 
 from howwhen.discover.categories import CategorySummary, SentenceExample
-from howwhen.elicit.report import (
-    ElicitReport,
-    GateAgreement,
-    ProbeScores,
-    SeedTraining,
-    TrainingSummary,
-)
-from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
+from howwhen.measure.ladder import GradedTrace, measure_ladder
 from howwhen.present.charts import draw_knock_outs
 from howwhen.present.report import (
     RUNG_NOTES,
@@ -23,44 +16,17 @@ from howwhen.present.report import (
 )
 from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
 from howwhen.records import (
-    KNOCK_OUTS,
     LADDER,
     Finish,
     HybridToken,
     HybridTrace,
-    Measurement,
     RungMeasurement,
     RungName,
     Work,
 )
-from howwhen.settings import MeasureSettings
-from tests.discover.test_page import cell
-from tests.measure.test_recovery import traces
-
-SETTINGS = MeasureSettings(bootstrap_samples=200)
-SEEDS = TrainingSummary(0, (SeedTraining(0, 50, (1.5, 1.0), (2.0, 1.5, 1.0), 1.0),))
-TRAINING = ElicitReport(
-    vectors=SEEDS,
-    shared=SEEDS,
-    gate_sentence_agreement={
-        "taxonomy": GateAgreement(0.25, 8),
-        "probe": GateAgreement(None, 0, "there is none"),
-    },
-    self_gate=ProbeScores(0.5, 1.0, 0.75, decisions=8, positions=80),
-    decisions_per_category=(4,),
-)
-
-
-def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement:
-    ladder: dict[RungName, list[GradedTrace]] = {
-        "base": traces(10, decisions=0),
-        "guardrail-only": traces(35),
-        "hybrid": traces(30),
-        "thinking": [replace(trace, steered_passes=0) for trace in traces(thinking)],
-    }
-    knock_outs = {name: traces(20, category=1) for name in KNOCK_OUTS} if has_knock_outs else {}
-    categories = [Category(1, "check | it", 7)] if has_knock_outs else []
-    return measure_ladder(ladder, SETTINGS, knock_outs, categories)
+from tests.discover.pages import cell
+from tests.measure.planted import traces
+from tests.present.planted import SETTINGS, TRAINING, measurement
 
 
 def test_the_verdict_names_the_controls() -> None:

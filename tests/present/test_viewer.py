@@ -6,43 +6,9 @@ from typing import Any
 import pytest
 
 from howwhen.measure.answers import Rule
-from howwhen.measure.ladder import GradedTrace
-from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer, reason
-from howwhen.records import Candidate, Finish, Grade, HybridToken, HybridTrace, Problem
-from howwhen.zoo.tally.tokenizer import build_tokenizer
-
-TOKENIZER = build_tokenizer()
-TEXT = "Ann starts with 7 pens. So the answer is 7."
-IDS = TOKENIZER(TEXT, add_special_tokens=False)["input_ids"]
-PROBLEMS = [Problem(f"p{n}", f"Ann has {n} pens?", str(n)) for n in range(30)]
-
-
-def graded(problem: Problem, **changes: Any) -> GradedTrace:
-    given: dict[str, Any] = {
-        "problem_id": problem.id, "seed": 0, "sample": 0, "category": -1,
-        "flexible": Grade.CORRECT, "strict": Grade.CORRECT, "answer": "7", "rule": Rule.STATED,
-        "finish": Finish.STOP, "tokens": 12, "decisions": 1, "changed": 1,
-        "steered_passes": 1, "needs_thinking": True,
-    }  # fmt: skip
-    return GradedTrace(**{**given, **changes})
-
-
-def trace(problem: Problem) -> HybridTrace:
-    plain = [HybridToken(i, i, i, None, None, 0, False, -0.125, -0.5) for i in IDS]
-    tried = Candidate(0.5, 1, IDS[4], -3.0)
-    plain[3] = HybridToken(IDS[3], IDS[4], None, 1, 1.5, 2, True, -2.0, -0.25, (tried,))
-    end = TOKENIZER.eos_token_id
-    tokens = (*plain, HybridToken(end, end, end, None, None, 0, False, 0.0, 0.0))
-    return HybridTrace(problem.id, "hybrid", 0, TEXT, Finish.STOP, tokens)
-
-
-def viewer() -> Viewer:
-    answers = {one.id: GradedAnswer(trace(one), graded(one)) for one in PROBLEMS}
-    return Viewer(
-        PROBLEMS,
-        {"base": answers, "shared-vector": answers, "hybrid": answers},
-        ("recall", "check"),
-    )
+from howwhen.present.viewer import PackedViewer, pack_viewer, reason
+from howwhen.records import Grade
+from tests.present.planted import IDS, PROBLEMS, TOKENIZER, graded, viewer
 
 
 def unpack(packed: PackedViewer) -> Any:
