@@ -11,13 +11,11 @@ import httpx
 import openai
 import pytest
 
-from howwhen.hybrid.decoder import decode
-from howwhen.records import HybridTrace, Problem
 from howwhen.serve.requests import Limits
 from howwhen.serve.responses import Reply
-from tests.serve.conftest import QUESTIONS, SETTINGS, Running, Serve, kept_busy
+from tests.serve.clients import QUESTION, expected, wait_until_idle
+from tests.serve.conftest import Running, Serve, kept_busy
 
-QUESTION = QUESTIONS[0]
 CHAT = "/v1/chat/completions"
 
 
@@ -25,24 +23,11 @@ def client(running: Running, key: str = "unused") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
 
 
-def expected(running: Running, rung: str, question: str = QUESTION) -> HybridTrace:
-    problems = [Problem("0", question, "unknown")]
-    return decode(running.service.engine.models, problems, running.choose(rung), SETTINGS)[0]
-
-
 def asked(question: str = QUESTION, **more: Any) -> dict[str, Any]:
     return {
         "model": "tiny", "max_tokens": 24, "messages": [{"role": "user", "content": question}],
         **more,
     }  # fmt: skip
-
-
-def wait_until_idle(running: Running) -> None:
-    deadline = time.monotonic() + 10
-    stats = running.service.engine.stats
-    while stats.running or stats.waiting or stats.batches:
-        assert time.monotonic() < deadline, stats
-        time.sleep(0.02)
 
 
 def test_the_official_client_finds_every_rung_as_a_model(serve: Serve) -> None:

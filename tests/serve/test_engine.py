@@ -45,7 +45,10 @@ def wait_until(engine: Engine, **wanted: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("batch_size", "max_batches"), [(32, 4), (3, 2), (1, 1)])
+@pytest.mark.parametrize(
+    ("batch_size", "max_batches"),
+    [(32, 4)] + [pytest.param(*size, marks=pytest.mark.slow) for size in ((3, 2), (1, 1))],
+)
 def test_many_requests_at_once_are_each_answered_as_if_alone(
     make_model: MakeModel, batch_size: int, max_batches: int
 ) -> None:

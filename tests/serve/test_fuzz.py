@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 
+from tests.serve.clients import wait_until_idle
 from tests.serve.conftest import Serve
-from tests.serve.test_app import wait_until_idle
 
 EXAMPLES = 30
 """Per operation."""
