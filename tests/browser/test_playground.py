@@ -3,8 +3,8 @@
 import pytest
 
 from tests.browser.conftest import Open
+from tests.serve.clients import expected, wait_until_idle
 from tests.serve.conftest import QUESTIONS, Serve, kept_busy
-from tests.serve.test_app import expected, wait_until_idle
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -10,8 +10,7 @@ from howwhen.present.html import make_html
 from howwhen.present.viewer import GradedAnswer, Viewer, pack_viewer
 from howwhen.records import Grade, RungName
 from tests.browser.conftest import Open, Tab
-from tests.present.test_html import given
-from tests.present.test_viewer import IDS, PROBLEMS, TOKENIZER, graded, trace
+from tests.present.planted import IDS, PROBLEMS, TOKENIZER, given, graded, trace
 
 
 @pytest.fixture
