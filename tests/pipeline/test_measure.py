@@ -16,7 +16,7 @@ from howwhen.pipeline.store import RunFolder
 from howwhen.records import Finish, Grade, HybridTrace, Measurement
 from howwhen.settings import MeasureSettings
 from howwhen.zoo.tally import tally_problems
-from tests.judge.test_endpoint import KEY, Answer, Endpoint, completion
+from tests.judge.endpoint import KEY, Answer, Endpoint, completion
 from tests.killed_run import SETTINGS
 
 FEW: dict[str, Any] = {"rungs": ("takeover",), "max_new_tokens": 100, "batch_size": 16}
@@ -112,6 +112,8 @@ def test_samples_are_drawn_anew_and_measured_together(run_folder: Path) -> None:
 
 
 def test_a_judge_stands_beside_the_rules(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    pytest.importorskip("tenacity")
     monkeypatch.setenv("MY_KEY", KEY)
     reply = completion('{"final_answer": "5", "verdict": "correct"}')
     with Endpoint(lambda *_: Answer(reply)) as endpoint:
@@ -137,6 +139,8 @@ def test_the_judge_is_asked_about_the_answer_that_was_graded(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A judge that grades by our rules agrees with them, whatever the order of the rungs."""
+    pytest.importorskip("openai")
+    pytest.importorskip("tenacity")
     monkeypatch.setenv("MY_KEY", KEY)
 
     def judge(_: int, body: Any) -> Answer:

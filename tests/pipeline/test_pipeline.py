@@ -21,7 +21,7 @@ from howwhen.pipeline.live import open_rungs
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import LADDER, Grade, HybridTrace
 from howwhen.serve.launch import make_service
-from tests.discover.test_judge_scores import items_of, judging, kind_of
+from tests.discover.judges import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
 from tests.pipeline.conftest import run_until
 
