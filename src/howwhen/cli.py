@@ -49,6 +49,7 @@ app = App(
     help="How much of a thinking model's ability is in its base, waiting for the right moment?",
     help_format="markdown",
     default_parameter=Parameter(consume_multiple=True),
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 app.register_install_completion_command(help="Install completion for your shell.")
 zoo = App(name="zoo", help="Pairs that have a name: list them, show one, build its weights.")

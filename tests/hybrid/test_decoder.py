@@ -613,8 +613,15 @@ def every_trace(
     return _TRACES[key]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize("cache_policy", ["transient", "persistent"])
+@pytest.mark.parametrize(
+    ("cache_policy", "temperature"),
+    [
+        ("transient", 0.0),
+        ("persistent", 0.8),
+        pytest.param("transient", 0.8, marks=pytest.mark.slow),
+        pytest.param("persistent", 0.0, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("kind", EVERY_RUNG)
 def test_answers_known_from_other_rungs_change_nothing(
     make_model: MakeModel, kind: str, cache_policy: str, temperature: float

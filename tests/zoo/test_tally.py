@@ -227,7 +227,12 @@ def test_the_shipped_weights_are_small_and_say_how_they_were_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("base", 0.05, 0.4), ("rl", 0.85, 1), ("sft", 0.85, 1)]
+    ("name", "low", "high"),
+    [
+        ("base", 0.05, 0.4),
+        pytest.param("rl", 0.85, 1, marks=pytest.mark.slow),
+        pytest.param("sft", 0.85, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_the_shipped_models_are_as_good_as_claimed(name: str, low: float, high: float) -> None:
     """On 120 fresh problems; the closing figures are measured on 500."""

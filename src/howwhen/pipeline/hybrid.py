@@ -116,7 +116,7 @@ def _warn(run: Run, rate: float, idle: int) -> None:
         run.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
     if idle:
         run.reporter.say(
-            f"  WARNING: {idle} decisions of the hybrid met a category whose vector is zero"
+            f"  WARNING: {idle} disagreements of the hybrid met a category whose vector is zero"
         )
 
 
