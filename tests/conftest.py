@@ -29,12 +29,21 @@ settings.register_profile("howwhen", derandomize=True, database=None, deadline=N
 settings.load_profile("howwhen")
 torch.set_num_threads(1)  # two only get in each other's way on models of this size
 
-SLOWEST_FILES = ("test_pipeline.py", "test_measuring.py", "test_convert.py")
+TESTS = Path(__file__).parent
+SLOWEST_FILES = (
+    "pipeline/test_pipeline.py",
+    "pipeline/test_protection.py",
+    "pipeline/test_measure.py",
+    "hybrid/test_decoder.py",
+    "harness/test_inspect.py",
+    "harness/test_lm_eval.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process ends up alone with one of them."""
-    items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
+    """Runs the slowest files first, so that no worker is left with one of them at the end."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(SLOWEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 DATA = Path(os.environ.get("HOWWHEN_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

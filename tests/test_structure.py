@@ -128,3 +128,13 @@ def test_the_public_names_are_what_the_package_lists() -> None:
     assert list(howwhen.__all__) == sorted(howwhen.__all__)
     for name in howwhen.__all__:
         assert hasattr(howwhen, name)
+
+
+def test_no_test_module_imports_from_another_one() -> None:
+    tests = Path(__file__).parent
+    names = {".".join(file.relative_to(tests.parent).with_suffix("").parts): file
+             for file in tests.rglob("test_*.py")}  # fmt: skip
+    for file in names.values():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in names, f"{file.name} imports from {node.module}"
