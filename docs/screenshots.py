@@ -1,7 +1,8 @@
 """Takes the pictures of the docs: `python docs/screenshots.py RUN [URL]`.
 
-RUN is a finished run, URL a server for it (`howwhen serve --pair PAIR --out RUN`). Needs chromium
-and what `make test-browser` installs; writes `docs/report-*.png` and `docs/playground.png`.
+RUN is a finished run of tally-rl, URL a server for it (`howwhen serve --pair tally-rl --out RUN`).
+Needs chromium and what `make test-browser` installs; writes `docs/report-*.png` and
+`docs/playground.png`.
 """
 
 import shutil
@@ -15,8 +16,8 @@ from playwright.sync_api import Browser, FloatRect, Page, sync_playwright
 HERE = Path(__file__).parent
 WIDTH, MARGIN = 1180, 16
 QUESTION = (
-    "Baker made 42 cakes. He sold 75 of them and bought 63 new cakes. "
-    "How many more cakes did baker sell than those he bought?"
+    "Gus has 8 apples. Gus loses 2. Gus buys 2 packs. Gus gets 3 more. Gus buys 4 packs. "
+    "How many apples does Gus have?"
 )
 
 
@@ -33,17 +34,17 @@ def save(page: Page, part: str, name: str) -> None:
 
 
 def shoot_report(page: Page, run: Path) -> None:
-    """The ladder of a report, and one of its answers with a decision explained."""
+    """The ladder of a report, and one of its answers with a disagreement explained."""
     page.goto((run / "6-present" / "report.html").resolve().as_uri())
     page.wait_for_selector("#problems option")
     save(page, "#ladder", "report-ladder.png")
-    page.fill("#search", QUESTION[:20])
+    page.fill("#search", QUESTION[:46])
     page.locator("#pane-third button.token").nth(1).focus()
     save(page, "#answers", "report-answers.png")
 
 
 def shoot_playground(page: Page, url: str) -> None:
-    """Three answers beside each other, and a decision explained."""
+    """Three answers beside each other, and a disagreement explained."""
     page.goto(url)
     page.fill("#question", QUESTION)
     page.locator("#ask").press("Enter")
