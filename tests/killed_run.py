@@ -62,6 +62,8 @@ def run(number: signal.Signals, folder: Path, moment: str) -> None:
         module, name, calls = MOMENTS[moment]
         setattr(module, name, _end_at(number, getattr(module, name), calls, moment, folder))
     if number is signal.SIGINT:
+        # A shell starts what it puts in the background with SIGINT ignored; this is the foreground.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _type_command(folder)
         return
     with open_run(folder) as opened:
