@@ -29,7 +29,7 @@ def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
 
 def test_every_python_that_is_named_is_allowed() -> None:
     named = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
-    assert named == ["3.11", "3.13"]
+    assert named == ["3.11", "3.12", "3.13"]
     assert PROJECT["requires-python"] == ">=3.11"
 
 
