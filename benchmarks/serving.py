@@ -1,7 +1,8 @@
-"""The server under load, as its users meet it: `howwhen serve` in a process of its own, tally-rl.
+"""The server under load: `howwhen serve` for tally-rl, in a separate process.
 
-Sixty-four clients stream for a minute, among them slow ones and ones that leave; every whole answer
-must be the one that a client alone gets. Then how long the first token takes, against the base's.
+Sixty-four clients stream for a minute. Some are slow and some leave early. Each complete answer
+must equal the one that a single client gets. Then the time to the first token is compared with the
+base's.
 """
 
 import asyncio
@@ -22,30 +23,36 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
-from benchmarks.timing import Result
+from benchmarks.timing import Result, compare_pairs
 from howwhen.zoo.tally import tally_problems
 
 CLIENTS = 64
 SECONDS = float(os.environ.get("HOWWHEN_LOAD_SECONDS", "60"))
 RUNGS = ("hybrid", "base", "thinking", "takeover")
 SLOW_SECONDS = 0.05
-"""What a slow client waits between two chunks."""
-FIRST_TOKENS = 60
+"""Pause of a slow client between two chunks."""
+REPEATS = 5
+"""Paired readings of the time to the first token."""
+FIRST_TOKENS = 12
+"""Questions per reading."""
+
+RungQuestion = tuple[str, str]
+"""Rung and question of a request."""
 
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """Outcomes of the requests of all clients."""
 
     answers: int = 0
     left: int = 0
     errors: list[str] = field(default_factory=list)
     crossed: int = 0
-    """Answers that differ from the one a client alone got."""
+    """Answers that differ from the one that a single client got."""
 
 
 def results() -> Iterator[Result]:
-    """Load, memory, what is left over, and the first token."""
+    """Errors under load, memory, leftover requests, and the time to the first token."""
     yield from asyncio.run(_measure())
 
 
@@ -55,26 +62,26 @@ async def _measure() -> list[Result]:
             alone = await _answers_alone(client)
             await _load(client, alone, SECONDS / 6)  # caches and arenas reach their size
             before = _resident(process)
-            seen = await _load(client, alone, SECONDS)
+            tally = await _load(client, alone, SECONDS)
             await asyncio.sleep(1)
             grown = _resident(process) / before
             health = (await client.get("/health")).json()
-            first = await _first_tokens(client)
+            first_tokens = iter(await _first_tokens(client))
     left_over = health["running"] + health["waiting"] + health["batches"]
-    wrong = len(seen.errors) + seen.crossed
-    what = f"{seen.answers} whole answers, {seen.left} left early, first error {seen.errors[:1]}"
-    base, hybrid = first["base"], first["hybrid"]
-    ratio = round(hybrid / base, 2)
+    wrong = len(tally.errors) + tally.crossed
+    what = (
+        f"{tally.answers} complete answers, {tally.left} left early, first error {tally.errors[:1]}"
+    )
     return [
         Result("load: errors and crossed answers", wrong, 0, wrong == 0, f"at most 0; {what}"),
-        Result("load: requests left over", left_over, 0, left_over == 0, "at most 0; after it"),
+        Result("load: requests left over", left_over, 0, left_over == 0, "at most 0; at the end"),
         Result(
             "load: memory after / before", round(grown, 2), 1.1, grown <= 1.1,
             f"at most 1.1; {before / 2**20:.0f} MiB before",
         ),
-        Result(
-            "first token, hybrid / base", ratio, 1.3, ratio <= 1.3,
-            f"at most 1.3; medians {1000 * hybrid:.1f} ms, {1000 * base:.1f} ms",
+        compare_pairs(
+            "first token, hybrid / base", lambda: next(first_tokens), "at most", 1.3,
+            f"hybrid, base, medians of {FIRST_TOKENS} questions", REPEATS,
         ),
     ]  # fmt: skip
 
@@ -109,55 +116,53 @@ async def _until_up(process: subprocess.Popen[bytes], client: httpx.AsyncClient)
     raise RuntimeError("the server did not come up")
 
 
-GenerationRequest = tuple[str, str]
-"""Rung and question."""
-
-
-async def _answers_alone(client: httpx.AsyncClient) -> dict[GenerationRequest, str]:
-    """Every answer that will be asked for, one at a time."""
+async def _answers_alone(client: httpx.AsyncClient) -> dict[RungQuestion, str]:
+    """All answers that the load will request, one at a time."""
     questions = [problem.question for problem in tally_problems(16, seed=5)]
-    asks = [(rung, question) for rung in RUNGS for question in questions]
-    return {ask: "".join([text async for text in _stream(client, ask)]) for ask in asks}
+    requests = [(rung, question) for rung in RUNGS for question in questions]
+    return {
+        request: "".join([text async for text in _stream(client, request)]) for request in requests
+    }
 
 
-async def _load(
-    client: httpx.AsyncClient, alone: dict[GenerationRequest, str], seconds: float
-) -> Tally:
-    seen, deadline = Tally(), time.monotonic() + seconds
-    await asyncio.gather(*(_one(client, alone, seen, deadline, n) for n in range(CLIENTS)))
-    return seen
+async def _load(client: httpx.AsyncClient, alone: dict[RungQuestion, str], seconds: float) -> Tally:
+    tally, deadline = Tally(), time.monotonic() + seconds
+    await asyncio.gather(
+        *(_stream_until(deadline, client, alone, tally, n) for n in range(CLIENTS))
+    )
+    return tally
 
 
-async def _one(
-    client: httpx.AsyncClient,
-    alone: dict[GenerationRequest, str],
-    seen: Tally,
+async def _stream_until(
     deadline: float,
+    client: httpx.AsyncClient,
+    alone: dict[RungQuestion, str],
+    tally: Tally,
     number: int,
 ) -> None:
-    """A client: every eighth is slow, every other eighth leaves after its first chunk."""
-    rng, asks = random.Random(number), list(alone)
+    """One client. An eighth of them are slow, and an eighth leave after their first chunk."""
+    rng, requests = random.Random(number), list(alone)
     while time.monotonic() < deadline:
-        ask, text = rng.choice(asks), ""
+        request, text = rng.choice(requests), ""
         try:
-            async for piece in _stream(client, ask):
+            async for piece in _stream(client, request):
                 text += piece
                 if number % 8 == 1:
                     break
                 if number % 8 == 2:
                     await asyncio.sleep(SLOW_SECONDS)
         except (httpx.HTTPError, RuntimeError) as error:
-            seen.errors.append(repr(error))
+            tally.errors.append(repr(error))
             continue
         if number % 8 == 1:
-            seen.left += 1
+            tally.left += 1
             continue
-        seen.answers += 1
-        seen.crossed += text != alone[ask]
+        tally.answers += 1
+        tally.crossed += text != alone[request]
 
 
-async def _stream(client: httpx.AsyncClient, ask: GenerationRequest) -> AsyncIterator[str]:
-    rung, question = ask
+async def _stream(client: httpx.AsyncClient, request: RungQuestion) -> AsyncIterator[str]:
+    rung, question = request
     body = {
         "model": f"tally-rl/{rung}", "messages": [{"role": "user", "content": question}],
         "stream": True, "howwhen": {"details": False},
@@ -177,22 +182,38 @@ async def _stream(client: httpx.AsyncClient, ask: GenerationRequest) -> AsyncIte
                 yield content
 
 
-async def _first_tokens(client: httpx.AsyncClient) -> dict[str, float]:
-    """Median seconds to the first text of an answer, both rungs in turn."""
-    times: dict[str, list[float]] = {"base": [], "hybrid": []}
-    for problem in tally_problems(FIRST_TOKENS, seed=6):
-        for rung, own in times.items():
-            started = time.perf_counter()
-            async for _ in _stream(client, (rung, problem.question)):
-                own.append(time.perf_counter() - started)
-                break
-            await asyncio.sleep(0.02)  # what is left of the answer is dropped meanwhile
-    return {rung: median(own) for rung, own in times.items()}
+async def _first_tokens(client: httpx.AsyncClient) -> list[tuple[float, float]]:
+    """Paired readings of hybrid and base: median seconds to the first text of an answer."""
+    questions = [problem.question for problem in tally_problems(REPEATS * FIRST_TOKENS, seed=6)]
+    readings = []
+    for start in range(0, len(questions), FIRST_TOKENS):
+        pairs = [
+            (
+                await _first_token(client, "hybrid", question),
+                await _first_token(client, "base", question),
+            )
+            for question in questions[start : start + FIRST_TOKENS]
+        ]
+        hybrid, base = zip(*pairs, strict=True)
+        readings.append((median(hybrid), median(base)))
+    return readings
+
+
+async def _first_token(client: httpx.AsyncClient, rung: str, question: str) -> float:
+    """Seconds to the first text of an answer."""
+    started = time.perf_counter()
+    async for _ in _stream(client, (rung, question)):
+        seconds = time.perf_counter() - started
+        break
+    else:
+        raise RuntimeError(f"the rung {rung} streamed no text for {question!r}")
+    await asyncio.sleep(0.02)  # the server drops the rest of the answer meanwhile
+    return seconds
 
 
 def _resident(process: subprocess.Popen[bytes]) -> int:
     """Memory of the process in bytes."""
     status = Path(f"/proc/{process.pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    match = re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])

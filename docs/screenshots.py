@@ -1,7 +1,7 @@
 """Takes the pictures of the docs: `python docs/screenshots.py RUN [URL]`.
 
 RUN is a finished run of tally-rl, URL a server for it (`howwhen serve --pair tally-rl --out RUN`).
-Needs chromium and what `make test-browser` installs; writes `docs/report-*.png` and
+Needs Chromium and the packages that `make test-browser` installs. Writes `docs/report-*.png` and
 `docs/playground.png`.
 """
 
@@ -22,7 +22,7 @@ QUESTION = (
 
 
 def save(page: Page, part: str, name: str) -> None:
-    """Write a picture of a part of the page in 256 colours, which takes half the room."""
+    """Save a picture of a part of the page, in 256 colours to halve its size."""
     box = page.locator(part).bounding_box()
     if box is None:
         raise SystemExit(f"{part} is not on the page")
@@ -44,7 +44,7 @@ def shoot_report(page: Page, run: Path) -> None:
 
 
 def shoot_playground(page: Page, url: str) -> None:
-    """Three answers beside each other, and a disagreement explained."""
+    """Three answers side by side, and a disagreement explained."""
     page.goto(url)
     page.fill("#question", QUESTION)
     page.locator("#ask").press("Enter")
@@ -54,7 +54,7 @@ def shoot_playground(page: Page, url: str) -> None:
 
 
 def main(browser: Browser, run: Path, urls: list[str]) -> None:
-    """All pictures, or those of the report where there is no server."""
+    """Take all pictures, or only those of the report if no server is given."""
     page = browser.new_page(viewport={"width": WIDTH, "height": 860}, color_scheme="light")
     shoot_report(page, run)
     for url in urls:

@@ -1,4 +1,4 @@
-"""Step 2: what the thinking model does, found without supervision in its residual stream."""
+"""Step 2: categories of reasoning, found without supervision in the residual stream."""
 
 import torch
 

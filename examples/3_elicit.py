@@ -14,7 +14,7 @@ SETTINGS = Path(__file__).with_name("settings.yaml")
 
 
 def main() -> None:
-    """Train vectors for the taxonomy of a small run, and look at them."""
+    """Train vectors for the taxonomy of a small run, and print their cosines."""
     pair = find_pair("tally-rl")
     settings = make_settings(PRESETS["smoke"], pair.overrides, read_config(SETTINGS))
     with open_run(Path("runs/examples")) as folder:

@@ -17,7 +17,7 @@ def main() -> None:
     models, problems = find_pair("tally-rl").models(), tally_problems(100, seed=123)
 
     def answer(rung: Rung) -> Outcomes:
-        """1 for every right answer; one seed, one sample."""
+        """1 for each right answer, for one seed and one sample."""
         traces = decode(models, problems, rung, HybridSettings(max_new_tokens=160))
         items = [
             Item(trace.text, problem.answer, problem.dataset, trace.finish)

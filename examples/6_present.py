@@ -11,7 +11,7 @@ SETTINGS = Path(__file__).with_name("settings.yaml")
 
 
 def main() -> None:
-    """Print where the report is, and what it says in one line."""
+    """Print the verdict in one line, and where the report is."""
     pair = find_pair("tally-rl")
     settings = make_settings(PRESETS["smoke"], pair.overrides, read_config(SETTINGS))
     with open_run(Path("runs/examples")) as folder:

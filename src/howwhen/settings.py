@@ -1,4 +1,4 @@
-"""Settings: one class per step, saved beside the step's output.
+"""Settings: one class per step, saved with the step's output.
 
 The command line, the YAML file and the documentation are made from these classes, so a default
 lives here and nowhere else. A preset picks sizes for all steps at once; flags and files override

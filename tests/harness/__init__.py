@@ -1,4 +1,4 @@
-"""What the harnesses' tests share: one small run folder, problems, commands without network."""
+"""Shared by the tests of the harnesses: a small run, problems, commands without network."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def small_run(session: Path) -> Path:
 
 
 def write_problems(file: Path) -> None:
-    rows = ({"question": one.question, "answer": one.answer} for one in PROBLEMS)
+    rows = ({"question": problem.question, "answer": problem.answer} for problem in PROBLEMS)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def last_number(text: str) -> str:
-    """What the harnesses are told to take for the answer."""
-    found: list[str] = re.findall("-?[0-9]+", text)
-    return found[-1] if found else ""
+    """The answer, as the harnesses are configured to read it."""
+    numbers: list[str] = re.findall("-?[0-9]+", text)
+    return numbers[-1] if numbers else ""
 
 
 def accuracy(texts: list[str]) -> float:
@@ -51,7 +51,7 @@ def accuracy(texts: list[str]) -> float:
 
 
 def run_offline(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder, with caches of its own and every way to the network closed."""
+    """Run a command in a folder, with fresh caches and without network access."""
     closed = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), _NOWHERE)
     return subprocess.run(
         [str(part) for part in command],

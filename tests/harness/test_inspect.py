@@ -1,4 +1,4 @@
-"""Inspect: its command line finds what the rung itself answers, and requests are batched."""
+"""Inspect: its command line finds what the rung itself answers, and batches requests."""
 
 import sys
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def ready(run: Path) -> LoadedRung:
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many questions each batch holds that is decoded in this test."""
+    """Sizes of the batches decoded in this test."""
     seen: list[int] = []
 
     def counting(models: Any, problems: Sequence[Problem], *rest: Any) -> list[HybridTrace]:
@@ -80,17 +80,17 @@ def make(run: Path, **arguments: Any) -> inspect.HowwhenAPI:
 
 
 def ask(model: inspect.HowwhenAPI, questions: Sequence[str], **config: Any) -> list[ModelOutput]:
-    """Ask everything at once."""
+    """Ask all questions at once."""
     outputs: dict[int, ModelOutput] = {}
 
-    async def one(place: int) -> None:
+    async def ask_one(place: int) -> None:
         message = ChatMessageUser(content=questions[place])
         outputs[place] = await model.generate([message], [], "auto", GenerateConfig(**config))
 
     async def all_at_once() -> None:
         async with anyio.create_task_group() as group:
             for place in range(len(questions)):
-                group.start_soon(one, place)
+                group.start_soon(ask_one, place)
 
     anyio.run(all_at_once)
     return [outputs[place] for place in range(len(questions))]
@@ -111,12 +111,14 @@ def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     log = read_eval_log(str(file))
     assert log.status == "success"
     direct = ready.answer(QUESTIONS, ready.settings.model_copy(update={"max_new_tokens": 50}))
-    outputs = [one.output for one in sorted(log.samples or [], key=lambda one: int(one.id))]
+    outputs = [
+        sample.output for sample in sorted(log.samples or [], key=lambda sample: int(sample.id))
+    ]
     assert [output.completion for output in outputs] == [trace.text for trace in direct]
     assert log.results is not None
-    found = log.results.scores[0].metrics["accuracy"].value
-    assert found == pytest.approx(accuracy([trace.text for trace in direct]))
-    assert 0 < found < 1
+    measured = log.results.scores[0].metrics["accuracy"].value
+    assert measured == pytest.approx(accuracy([trace.text for trace in direct]))
+    assert 0 < measured < 1
     for output, trace in zip(outputs, direct, strict=True):
         check(ready, output, trace)
     assert {output.stop_reason for output in outputs} == {"stop", "max_tokens"}
@@ -144,13 +146,15 @@ def test_requests_that_wait_together_are_decoded_together(
 ) -> None:
     outputs = ask(make(run, batch_size=10), QUESTIONS)
     assert sizes == [10, 10, 4]
-    assert [one.completion for one in outputs] == [one.text for one in ready.answer(QUESTIONS)]
+    assert [output.completion for output in outputs] == [
+        trace.text for trace in ready.answer(QUESTIONS)
+    ]
 
 
 def test_only_requests_with_equal_settings_share_a_batch(run: Path, sizes: list[int]) -> None:
     model = make(run)
 
-    async def one(number: int) -> None:
+    async def ask_one(number: int) -> None:
         message = ChatMessageUser(content=QUESTIONS[number])
         config = GenerateConfig(max_tokens=5 if number < 3 else None)
         output = await model.generate([message], [], "auto", config)
@@ -159,7 +163,7 @@ def test_only_requests_with_equal_settings_share_a_batch(run: Path, sizes: list[
     async def all_at_once() -> None:
         async with anyio.create_task_group() as group:
             for number in range(5):
-                group.start_soon(one, number)
+                group.start_soon(ask_one, number)
 
     anyio.run(all_at_once)
     assert sizes == [3, 2]
@@ -169,7 +173,7 @@ def test_a_request_that_is_given_up_takes_no_place_in_a_batch(run: Path, sizes: 
     model = make(run)
     texts: list[str] = []
 
-    async def one(question: str, seconds: float) -> None:
+    async def ask_one(question: str, seconds: float) -> None:
         with anyio.move_on_after(seconds):
             message = ChatMessageUser(content=question)
             output = await model.generate([message], [], "auto", GenerateConfig())
@@ -179,9 +183,9 @@ def test_a_request_that_is_given_up_takes_no_place_in_a_batch(run: Path, sizes: 
         await model.count_tokens("Ann")  # opens the rung, which nobody can give up half-way
         async with anyio.create_task_group() as group:
             for question in QUESTIONS[:4]:
-                group.start_soon(one, question, 0.01)
+                group.start_soon(ask_one, question, 0.01)
             for question in QUESTIONS[4:8]:
-                group.start_soon(one, question, 60)
+                group.start_soon(ask_one, question, 60)
 
     anyio.run(all_at_once)
     assert sizes == [4]
@@ -273,12 +277,12 @@ def test_bad_arguments_are_explained(name: str, arguments: dict[str, Any], messa
 
 
 def test_a_model_that_is_not_asked_opens_nothing(tmp_path: Path) -> None:
-    """Inspect makes models without arguments to look up what they are called."""
+    """Inspect makes models without arguments to look up their names."""
     model = make(tmp_path / "run", batch_size=3)
     assert not (tmp_path / "run").exists()
     assert model.max_connections() == 3
 
 
 def test_the_entry_point_is_the_module() -> None:
-    (found,) = entry_points(group="inspect_ai", name="howwhen")
-    assert found.load() is inspect
+    (entry_point,) = entry_points(group="inspect_ai", name="howwhen")
+    assert entry_point.load() is inspect

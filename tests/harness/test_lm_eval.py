@@ -1,4 +1,4 @@
-"""lm-eval: its command line finds what the rung itself answers; what cannot be had is refused."""
+"""lm-eval: its command line finds what the rung itself answers; unsupported requests fail."""
 
 import json
 import sys
@@ -104,8 +104,8 @@ def test_the_command_line_finds_the_texts_and_the_accuracy_of_the_rung(
     rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
     assert [row["resps"][0][0] for row in rows] == direct
     (results,) = (tmp_path / "found").rglob("results_*.json")
-    found = json.loads(results.read_text())["results"]["tally_local"]
-    assert found["exact_match,last-number"] == pytest.approx(accuracy(direct))
+    scores = json.loads(results.read_text())["results"]["tally_local"]
+    assert scores["exact_match,last-number"] == pytest.approx(accuracy(direct))
     assert 0 < accuracy(direct) < 1
 
 
@@ -133,12 +133,12 @@ def test_more_tokens_than_a_context_holds_are_taken_off(
 
 def test_sampling_follows_the_seed_and_repeats_differ(model: HowwhenLM, ready: LoadedRung) -> None:
     questions = [FEW[0]] * 6
-    how: dict[str, Any] = {"temperature": 2.0, "top_p": 0.9, "seed": 3}
-    settings = ready.settings.model_copy(update=how)
+    sampling: dict[str, Any] = {"temperature": 2.0, "top_p": 0.9, "seed": 3}
+    settings = ready.settings.model_copy(update=sampling)
     direct = [trace.text for trace in ready.answer(questions, settings)]
-    assert ask(model, questions, until=[], do_sample=True, **how) == direct
+    assert ask(model, questions, until=[], do_sample=True, **sampling) == direct
     assert len(set(direct)) > 1
-    greedy = ask(model, questions[:2], until=[], do_sample=False, **how)
+    greedy = ask(model, questions[:2], until=[], do_sample=False, **sampling)
     assert greedy == [ready.answer(questions[:1])[0].text] * 2
 
 
@@ -152,8 +152,8 @@ def test_another_rung_and_another_strength(run: Path, ready: LoadedRung) -> None
         (base, open_rung("tally-rl", run, "base")),
         (weak, ready.at_strength(0.2)),
     ):
-        found = ask(model, FEW, until=[])
-        assert found == [trace.text for trace in rung.answer(FEW)] != whole
+        texts = ask(model, FEW, until=[])
+        assert texts == [trace.text for trace in rung.answer(FEW)] != whole
 
 
 def test_model_arguments_win_over_flags(run: Path) -> None:
@@ -241,8 +241,8 @@ def test_the_command_line_refuses_in_one_paragraph(
 
 
 def test_the_entry_point_for_later_versions_is_the_model() -> None:
-    (found,) = entry_points(group="lm_eval.models", name="howwhen")
-    model_registry.register("as later versions do", target=found)
+    (entry_point,) = entry_points(group="lm_eval.models", name="howwhen")
+    model_registry.register("as later versions do", target=entry_point)
     assert get_model("as later versions do") is HowwhenLM
 
 

@@ -64,7 +64,7 @@ def trace(problem: Problem) -> HybridTrace:
 
 
 def viewer() -> Viewer:
-    answers = {one.id: GradedAnswer(trace(one), graded(one)) for one in PROBLEMS}
+    answers = {problem.id: GradedAnswer(trace(problem), graded(problem)) for problem in PROBLEMS}
     return Viewer(
         PROBLEMS,
         {"base": answers, "shared-vector": answers, "hybrid": answers},
@@ -99,11 +99,11 @@ def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement
 
 
 def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
-    found = measurement(thinking, has_knock_outs)
+    measured = measurement(thinking, has_knock_outs)
     summaries = [summary(0, "recall"), summary(1, HOSTILE)]
     rows = [cell(1, 5, 0.3), cell(1, 10, 0.5, chosen=True)]
     report = ReportInput(
-        title="How much?", base="maker/base", thinking="maker/thinking", measurement=found,
+        title="How much?", base="maker/base", thinking="maker/thinking", measurement=measured,
         work=Work(1000, 2000, 0.5), confidence=0.95, rows=rows, categories=summaries,
         training=TRAINING, decisions_per_category=[4, 2], examples=[],
         prompts={"base": HOSTILE, "thinking": None},
@@ -116,7 +116,7 @@ def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
         ),
         vectors=VectorSet("maker/base", 2, torch.tensor([[3.0, 4.0], [-4.0, 3.0]])),
         titles=("recall", HOSTILE),
-        charts=Charts(ladder=draw_ladder(found), losses=draw_losses(TRAINING)),
+        charts=Charts(ladder=draw_ladder(measured), losses=draw_losses(TRAINING)),
         viewer=pack_viewer(viewer(), TOKENIZER),
         settings={"collect.limit": 60},
         version="0.1.0",

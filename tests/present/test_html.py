@@ -54,12 +54,12 @@ def test_norms_and_cosines_of_the_vectors_are_shown() -> None:
 
 
 def test_without_a_gap_the_page_says_so() -> None:
-    found = given(thinking=10)
-    assert headline(found.report.measurement) == "no gap"
-    page = make_html(found)
+    page_input = given(thinking=10)
+    assert headline(page_input.report.measurement) == "no gap"
+    page = make_html(page_input)
     assert "No gap to recover" in page
     assert 'aria-label="Accuracy of each rung, with' in page
-    assert "accuracy" in found.charts.ladder
+    assert "accuracy" in page_input.charts.ladder
 
 
 def test_what_is_not_there_is_not_shown() -> None:

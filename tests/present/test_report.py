@@ -37,7 +37,7 @@ def test_the_verdict_names_the_controls() -> None:
     assert "the hybrid gets 67%, of the others 50%." in text
 
 
-def test_gains_are_told_only_where_they_were_counted() -> None:
+def test_gains_are_shown_only_if_they_were_counted() -> None:
     found = measurement()
     of_old = {name: replace(rung, gains=None) for name, rung in found.rungs.items()}
     old = replace(found, rungs=of_old)
@@ -63,9 +63,9 @@ def test_without_controls_the_verdict_names_none() -> None:
     found = measurement()
     ends = ("base", "hybrid", "thinking")
     kept: dict[RungName, RungMeasurement] = {n: r for n, r in found.rungs.items() if n in ends}
-    told = verdict(replace(found, rungs=kept))
-    assert "recovers" in told
-    assert "Controls" not in told
+    text = verdict(replace(found, rungs=kept))
+    assert "recovers" in text
+    assert "Controls" not in text
 
 
 def test_without_a_gap_the_verdict_says_so() -> None:

@@ -45,14 +45,14 @@ def test_there_is_room_for_as_many_problems_as_fit() -> None:
     half = pack_viewer(viewer(), TOKENIZER, max_characters=len(whole.text) - 50)
     assert 0 < half.problems < 30
     assert len(half.text) <= len(whole.text) - 50
-    assert [one["id"] for one in unpack(half)["problems"]] == [
+    assert [problem["id"] for problem in unpack(half)["problems"]] == [
         f"p{n}" for n in range(half.problems)
     ]
     assert pack_viewer(viewer(), TOKENIZER, max_characters=1).problems == 0
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "text"),
     [
         ({}, "read 7 (stated), which equals 3"),
         (
@@ -70,5 +70,5 @@ def test_there_is_room_for_as_many_problems_as_fit() -> None:
         ({"flexible": Grade.TIMED_OUT}, "the grader did not finish in time"),
     ],
 )
-def test_a_grade_has_its_reason(changes: dict[str, Any], said: str) -> None:
-    assert reason(graded(PROBLEMS[3], **changes), PROBLEMS[3]) == said
+def test_a_grade_has_its_reason(changes: dict[str, Any], text: str) -> None:
+    assert reason(graded(PROBLEMS[3], **changes), PROBLEMS[3]) == text

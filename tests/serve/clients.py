@@ -1,4 +1,4 @@
-"""What clients of the server expect of it."""
+"""Answers that clients of the server expect."""
 
 import time
 

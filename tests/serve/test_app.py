@@ -31,8 +31,8 @@ def asked(question: str = QUESTION, **more: Any) -> dict[str, Any]:
 
 
 def test_the_official_client_finds_every_rung_as_a_model(serve: Serve) -> None:
-    found = [model.id for model in client(serve()).models.list()]
-    assert found == ["tiny", "tiny/base", "tiny/hybrid", "tiny/takeover", "tiny/thinking"]
+    ids = [model.id for model in client(serve()).models.list()]
+    assert ids == ["tiny", "tiny/base", "tiny/hybrid", "tiny/takeover", "tiny/thinking"]
 
 
 @pytest.mark.parametrize("rung", ["base", "hybrid", "takeover", "thinking"])
@@ -46,15 +46,16 @@ def test_the_official_client_gets_each_rungs_own_answer(serve: Serve, rung: str)
     assert reply.choices[0].finish_reason == trace.finish.value
     assert reply.usage is not None
     assert reply.usage.completion_tokens == len(trace.tokens)
-    told = reply.model_extra
-    assert told is not None
-    assert [one["id"] for one in told["howwhen"]["tokens"]] == [one.id for one in trace.tokens]
+    extra = reply.model_extra
+    assert extra is not None
+    ids = [token["id"] for token in extra["howwhen"]["tokens"]]
+    assert ids == [token.id for token in trace.tokens]
 
 
 def test_the_official_client_streams_with_every_token_explained(serve: Serve) -> None:
     running = serve()
     trace = expected(running, "hybrid")
-    text, told, finish, usage = "", [], None, None
+    text, tokens, finish, usage = "", [], None, None
     for chunk in client(running).chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": QUESTION}],
         max_completion_tokens=24, stream=True, stream_options={"include_usage": True},
@@ -62,16 +63,16 @@ def test_the_official_client_streams_with_every_token_explained(serve: Serve) ->
         for choice in chunk.choices:
             text += choice.delta.content or ""
             finish = choice.finish_reason or finish
-        told += (chunk.model_extra or {}).get("howwhen", {}).get("tokens", [])
+        tokens += (chunk.model_extra or {}).get("howwhen", {}).get("tokens", [])
         usage = chunk.usage or usage
     assert (text, finish) == (trace.text, trace.finish.value)
     assert usage is not None
-    assert usage.completion_tokens == len(trace.tokens) == len(told)
-    assert [one["category"] for one in told] == [one.category for one in trace.tokens]
-    assert any(one["is_decision"] for one in told)
-    decided = next(one for one in told if one["category"] is not None)
-    assert decided["title"]
-    assert decided["strength"] > 0
+    assert usage.completion_tokens == len(trace.tokens) == len(tokens)
+    assert [token["category"] for token in tokens] == [token.category for token in trace.tokens]
+    assert any(token["is_decision"] for token in tokens)
+    steered = next(token for token in tokens if token["category"] is not None)
+    assert steered["title"]
+    assert steered["strength"] > 0
 
 
 def test_completions_take_a_prompt(serve: Serve) -> None:
@@ -89,16 +90,20 @@ def test_completions_take_a_prompt(serve: Serve) -> None:
 
 def test_rung_and_strength_are_chosen_per_request(serve: Serve) -> None:
     running = serve()
-    told = [
+    replies = [
         httpx.post(f"{running.url}{CHAT}", json=asked(howwhen={"strength": strength})).json()
         for strength in (0.5, 3.0)
     ]
     first = [
-        next(one["strength"] for one in reply["howwhen"]["tokens"] if one["category"] is not None)
-        for reply in told
+        next(
+            token["strength"]
+            for token in reply["howwhen"]["tokens"]
+            if token["category"] is not None
+        )
+        for reply in replies
     ]
     assert first[1] == pytest.approx(6 * first[0], rel=1e-3)
-    contents = [reply["choices"][0]["message"]["content"] for reply in told]
+    contents = [reply["choices"][0]["message"]["content"] for reply in replies]
     assert contents[0] != contents[1]
     body = asked(howwhen={"rung": "thinking", "details": False})
     reply = httpx.post(f"{running.url}{CHAT}", json=body).json()
@@ -111,7 +116,7 @@ def text_of(running: Running, body: dict[str, Any]) -> str:
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
-def test_sampled_answers_follow_their_seed_whoever_else_is_served(serve: Serve) -> None:
+def test_sampled_answers_follow_their_seed_whatever_else_is_served(serve: Serve) -> None:
     running = serve()
     bodies = [asked(temperature=1.0, seed=seed) for seed in (1, 1, 2, 3)]
     alone = [text_of(running, body) for body in bodies]
@@ -121,7 +126,7 @@ def test_sampled_answers_follow_their_seed_whoever_else_is_served(serve: Serve) 
     assert together == alone * 2
 
 
-def test_sampled_answers_without_a_seed_are_drawn_anew(serve: Serve) -> None:
+def test_sampled_answers_without_a_seed_differ(serve: Serve) -> None:
     running = serve()
     texts = {text_of(running, asked(temperature=1.0)) for _ in range(3)}
     assert len(texts) == 3
@@ -131,7 +136,7 @@ def test_sampled_answers_without_a_seed_are_drawn_anew(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "status", "said"),
+    ("changes", "status", "message"),
     [
         ({"model": "gpt"}, 404, "there is no model 'gpt'"),
         ({"model": "tiny/best"}, 404, "expected tiny, or tiny/RUNG"),
@@ -157,12 +162,12 @@ def test_sampled_answers_without_a_seed_are_drawn_anew(serve: Serve) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_the_reason(
-    serve: Serve, changes: dict[str, Any], status: int, said: str
+    serve: Serve, changes: dict[str, Any], status: int, message: str
 ) -> None:
     running = serve()
     reply = httpx.post(f"{running.url}{CHAT}", json={**asked(), **changes})
     assert reply.status_code == status
-    assert said in reply.json()["error"]["message"]
+    assert message in reply.json()["error"]["message"]
     assert running.service.engine.stats.asked == 0
 
 
@@ -191,7 +196,7 @@ def test_half_a_character_is_refused(serve: Serve, body: str) -> None:
     assert reply.json()["error"]["message"]
 
 
-def test_a_bug_is_told_in_the_same_form_and_leaves_a_log(
+def test_a_bug_is_reported_in_the_same_form_and_logged(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     running = serve()
@@ -225,7 +230,7 @@ def test_bodies_and_prompts_over_the_limits_are_refused(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_too_many_at_once_are_told_to_come_back(serve: Serve, streams: bool) -> None:
+def test_too_many_requests_at_once_are_asked_to_retry(serve: Serve, streams: bool) -> None:
     for running, status in (
         (serve(Limits(running_per_client=0)), 429),
         (serve(max_waiting=0), 503),
@@ -278,7 +283,7 @@ def test_with_a_key_the_server_answers_to_any_name(serve: Serve) -> None:
     assert reply.status_code == 200, reply.text
 
 
-def test_health_and_metrics_tell_what_was_done(serve: Serve) -> None:
+def test_health_and_metrics_report_what_was_done(serve: Serve) -> None:
     running = serve()
     for body in (asked(), asked(stream=True)):
         assert httpx.post(f"{running.url}{CHAT}", json=body).status_code == 200

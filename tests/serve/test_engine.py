@@ -31,7 +31,9 @@ class Inbox:
 
     @property
     def tokens(self) -> list[HybridToken]:
-        return [one for part in self.events if isinstance(part, list | tuple) for one in part]
+        return [
+            token for event in self.events if isinstance(event, list | tuple) for token in event
+        ]
 
 
 def ask(question: str = QUESTIONS[0], rung: str = "hybrid") -> GenerationRequest:
@@ -53,28 +55,28 @@ def test_many_requests_at_once_are_each_answered_as_if_alone(
     make_model: MakeModel, batch_size: int, max_batches: int
 ) -> None:
     engine = make_service(make_model, batch_size=batch_size, max_batches=max_batches).engine
-    asks = [ask(question, rung) for question in QUESTIONS[:5] for rung in ("hybrid", "base")]
+    requests = [ask(question, rung) for question in QUESTIONS[:5] for rung in ("hybrid", "base")]
     alone = [
         decode(
             engine.models,
-            [Problem("0", one.question, "unknown")],
-            engine.find_rung(one.rung, None),
+            [Problem("0", request.question, "unknown")],
+            engine.find_rung(request.rung, None),
             SETTINGS,
         )[0]
-        for one in asks
+        for request in requests
     ]
-    inboxes = [Inbox() for _ in asks]
-    for one, inbox in zip(asks, inboxes, strict=True):
-        engine.submit(one, inbox)
+    inboxes = [Inbox() for _ in requests]
+    for request, inbox in zip(requests, inboxes, strict=True):
+        engine.submit(request, inbox)
     engine.start()
     for trace, inbox in zip(alone, inboxes, strict=True):
         assert inbox.wait() == trace.finish
-        told, whole = (
-            [(one.id, one.category, one.is_decision) for one in tokens]
+        received, decoded = (
+            [(token.id, token.category, token.is_decision) for token in tokens]
             for tokens in (inbox.tokens, trace.tokens)
         )
-        assert told == whole
-    wait_until(engine, answered=len(asks), running=0, batches=0, waiting=0)
+        assert received == decoded
+    wait_until(engine, answered=len(requests), running=0, batches=0, waiting=0)
     engine.close()
 
 
@@ -127,7 +129,7 @@ def test_a_request_cancelled_on_its_way_stops_its_batch(make_model: MakeModel) -
     engine.close()
 
 
-def test_one_failure_is_told_to_its_asker_and_the_others_are_answered(
+def test_a_failure_is_reported_to_its_client_and_the_others_are_answered(
     make_model: MakeModel,
 ) -> None:
     engine = make_service(make_model).engine

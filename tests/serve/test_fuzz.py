@@ -1,4 +1,4 @@
-"""Requests that Schemathesis makes up from the API's own description: none may break the server."""
+"""Requests that Schemathesis generates from the API schema: none may break the server."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ EXAMPLES = 30
 def test_no_request_breaks_the_server(serve: Serve) -> None:
     running = serve()
     schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
-    every = list(schema.get_all_operations())
-    operations = [found.ok() for found in every if isinstance(found, Ok)]
-    assert len(operations) == len(every)
+    results = list(schema.get_all_operations())
+    operations = [result.ok() for result in results if isinstance(result, Ok)]
+    assert len(operations) == len(results)
     assert {operation.path for operation in operations} == {
         "/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions",
     }  # fmt: skip

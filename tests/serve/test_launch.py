@@ -1,4 +1,4 @@
-"""`howwhen serve`: who may be reached by whom, and a run behind the server."""
+"""`howwhen serve`: which addresses need a key, and the settings of the server."""
 
 import sys
 
@@ -39,8 +39,8 @@ def test_without_its_packages_the_server_says_what_to_type(
 def test_a_header_does_not_make_another_client_of_one(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`X-Forwarded-For` would get round the limit of each client."""
+    """Otherwise `X-Forwarded-For` would get round the limit per client."""
     configs: list[uvicorn.Config] = []
-    monkeypatch.setattr(uvicorn, "run", lambda *a, **how: configs.append(uvicorn.Config(*a, **how)))
+    monkeypatch.setattr(uvicorn, "run", lambda *a, **k: configs.append(uvicorn.Config(*a, **k)))
     run_server(make_service(make_model), "127.0.0.1", 8000, None)
     assert not configs[0].proxy_headers

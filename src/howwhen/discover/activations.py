@@ -47,7 +47,7 @@ def sentence_means(
 ) -> dict[int, Float[Tensor, "sentence d_model"]]:
     """Read every passage once and average the residuals within its sentences.
 
-    Padding stands at the right, where a causal model never looks, so that no mask is needed.
+    Padding is on the right, where a causal model never looks, so no mask is needed.
 
     Args:
         reader: the model whose residuals are read.

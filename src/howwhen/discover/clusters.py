@@ -21,7 +21,7 @@ from howwhen.settings import Method
 STARTS = 4
 """Starts of a clustering, of which the best is kept."""
 MAX_MERGED = 4000
-"""Sentences that the hierarchy is built from, at most: it looks at every pair."""
+"""Maximum number of sentences in the hierarchy, which looks at every pair."""
 SHARE_MERGED = 0.8
 """Share of few sentences that it is built from, so that another seed sees others."""
 Linear = tuple[np.ndarray, np.ndarray]
@@ -38,7 +38,7 @@ def fit_clusters(
             Gaussian mixture with one covariance for all components, or Ward's hierarchy.
         inputs: the activations.
         size: number of categories.
-        dimensions: principal components kept by the `pca-` versions, at most.
+        dimensions: maximum number of principal components kept by the `pca-` versions.
         seed: of everything random.
 
     Raises:

@@ -91,9 +91,9 @@ class PromptSample:
     assigned: CategorisedSentences
     names: Sequence[Name]
     settings: DiscoverSettings
-    """`judge_sentences` is the size of a sample, at most; `seed` draws it."""
+    """`judge_sentences` is the maximum size of a sample; `seed` draws it."""
     number: int
-    """Draws with other numbers have other samples, and their replies are asked for anew."""
+    """Draws with different numbers have different samples and request new replies."""
 
     def prompts(self) -> list[JudgePrompt]:
         """All of them: of each used category who belongs, then what fits, then what is alike."""

@@ -6,8 +6,8 @@
 - independence: share of pairs of categories that the judge rates less than half similar
 
 A reply that cannot be read, or does not answer for exactly the numbers it was asked about, is
-counted and stands for the worst: no sentence found, nothing described, all pairs the same. A judge
-that says nothing usable therefore gives 0 everywhere.
+counted and scored as the worst: no sentence found, nothing described, all pairs the same. A judge
+without any usable reply therefore gives 0 everywhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class JudgedScores:
     replies: int
     """All replies of the judge."""
     unparsable: int
-    """Those of them that were unusable and stand for the worst."""
+    """Those of them that were unusable and were scored as the worst."""
     sampled: int
     """Sentences in one sample of the completeness."""
     per_category: tuple[CategoryScores, ...]
@@ -69,13 +69,13 @@ class JudgedScores:
 def score_with_judge(
     assigned: CategorisedSentences, names: Sequence[Name], judge: Judge, settings: DiscoverSettings
 ) -> JudgedScores:
-    """Score a taxonomy; everything is asked in one go, so that requests run side by side.
+    """Score a taxonomy. All requests are sent together, so that they run concurrently.
 
     Args:
         assigned: the sentences and their categories.
         names: of all categories.
         judge: who is asked.
-        settings: `judge_repeats` draws of samples of `judge_sentences`, at most, from the first of
+        settings: `judge_repeats` draws of samples of at most `judge_sentences`, from the first of
             `seeds`.
 
     Raises:
@@ -89,10 +89,10 @@ def score_with_judge(
         )
     numbers = range(settings.judge_repeats)
     asked = [PromptSample(assigned, names, settings, number).prompts() for number in numbers]
-    replies = iter(judge.ask_many([one.request for draw in asked for one in draw]))
+    replies = iter(judge.ask_many([prompt.request for draw in asked for prompt in draw]))
     marked = [[_mark(prompt, next(replies)) for prompt in draw] for draw in asked]
     rounds = [_score_round(draw) for draw in marked]
-    means = np.array([one.means() for one in rounds])
+    means = np.array([scores.means() for scores in rounds])
     consistency, completeness, independence = means.mean(0).tolist()
     return JudgedScores(
         consistency,

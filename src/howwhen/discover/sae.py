@@ -22,7 +22,7 @@ from howwhen.probes import Sae
 from howwhen.settings import DiscoverSettings
 
 MAX_MERGED = 4096
-"""Sentences in the hierarchy that the first latents are cut from, at most (every pair counts)."""
+"""Maximum number of sentences in the hierarchy of the first latents; it looks at every pair."""
 SHARE_MERGED = 0.8
 """Share of few sentences that are in it, so that another seed starts elsewhere."""
 
@@ -261,7 +261,7 @@ def _check(shape: Shape, sentences: int) -> None:
 
 
 def max_latents(sentences: int) -> int:
-    """Latents that so many sentences can start, at most."""
+    """Maximum number of latents that so many sentences can initialise."""
     return min(MAX_MERGED, int(SHARE_MERGED * sentences))
 
 

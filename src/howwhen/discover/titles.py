@@ -79,7 +79,7 @@ class Name:
     named_by: str
     """`words`, or the name of the judge."""
     typical: tuple[str, ...]
-    """Its strongest sentences, at most three, that differ in more than numbers and spaces."""
+    """Its at most three strongest sentences that differ in more than numbers and spaces."""
 
 
 class Naming(NamedTuple):
@@ -205,18 +205,18 @@ def _phrases(sentence: str) -> Iterator[str]:
 
 
 def _settle_overlaps(ranked: Sequence[tuple[str, float]]) -> tuple[str, ...]:
-    """Of phrases that overlap the best, or the longer one around it where that is nearly as good.
+    """Of phrases that overlap, the best; or a longer one that contains it and is nearly as good.
 
-    The longer one takes the place of what it stands around.
+    The longer one then takes the place of the one that it contains.
     """
     kept: list[tuple[str, float]] = []
     for phrase, weight in ranked:
-        rivals = [one for one in kept if _overlap(one[0], phrase)]
+        rivals = [entry for entry in kept if _overlap(entry[0], phrase)]
         if not rivals:
             kept.append((phrase, weight))
         elif _contains(phrase, rivals[0][0]) and weight >= LONGER_SHARE * rivals[0][1]:
             kept[kept.index(rivals[0])] = (phrase, rivals[0][1])
-            kept = [one for one in kept if one not in rivals[1:]]
+            kept = [entry for entry in kept if entry not in rivals[1:]]
     return tuple(phrase for phrase, _ in kept)
 
 
@@ -225,7 +225,7 @@ def _contains(phrase: str, part: str) -> bool:
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one stands in the other, or the end of one is the start of the other."""
+    """Whether one contains the other, or the end of one is the start of the other."""
     a, b = one.split(), other.split()
     joined = any(a[-n:] == b[:n] or b[-n:] == a[:n] for n in range(1, min(len(a), len(b)) + 1))
     return joined or _contains(one, other) or _contains(other, one)
@@ -263,7 +263,7 @@ TRACE_CHARACTERS = 1_200
 LINE_CHARACTERS = 600
 """And so is a longer sentence."""
 DRAWS = 3
-"""Replies asked for, at most, until one is a name."""
+"""Maximum number of replies requested until one is a name."""
 TITLE_WORDS = 10
 """A longer title is no title; the judge is asked for six words."""
 DESCRIPTION_CHARACTERS = 500
@@ -278,7 +278,7 @@ def name_with_judge(
     Args:
         assigned: the sentences; unused categories are not asked about.
         judge: who is asked.
-        settings: `judge_sentences` are shown of a category, at most; `seed` draws them.
+        settings: at most `judge_sentences` of a category are shown; `seed` draws them.
 
     Raises:
         JudgeError: the judge gives no reply.

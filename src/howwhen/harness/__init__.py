@@ -1,40 +1,41 @@
-"""A rung of the ladder as a model of evaluation harnesses: one file each, and what both share."""
+"""A rung of the ladder as a model for evaluation harnesses: shared code; one module per harness."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from howwhen.errors import SettingsError
-from howwhen.hybrid.decoder import asked_models
-from howwhen.lm.generate import check_lengths
-from howwhen.pipeline.live import LoadedRung, open_rung
 from howwhen.records import LadderRungName
 from howwhen.settings import Count, HybridSettings, Preset, make_settings
 
+if TYPE_CHECKING:
+    from howwhen.pipeline.live import LoadedRung
+
 
 class RungArguments(BaseModel):
-    """Which rung answers, as typed behind `--model_args` or `-M`."""
+    """Which rung answers, as typed after `--model_args` or `-M`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     pair: str
     """A pair of `howwhen zoo list`."""
     out: Path | None = None
-    """Run folder, `runs/PAIR` where absent."""
+    """Run folder; defaults to `runs/PAIR`."""
     rung: LadderRungName = "hybrid"
     """Which rung answers."""
     strength: float | None = None
-    """Multiple of what the vectors add; their own coefficient where absent."""
+    """Coefficient (alpha) that multiplies what the vectors add; defaults to that of the run."""
     preset: Preset = "small"
-    """Sizes of the first three steps, where the run folder lacks them."""
+    """Sizes of the first three steps, used only if they have to be run."""
     batch_size: Count = HybridSettings().batch_size
-    """Questions decoded at a time."""
+    """Questions decoded together."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, object]) -> "RungArguments":
-        """Check what was typed.
+        """Check the arguments.
 
         Raises:
             SettingsError: an unknown argument or an impossible value.
@@ -43,21 +44,24 @@ class RungArguments(BaseModel):
             return cls.model_validate(arguments)
         except ValidationError as error:
             clauses = (
-                f"model argument {'.'.join(map(str, one['loc']))}: {one['msg']}, "
-                f"found {one['input']!r}"
-                for one in error.errors()
+                f"model argument {'.'.join(map(str, detail['loc']))}: {detail['msg']}, "
+                f"found {detail['input']!r}"
+                for detail in error.errors()
             )
             known = ", ".join(cls.model_fields)
             raise SettingsError(f"{'; '.join(clauses)}. The arguments are {known}") from error
 
-    def prepare(self) -> LoadedRung:
-        """Load both models and the rung; the first three steps are run where they are missing.
+    def prepare(self) -> "LoadedRung":
+        """Load both models and the rung. Any of the first three steps that is missing is run.
 
         Raises:
             PairError: no such pair.
-            SettingsError: this run has no such rung, or one that has no strength.
+            SettingsError: the run lacks this rung, or a strength was given for a rung that does
+                not steer.
             StoreError: a damaged run, or one in use.
         """
+        from howwhen.pipeline.live import open_rung
+
         ready = open_rung(self.pair, self.out, self.rung, self.preset)
         if self.strength is not None:
             ready = ready.at_strength(self.strength)
@@ -65,7 +69,7 @@ class RungArguments(BaseModel):
 
 
 def changed(settings: HybridSettings, **changes: object) -> HybridSettings:
-    """The same settings but for the changes that are not None.
+    """The settings with all changes applied that are not None.
 
     Raises:
         SettingsError: an impossible value.
@@ -74,18 +78,21 @@ def changed(settings: HybridSettings, **changes: object) -> HybridSettings:
     return make_settings({"hybrid": {**settings.model_dump(), **given}}).hybrid
 
 
-def fit(ready: LoadedRung, question: str, asked: int | None = None) -> tuple[int, int]:
-    """Tokens of the base's prompt, and of the longest answer to it.
+def fit(ready: "LoadedRung", question: str, asked: int | None = None) -> tuple[int, int]:
+    """Number of tokens in the base's prompt, and in the longest answer that fits.
 
     Args:
-        ready: the rung that is to answer.
-        question: what both models are asked, each in its own prompt.
-        asked: longest answer wanted, the rung's own where None; what does not fit in a context
-            beside the prompt is taken off.
+        ready: the rung that will answer.
+        question: put to both models, each in its own prompt.
+        asked: longest answer wanted, in tokens; None for the limit in the rung's settings. It is
+            reduced to what the context holds after the prompt.
 
     Raises:
         InputError: an empty prompt, or one that leaves no room for an answer.
     """
+    from howwhen.hybrid.decoder import asked_models
+    from howwhen.lm.generate import check_lengths
+
     models = asked_models(ready.models, ready.rung)
     prompts = [model.prompt_ids(question) for model in models]
     longest = ready.settings.max_new_tokens if asked is None else asked
@@ -97,6 +104,6 @@ def fit(ready: LoadedRung, question: str, asked: int | None = None) -> tuple[int
 
 
 def cut(text: str, stops: Iterable[str]) -> str:
-    """The text up to the first stop; empty stops are none."""
-    found = (text.find(stop) for stop in stops if stop)
-    return text[: min((place for place in found if place >= 0), default=len(text))]
+    """The text up to the first stop. Empty stops are ignored."""
+    places = (text.find(stop) for stop in stops if stop)
+    return text[: min((place for place in places if place >= 0), default=len(text))]

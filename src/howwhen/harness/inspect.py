@@ -1,10 +1,11 @@
-"""A rung as a model of Inspect, which finds it through the entry point group `inspect_ai`.
+"""A rung as a model for Inspect, which finds it through the entry point group `inspect_ai`.
 
     inspect eval task.py --model howwhen/tally-rl -M out=runs/demo -M rung=hybrid
 
-Behind the slash stands the pair. Inspect hands over one request at a time, and its own batches
-(`--batch`) are jobs at remote services. But it keeps many requests on the way at once, so those
-that wait together are decoded together; `--max-connections` says how many may wait.
+The pair follows the slash. Inspect hands over one request at a time, and its own batches
+(`--batch`) are jobs at remote services. It keeps many requests in flight, however, so
+requests that wait at the same time are decoded together. `--max-connections` sets how many may
+wait.
 """
 
 import uuid
@@ -36,24 +37,24 @@ from howwhen.settings import HybridSettings
 from howwhen.zoo.pairs import find_pair
 
 GATHERING_SECONDS = 0.1
-"""How long a batch that is not full waits for more requests."""
-_NOT_UNDERSTOOD = {
+"""How long a batch that is not full waits for more requests, in seconds."""
+_UNSUPPORTED = {
     "best_of", "frequency_penalty", "logit_bias", "logprobs", "num_choices", "presence_penalty",
     "prompt_logprobs", "response_schema", "top_k", "top_logprobs",
 }  # fmt: skip
-"""What would change the answers, or what is told of them, and cannot be had."""
-_WITHOUT_EFFECT = {
+"""Settings that would change the answers or what is reported about them."""
+_NEUTRAL_VALUES = {
     "frequency_penalty": 0,
     "logprobs": False,
     "num_choices": 1,
     "presence_penalty": 0,
 }
-"""What asks for nothing."""
+"""Values of unsupported settings that have no effect."""
 
 
 @dataclass(eq=False)
-class _Waiting:
-    """A question on its way; its trace comes with the batch that decodes it."""
+class _PendingQuestion:
+    """A question in flight. The batch that decodes it sets its trace."""
 
     problem: Problem
     settings: HybridSettings
@@ -64,50 +65,50 @@ class _Waiting:
 class Gatherer:
     """Decodes concurrent questions in batches, one batch at a time, in a thread.
 
-    Whoever gets the turn decodes for all who wait with the same settings; when their own turn
-    comes, they find their traces made.
+    The request that acquires the lock decodes all pending questions with the same settings. When
+    the other requests acquire it, their traces are already there.
     """
 
     arguments: RungArguments
     _ready: LoadedRung | None = None
-    _waiting: list[_Waiting] = field(default_factory=list)
-    _turn: anyio.Lock = field(default_factory=anyio.Lock)
+    _pending: list[_PendingQuestion] = field(default_factory=list)
+    _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def ready(self) -> LoadedRung:
-        """The rung, opened on first use; errors are those of `RungArguments.prepare`."""
+        """The rung, opened on first use. Raises what `RungArguments.prepare` raises."""
         if self._ready is None:
-            async with self._turn:
+            async with self._lock:
                 if self._ready is None:
                     self._ready = await anyio.to_thread.run_sync(self.arguments.prepare)
         return self._ready
 
     async def answer(self, problem: Problem, settings: HybridSettings) -> HybridTrace:
-        """The trace of one question; errors are those of `howwhen.hybrid.decoder.decode`."""
-        ready, mine = await self.ready(), _Waiting(problem, settings)
-        self._waiting.append(mine)
+        """The trace of one question. Raises what `howwhen.hybrid.decoder.decode` raises."""
+        ready, question = await self.ready(), _PendingQuestion(problem, settings)
+        self._pending.append(question)
         try:
-            async with self._turn:
-                if mine.trace is None:
-                    if len(self._alike(mine)) < settings.batch_size:
+            async with self._lock:
+                if question.trace is None:
+                    if len(self._same_settings(question)) < settings.batch_size:
                         await anyio.sleep(GATHERING_SECONDS)
-                    batch = self._alike(mine)[: settings.batch_size]
-                    mine.trace = await anyio.to_thread.run_sync(_decode, ready, batch)
+                    batch = self._same_settings(question)[: settings.batch_size]
+                    question.trace = await anyio.to_thread.run_sync(_decode, ready, batch)
         finally:
-            self._waiting.remove(mine)
-        return mine.trace
+            self._pending.remove(question)
+        return question.trace
 
-    def _alike(self, mine: _Waiting) -> list[_Waiting]:
-        """Who waits with these settings, this one first."""
-        others = (one for one in self._waiting if one is not mine and one.trace is None)
-        return [mine, *(one for one in others if one.settings == mine.settings)]
+    def _same_settings(self, first: _PendingQuestion) -> list[_PendingQuestion]:
+        """The questions without a trace that share the settings of one, which comes first."""
+        others = (other for other in self._pending if other is not first and other.trace is None)
+        return [first, *(other for other in others if other.settings == first.settings)]
 
 
-def _decode(ready: LoadedRung, batch: Sequence[_Waiting]) -> HybridTrace:
-    """Give everyone in a batch their trace; that of the first is returned."""
-    problems = [one.problem for one in batch]
+def _decode(ready: LoadedRung, batch: Sequence[_PendingQuestion]) -> HybridTrace:
+    """Set the trace of every question in a batch, and return the first one."""
+    problems = [question.problem for question in batch]
     traces = decode(ready.models, problems, ready.rung, batch[0].settings)
-    for one, trace in zip(batch, traces, strict=True):
-        one.trace = trace
+    for question, trace in zip(batch, traces, strict=True):
+        question.trace = trace
     return traces[0]
 
 
@@ -123,17 +124,17 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         config: GenerateConfig | None = None,
         **arguments: object,
     ) -> None:
-        """Check what was typed.
+        """Check the arguments.
 
-        The rung is opened by the first question: Inspect also makes models without arguments, only
-        to ask for their names.
+        The rung is opened by the first question, because Inspect also makes models without
+        arguments, only to look up their names.
 
         Args:
             model_name: the pair.
-            base_url: not used; no server is asked.
+            base_url: not used; no server is called.
             api_key: not used.
             config: not used; every request brings its own.
-            arguments: those of `RungArguments` but for the pair, as typed behind `-M`.
+            arguments: those of `RungArguments` except the pair, as typed after `-M`.
 
         Raises:
             PairError: no such pair.
@@ -144,11 +145,11 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         self.gatherer = Gatherer(RungArguments.read({**arguments, "pair": model_name}))
 
     def max_connections(self) -> int:
-        """As many requests at once as fill a batch, where neither user nor Inspect decides."""
+        """Concurrent requests unless the user or Inspect sets a number: as many as fill a batch."""
         return self.gatherer.arguments.batch_size
 
     async def count_text_tokens(self, text: str) -> int:
-        """Tokens of a text as the base reads it."""
+        """Number of tokens in a text, by the base's tokenizer."""
         ready = await self.gatherer.ready()
         return len(ready.models.base.tokenizer(text)["input_ids"])
 
@@ -159,18 +160,18 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         tool_choice: ToolChoice,
         config: GenerateConfig,
     ) -> ModelOutput:
-        """Answer the question that the messages hold, up to the first of `stop_seqs`.
+        """Answer the question in the messages, up to the first of `stop_seqs`.
 
         Args:
-            input: system and user messages, read as one question, a paragraph each.
-            tools: none.
+            input: system and user messages, joined into one question with a paragraph for each.
+            tools: must be empty.
             tool_choice: not used.
-            config: `max_tokens`, `temperature`, `top_p`, `seed` and `stop_seqs` are followed.
-                Without a seed every draw is a new one; with it, a question has one answer.
+            config: `max_tokens`, `temperature`, `top_p`, `seed` and `stop_seqs` are used.
+                Sampling without a seed draws a new answer each time; with a seed it is repeatable.
 
         Raises:
-            InputError: messages, tools or settings that a hybrid cannot do, or a question that
-                leaves no room for an answer.
+            InputError: messages, tools or settings that a hybrid does not support, or a question
+                that leaves no room for an answer.
         """
         _check(tools, config)
         question = _question(input)
@@ -210,7 +211,7 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
 
 
 def _question(messages: Sequence[ChatMessage]) -> str:
-    """The one question that system and user messages make."""
+    """The question that system and user messages add up to."""
     for message in messages:
         if not isinstance(message, ChatMessageSystem | ChatMessageUser):
             raise InputError(
@@ -218,7 +219,7 @@ def _question(messages: Sequence[ChatMessage]) -> str:
                 "and holds no conversation; expected system and user messages only. Use a solver "
                 "that asks once, such as generate()"
             )
-        kinds = [] if isinstance(message.content, str) else [one.type for one in message.content]
+        kinds = [] if isinstance(message.content, str) else [part.type for part in message.content]
         if set(kinds) - {"text"}:
             raise InputError(
                 f"found a message of {', '.join(kinds)}, but a hybrid reads only text; leave the "
@@ -228,14 +229,16 @@ def _question(messages: Sequence[ChatMessage]) -> str:
 
 
 def _check(tools: Sequence[ToolInfo], config: GenerateConfig) -> None:
-    """Refuse what a hybrid cannot do."""
+    """Refuse what a hybrid does not support."""
     if tools:
         names = ", ".join(tool.name for tool in tools)
         raise InputError(f"found the tools {names}, but a hybrid uses none; leave use_tools() out")
-    set_ones = config.model_dump(include=_NOT_UNDERSTOOD, exclude_none=True)
-    found = {key: value for key, value in set_ones.items() if value != _WITHOUT_EFFECT.get(key)}
-    if found:
+    settings = config.model_dump(include=_UNSUPPORTED, exclude_none=True)
+    unsupported = {
+        key: value for key, value in settings.items() if value != _NEUTRAL_VALUES.get(key)
+    }
+    if unsupported:
         raise SettingsError(
-            f"found {found} among the settings of generation, which a hybrid cannot do; expected "
-            "only max_tokens, temperature, top_p, seed and stop_seqs. Leave the others out"
+            f"found {unsupported} in the generation settings, which a hybrid does not support; "
+            "expected only max_tokens, temperature, top_p, seed and stop_seqs. Leave the others out"
         )

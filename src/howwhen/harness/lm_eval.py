@@ -1,14 +1,14 @@
-"""A rung as a model of lm-eval, which knows it as `howwhen`.
+"""A rung as a model for lm-eval, under the name `howwhen`.
 
-lm-eval 0.4.13 has no plug-ins: it knows the models of its own table and nothing else. So this file
-is also a command, lm-eval's own with one more model:
+lm-eval 0.4.13 has no plug-ins and knows only the models in its own table. This module is therefore
+also a command, lm-eval's own with one more model:
 
     python -m howwhen.harness.lm_eval --model howwhen --model_args pair=tally-rl,out=runs/demo \
         --tasks TASK --include_path FOLDER --batch_size 64
 
-By its documentation the next version looks for models in the entry points `lm_eval.models`, where
-ours stands; there the plain `lm-eval run --model howwhen` should do. A task's context is the
-question, asked of both models in their own prompts.
+According to its documentation, the next version looks for models in the entry point group
+`lm_eval.models`. This package registers there, so `lm-eval run --model howwhen` should work then. A
+task's context is the question; each model gets it in its own prompt.
 """
 
 import sys
@@ -28,24 +28,24 @@ try:
     from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise MissingExtraError(
-        f"lm-eval is not installed, or not whole ({error}); type: pip install 'howwhen[eval]'"
+        f"lm-eval is not installed, or not completely ({error}); type: pip install 'howwhen[eval]'"
     ) from error
 
 NAME = "howwhen"
 """What follows `--model`."""
-_UNDERSTOOD = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "seed"}
-_WITHOUT_EFFECT = {"num_beams": 1}
-"""What tasks set to the only value it has here."""
+_SUPPORTED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "seed"}
+_NEUTRAL_VALUES = {"num_beams": 1}
+"""Values of unsupported settings that have no effect."""
 
 
 class OnlyGenerationError(InputError, NotImplementedError):
-    """A task or a flag that wants something else than an answer to a question."""
+    """A task or a flag asks for something other than an answer to a question."""
 
 
-class _Request(NamedTuple):
-    """What one request asks for."""
+class _Question(NamedTuple):
+    """A question with its generation settings."""
 
-    question: str
+    text: str
     stops: Sequence[str]
     settings: HybridSettings
 
@@ -59,13 +59,13 @@ class HowwhenLM(LM):  # type: ignore[misc]
         """Open the rung.
 
         Args:
-            device: not used; lm-eval always names one. Both models stay where they are loaded.
+            device: not used; lm-eval always passes one. Both models stay where they were loaded.
             max_batch_size: not used; it limits lm-eval's own search for a batch size.
-            arguments: those of `RungArguments`; a batch size of `auto` is the usual one.
+            arguments: those of `RungArguments`; a batch size of `auto` means the default.
 
         Raises:
             SettingsError: an unknown argument or an impossible value.
-            HowwhenError: as `howwhen.answering.open_rung` raises it.
+            HowwhenError: whatever `howwhen.pipeline.live.open_rung` raises.
         """
         super().__init__()
         if str(arguments.get("batch_size")).startswith("auto"):
@@ -76,7 +76,7 @@ class HowwhenLM(LM):  # type: ignore[misc]
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> "HowwhenLM":
-        """Make a model from `--model_args`, which win over flags such as `--batch_size`."""
+        """Make a model from `--model_args`, which override flags such as `--batch_size`."""
         return cls(**{**(additional_config or {}), **arg_dict})
 
     @classmethod
@@ -87,47 +87,47 @@ class HowwhenLM(LM):  # type: ignore[misc]
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answer every request's question, in order; its text ends before the first `until`.
+        """Answer the question of every request, in order. A text ends before the first `until`.
 
         Args:
             requests: each with a context and its generation settings.
-            disable_tqdm: not used; there is no bar.
+            disable_tqdm: not used; there is no progress bar.
 
         Raises:
-            InputError: a setting that the hybrid does not know, or a context that leaves no room
-                for an answer. Nothing has been decoded then.
+            InputError: a setting that a hybrid does not support, or a context that leaves no room
+                for an answer. It is raised before anything is decoded.
         """
-        asked = [self._read(*request.args) for request in requests]
-        alike: dict[HybridSettings, list[int]] = {}
-        for place, one in enumerate(asked):
-            alike.setdefault(one.settings, []).append(place)
-        texts = [""] * len(asked)
-        for settings, places in alike.items():
-            traces = self.ready.answer([asked[place].question for place in places], settings)
+        questions = [self._read(*request.args) for request in requests]
+        by_settings: dict[HybridSettings, list[int]] = {}
+        for place, question in enumerate(questions):
+            by_settings.setdefault(question.settings, []).append(place)
+        texts = [""] * len(questions)
+        for settings, places in by_settings.items():
+            traces = self.ready.answer([questions[place].text for place in places], settings)
             for place, trace in zip(places, traces, strict=True):
-                texts[place] = cut(trace.text, asked[place].stops)
+                texts[place] = cut(trace.text, questions[place].stops)
         return texts
 
-    def _read(self, context: str, generation: Mapping[str, Any]) -> _Request:
-        how = normalize_gen_kwargs(dict(generation), self.ready.settings.max_new_tokens)
+    def _read(self, context: str, generation: Mapping[str, Any]) -> _Question:
+        options = normalize_gen_kwargs(dict(generation), self.ready.settings.max_new_tokens)
         unknown = {
             key: value
-            for key, value in how.items()
-            if key not in _UNDERSTOOD and value not in (None, _WITHOUT_EFFECT.get(key))
+            for key, value in options.items()
+            if key not in _SUPPORTED and value not in (None, _NEUTRAL_VALUES.get(key))
         }
         if unknown:
-            away = ",".join(f"{key}=None" for key in unknown)
+            unset = ",".join(f"{key}=None" for key in unknown)
             raise SettingsError(
-                f"the task asks for {unknown}, which a hybrid cannot do; expected only "
-                f"{', '.join(sorted(_UNDERSTOOD))}. Go on without by typing --gen_kwargs {away}"
+                f"the task asks for {unknown}, which a hybrid does not support; expected only "
+                f"{', '.join(sorted(_SUPPORTED))}. To leave them out, type --gen_kwargs {unset}"
             )
-        _, longest = fit(self.ready, context, how["max_gen_toks"])
-        sampling = {key: how.get(key) for key in ("temperature", "top_p", "seed")}
+        _, longest = fit(self.ready, context, options["max_gen_toks"])
+        sampling = {key: options.get(key) for key in ("temperature", "top_p", "seed")}
         settings = changed(self.ready.settings, max_new_tokens=longest, **sampling)
-        return _Request(context, how["until"], settings)
+        return _Question(context, options["until"], settings)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not offered.
+        """Not supported.
 
         Raises:
             OnlyGenerationError: always.
@@ -135,7 +135,7 @@ class HowwhenLM(LM):  # type: ignore[misc]
         raise _refuse("loglikelihood", requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Not offered.
+        """Not supported.
 
         Raises:
             OnlyGenerationError: always.
@@ -143,7 +143,7 @@ class HowwhenLM(LM):  # type: ignore[misc]
         raise _refuse("loglikelihood_rolling", requests)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Not offered: lm-eval asks for it where --apply_chat_template was typed.
+        """Not supported: lm-eval calls this if --apply_chat_template was typed.
 
         Raises:
             OnlyGenerationError: always.
@@ -158,13 +158,13 @@ def _refuse(wanted: str, requests: Sequence[Instance]) -> OnlyGenerationError:
     tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
     return OnlyGenerationError(
         f"the task {tasks} wants {wanted}, but a hybrid writes answers and scores none; expected "
-        "tasks with output_type generate_until. Type another one behind --tasks, such as "
+        "tasks with output_type generate_until. Type another one after --tasks, such as "
         "gsm8k_cot_zeroshot; `lm-eval ls tasks` shows all"
     )
 
 
 def main() -> None:
-    """Entry point: lm-eval's command line; our own errors are a paragraph and exit code 2."""
+    """Run lm-eval's command line. Errors of howwhen end it with one paragraph and exit code 2."""
     if NAME not in model_registry:
         model_registry.register(NAME, target=HowwhenLM)
     try:

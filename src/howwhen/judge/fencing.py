@@ -1,6 +1,6 @@
 """What a judge is shown as material, and what is read out of its reply.
 
-Material stands between lines that carry a code made from it, so that it cannot end its own fence.
+Material is put between lines that carry a code made from it, so that it cannot end its own fence.
 A reply is exactly one JSON object, or it is unusable.
 """
 
@@ -33,7 +33,7 @@ def fence(label: str, text: str, code: str) -> str:
 
 
 def cut_middle(text: str, start: int, end: int, code: str) -> tuple[str, str]:
-    """A long text without its middle, and the line that stands for it; empty where all is shown.
+    """A long text without its middle, and the line that replaces it; empty if all is shown.
 
     Args:
         text: the text.
@@ -84,7 +84,7 @@ _OBJECT = re.compile(r'\{\s*"')
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key occurs twice")
     return dict(pairs)
 
 

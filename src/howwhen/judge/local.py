@@ -27,7 +27,7 @@ class LocalJudge:
     temperature: float = 1.0
     """Of every draw but the first, which is greedy."""
     batch_size: int = 4
-    """Requests replied to at a time; a sampled reply depends on those beside it."""
+    """Requests replied to at a time. A sampled reply depends on the others in its batch."""
     _counts: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @property

@@ -19,7 +19,7 @@ from howwhen.vectors import VectorSet
 
 @dataclass(frozen=True)
 class HybridCounts:
-    """What the step notes about its work."""
+    """What the step reports about its work."""
 
     problems: int
     steered_fraction: float
@@ -78,7 +78,7 @@ class _Ladder:
     """By sample and problem, the answers of earlier rungs."""
 
     def decode(self, rung_pass: RungPass) -> list[HybridTrace]:
-        """The traces of a pass, as far as they are not in its file already."""
+        """The traces of a pass. Only those that are missing from its file are decoded."""
         settings = self.run.settings.hybrid
         sample = rung_pass.sample
         seeded = settings.model_copy(update={"seed": settings.seed + sample})
@@ -113,10 +113,11 @@ def _work(models: ModelPair, layer: int) -> Work:
 
 def _warn(run: Run, rate: float, idle: int) -> None:
     if rate == 0:
-        run.reporter.say("  WARNING: the hybrid never steered; base and thinking never differ")
+        run.reporter.say("  WARNING: the hybrid never steered: the two models never disagreed")
     if idle:
         run.reporter.say(
-            f"  WARNING: {idle} disagreements of the hybrid met a category whose vector is zero"
+            f"  WARNING: at {idle} disagreements the hybrid could not steer: the vector of the "
+            "category is zero"
         )
 
 

@@ -102,7 +102,7 @@ def _run_steps(
 
 
 def load(folder: str | Path) -> RunResults:
-    """A run as far as it is finished. No lock is taken, nothing is changed, no model is loaded.
+    """The finished steps of a run. Takes no lock, changes nothing and loads no model.
 
     Args:
         folder: of the run, such as `runs/tally-rl`.

@@ -2,7 +2,7 @@
 
 A finished step is skipped. A changed setting, model or problem file runs exactly what depends on it
 again, and only if `redo` allows it: finished work is never thrown away because a flag changed. Each
-step is a module beside this one.
+step has its own module in this package.
 """
 
 import time

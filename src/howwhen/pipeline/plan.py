@@ -89,7 +89,7 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
 
 
 def problems_digest(pair: Pair, settings: RunSettings) -> str:
-    """Hash of the content of all problem and trace files. A name of a set stands for itself."""
+    """Hash of the content of all problem and trace files. A named set is hashed by its name."""
     collect = settings.collect
     given = (collect.problems, *(collect.traces or ()), collect.test_problems)
     sources = tuple(source for source in given if source is not None)

@@ -21,7 +21,7 @@ from howwhen.records import HybridTrace, Measurement, RungName, Split
 
 
 def present(run: Run, step: StepFolder) -> Json:
-    """Write the report: one page to open, and the same in Markdown."""
+    """Write the report as an HTML page and as Markdown."""
     charts = _draw(run)
     knock_outs = None
     if charts.knock_outs:
@@ -96,23 +96,23 @@ def _viewer(run: Run, titles: tuple[str, ...]) -> PackedViewer:
     answers: dict[RungName, dict[str, GradedAnswer]] = {}
     for rung in run.measurement().rungs:
         graded = {
-            (one.problem_id, one.seed, one.sample): one
-            for one in measured.read_records(grades_file(rung), GradedTrace)
+            (grade.problem_id, grade.seed, grade.sample): grade
+            for grade in measured.read_records(grades_file(rung), GradedTrace)
         }
         for name in decoded.read_json("passes.json"):
             if not name.startswith(f"traces/{rung}-"):
                 continue
             for trace in decoded.read_records(name, HybridTrace):
                 if trace.rung == rung and trace.problem_id not in answers.get(rung, {}):
-                    found = graded[trace.problem_id, trace.seed, trace.sample]
-                    answers.setdefault(rung, {})[trace.problem_id] = GradedAnswer(trace, found)
-    problems = [one for one in run.problems(Split.TEST) if one.id in answers["hybrid"]]
+                    grade = graded[trace.problem_id, trace.seed, trace.sample]
+                    answers.setdefault(rung, {})[trace.problem_id] = GradedAnswer(trace, grade)
+    problems = [problem for problem in run.problems(Split.TEST) if problem.id in answers["hybrid"]]
     viewer = Viewer(problems, answers, titles, run.measurement().mode)
     return pack_viewer(viewer, run.pair.tokenizer)
 
 
 def _draw(run: Run) -> Charts:
-    """The charts that there is something to draw for and with."""
+    """The charts of the run; none without matplotlib, and none without data for them."""
     measurement = run.measurement()
     if not can_draw():
         run.reporter.say("  no charts: type `pip install 'howwhen[report]'`")
@@ -126,13 +126,13 @@ def _draw(run: Run) -> Charts:
 
 def _draw_knock_outs(measurement: Measurement) -> str:
     knock_outs = measurement.knock_outs
-    if not knock_outs or any(one.drop is None for one in knock_outs):
+    if not knock_outs or any(knock_out.drop is None for knock_out in knock_outs):
         return ""
     return draw_knock_outs(knock_outs)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings by their full names, as they are typed."""
+    """Nested settings by the full names that are typed for them."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         full = f"{above}{name}"

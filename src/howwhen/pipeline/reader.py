@@ -31,7 +31,7 @@ _TRACES_FILE = re.compile(r"traces/(?P<rung>.+?)-\d+(?:-sample\d+)?(?:-category\
 
 @dataclass(frozen=True)
 class RunReader:
-    """One run, as far as it is finished."""
+    """The finished steps of a run."""
 
     files: RunFiles
     pair: Pair

@@ -55,7 +55,7 @@ class RunVectors(VectorSet):
         """Steer any model of this width inside a `with`: `with vectors.apply(model): ...`.
 
         Args:
-            model: a causal language model of Hugging Face, or one of ours.
+            model: a causal language model of Hugging Face, or one of howwhen.
             category: whose vector is added.
             coefficient: multiple of what the set adds, its own learned coefficient included.
             positions: of every forward pass, such as `slice(-1, None)`; all of them by default.

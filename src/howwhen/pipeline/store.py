@@ -1,4 +1,4 @@
-"""Run folders with the tensors in them: taxonomies, vectors and gates beside the records."""
+"""Run folders with tensors: taxonomies, vectors and gates as well as records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

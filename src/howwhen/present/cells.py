@@ -1,7 +1,7 @@
 """HTML of a run, a taxonomy and a set of vectors, for the output of a notebook's cell.
 
-Each is a fragment with its own style. It loads nothing, runs no script, takes its colours from the
-text around it, and so suits light and dark pages alike.
+Each is a fragment with its own style. It loads nothing and runs no script. Its colours derive from
+the surrounding text, so it suits light and dark pages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from howwhen.vectors import VectorSet
 
 MAX_TYPICAL = 3
-"""Typical sentences shown of each category."""
+"""Typical sentences shown per category."""
 PLOT_WIDTH = 180
 MARGIN = 6
 _CEILINGS = ("base", "thinking", "takeover")
-_OWN = ("hybrid", "self-gate")
+_AS_TRAINED = ("hybrid", "self-gate")
 _LADDER_NOTE = (
     "Gap recovered is (rung - base) / (thinking - base); dotted lines mark 0 and 100 %, the bar is "
     "its interval. Steered: tokens at which the rung intervened. Changed: tokens that differ from "
@@ -42,7 +42,7 @@ class Bar(NamedTuple):
     """A value with its interval, as horizontal positions in a plot."""
 
     kind: str
-    """`hybrid`, `control` or `ceiling`: its colour."""
+    """`hybrid`, `control` or `ceiling`; it selects the colour."""
     low: float
     value: float
     high: float
@@ -52,7 +52,7 @@ class Bar(NamedTuple):
 
 
 class LadderCellRow(NamedTuple):
-    """A rung in the cell of a run."""
+    """A rung in the output of a run."""
 
     name: str
     cells: tuple[str, ...]
@@ -60,7 +60,7 @@ class LadderCellRow(NamedTuple):
 
 
 class Heading(NamedTuple):
-    """What a run is of."""
+    """The pair and the folder of a run."""
 
     title: str
     base: str
@@ -74,9 +74,9 @@ def run_cell(heading: Heading, measurement: Measurement, confidence: float) -> s
     """The verdict and the ladder of a measured run.
 
     Args:
-        heading: of the run.
-        measurement: of the run.
-        confidence: mass inside an interval.
+        heading: the pair and the folder.
+        measurement: its rungs.
+        confidence: of the intervals, such as 0.95.
     """
     recovered = measurement.rungs["hybrid"].gap_recovered
     interval = interval_column(confidence)
@@ -93,13 +93,13 @@ def run_cell(heading: Heading, measurement: Measurement, confidence: float) -> s
 def unfinished_cell(
     heading: Heading, finished: Sequence[str], missing: Sequence[str], next_step: str
 ) -> str:
-    """How far a run is that has no measurement yet, and how to go on.
+    """The state of a run that has no measurement yet, and how to continue it.
 
     Args:
-        heading: of the run.
+        heading: the pair and the folder.
         finished: steps that are finished.
         missing: steps that are not.
-        next_step: what to type.
+        next_step: command to type.
     """
     given = {"finished": finished, "missing": missing, "next_step": next_step, "ladder": None}
     return render_cell("run", {**heading._asdict(), **given})
@@ -113,9 +113,9 @@ def taxonomy_cell(
     Args:
         title: of the cell.
         titles: of all categories.
-        categories: what each looks like; empty where no run is known.
+        categories: summary of each; empty if the taxonomy belongs to no known run.
     """
-    by_number = {one.category: one for one in categories}
+    by_number = {summary.category: summary for summary in categories}
     rows = [
         _category_row(number, text, by_number.get(number)) for number, text in enumerate(titles)
     ]
@@ -131,7 +131,7 @@ def vectors_cell(
         title: of the cell.
         vectors: the set.
         titles: of its categories.
-        counts: disagreements that each vector was trained on; empty where that is not known.
+        counts: disagreements that each vector was trained on; empty if unknown.
     """
     norms = vectors.vectors.norm(dim=1).tolist()
     cosines = vectors.similarity().tolist()
@@ -187,7 +187,7 @@ def _ladder_row(name: str, rung: RungMeasurement, scale: Interval) -> LadderCell
     recovered, interval = rung.gap_recovered, rung.gap_recovered_ci
     if recovered is None or interval is None:
         return LadderCellRow(name, (*cells, "undefined", ""), None)
-    kind = "hybrid" if name in _OWN else "ceiling" if name in _CEILINGS else "control"
+    kind = "hybrid" if name in _AS_TRAINED else "ceiling" if name in _CEILINGS else "control"
     text = f"{recovered:.0%}", interval_text(interval)
     bar = Bar(
         kind,
@@ -201,7 +201,7 @@ def _ladder_row(name: str, rung: RungMeasurement, scale: Interval) -> LadderCell
 
 
 def _place(share: float, scale: Interval) -> float:
-    """Horizontal position of a share; what is off the scale stands at its end."""
+    """Horizontal position of a share, clipped to the ends of the scale."""
     part = (min(max(share, scale.low), scale.high) - scale.low) / (scale.high - scale.low)
     return round(MARGIN + part * (PLOT_WIDTH - 2 * MARGIN), 1)
 
@@ -219,11 +219,11 @@ def render_cell(macro: str, given: Mapping[str, Any]) -> str:
     """A fragment with its style around it.
 
     Args:
-        macro: of `cells.html`.
-        given: what the macro shows.
+        macro: name of a macro in `cells.html`.
+        given: values that the macro shows.
     """
     environment = _environment()
     style = environment.get_template("cells.css").render()
     body = getattr(environment.get_template("cells.html").module, macro)(given)
-    whole = Markup('<div class="howwhen-cell"><style>{}</style>{}</div>')
-    return str(whole.format(Markup(style), body))
+    fragment = Markup('<div class="howwhen-cell"><style>{}</style>{}</div>')
+    return str(fragment.format(Markup(style), body))

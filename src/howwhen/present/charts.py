@@ -1,6 +1,6 @@
-"""Charts of a run, drawn with matplotlib where it is installed.
+"""Charts of a run, drawn with matplotlib if it is installed.
 
-Lines and letters are black, which a page may replace by its own colour.
+Lines and letters are black, so that a page can replace black with its own text colour.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 DROP, ALONE = "#d55e00", "#0072b2"
 """From the colour-blind safe palette of Okabe and Ito."""
 HYBRID, CONTROL, CEILING = "#0072b2", "#d55e00", "#8a8a8a"
-"""Rungs that steer as they learned to, the controls, and what nothing is expected to exceed."""
-_OWN = ("hybrid", "self-gate")
+"""Colours of the rungs that steer as trained, of the controls, and of the ceilings."""
+_AS_TRAINED = ("hybrid", "self-gate")
 _STYLE: Any = {"svg.hashsalt": "howwhen", "svg.fonttype": "none", "font.family": "sans-serif"}
-"""Letters stay letters, in the reader's own font."""
+"""Letters stay text, in the reader's font."""
 _SEED_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -29,9 +29,9 @@ def can_draw() -> bool:
 
 
 def draw_ladder(measurement: Measurement) -> str:
-    """The share of the gap that every rung recovers, with its interval, as an SVG.
+    """The share of the gap that each rung recovers, with its interval, as an SVG.
 
-    Without a gap it is the accuracies that are drawn.
+    Without a gap, the chart shows accuracies instead.
     """
     import matplotlib.pyplot as plt
 
@@ -47,8 +47,8 @@ def draw_ladder(measurement: Measurement) -> str:
             if value is None or interval is None:
                 value, interval = rung.accuracy, rung.accuracy_ci
             colour = CEILING if name in ("takeover", "base", "thinking") else CONTROL
-            colour = HYBRID if name in _OWN else colour
-            marker = "o" if name in _OWN else "D" if colour == CONTROL else "s"
+            colour = HYBRID if name in _AS_TRAINED else colour
+            marker = "o" if name in _AS_TRAINED else "D" if colour == CONTROL else "s"
             axes.hlines(row, interval.low, interval.high, color=colour, linewidth=2.5)
             axes.plot(value, row, marker, color=colour, markersize=8)
             axes.annotate(
@@ -66,10 +66,10 @@ def draw_ladder(measurement: Measurement) -> str:
 
 
 def draw_losses(training: "ElicitReport") -> str:
-    """The validation loss of every training, one panel per kind of vectors, as an SVG.
+    """The validation loss of each training, one panel per kind of vectors, as an SVG.
 
     Args:
-        training: report of the step elicit.
+        training: report of the elicit step.
     """
     import matplotlib.pyplot as plt
 
@@ -82,8 +82,8 @@ def draw_losses(training: "ElicitReport") -> str:
             for number, notes in enumerate(summary.seeds):
                 colour = _SEED_COLOURS[number % len(_SEED_COLOURS)]
                 losses = notes.validation_losses
-                every = notes.steps / max(1, len(losses) - 1)
-                steps = [every * evaluation for evaluation in range(len(losses))]
+                interval = notes.steps / max(1, len(losses) - 1)
+                steps = [interval * evaluation for evaluation in range(len(losses))]
                 axes.plot(steps, losses, color=colour, label=f"seed {notes.seed}")
             axes.set_title(name, fontsize=9)
             axes.set_xlabel("steps", fontsize=9)
@@ -98,26 +98,26 @@ def draw_knock_outs(knock_outs: Sequence[KnockOut]) -> str:
     """What each category contributes, as an SVG: two bars per category, with intervals.
 
     Args:
-        knock_outs: with defined shares; the gap must not be zero.
+        knock_outs: their shares must be defined, so the gap must not be zero.
     """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 1 + 0.6 * len(knock_outs)))
-        for row, one in enumerate(reversed(knock_outs)):
-            _bar(axes, row + 0.2, one.drop, one.drop_ci, DROP)
-            _bar(axes, row - 0.2, one.alone, one.alone_ci, ALONE)
-        titles = [f"{one.category}: {one.title}" for one in reversed(knock_outs)]
+        for row, knock_out in enumerate(reversed(knock_outs)):
+            _bar(axes, row + 0.2, knock_out.drop, knock_out.drop_ci, DROP)
+            _bar(axes, row - 0.2, knock_out.alone, knock_out.alone_ci, ALONE)
+        titles = [f"{knock_out.category}: {knock_out.title}" for knock_out in reversed(knock_outs)]
         axes.set_yticks(range(len(knock_outs)), titles, fontsize=8, parse_math=False)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.set_xlabel("share of the gap", fontsize=8)
         handles = [Rectangle((0, 0), 1, 1, color=colour) for colour in (DROP, ALONE)]
-        words = ["lost without it", "recovered by it alone"]
+        labels = ["lost without it", "recovered by it alone"]
         axes.legend(
             handles,
-            words,
+            labels,
             fontsize=8,
             ncols=2,
             loc="lower center",

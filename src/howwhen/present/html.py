@@ -96,7 +96,7 @@ def page_environment() -> Environment:
 
 
 def _ticked(text: str) -> Markup:
-    """A text of ours with what stands between backticks as code."""
+    """Text of this package as HTML, with backticks turned into code elements."""
     parts = enumerate(text.split("`"))
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(part) if number % 2 else part for number, part in parts)

@@ -89,8 +89,8 @@ def cost_table(measurement: Measurement, work: Work) -> Table:
         by_base = 0.0 if name == "thinking" else tokens
         by_thinking = tokens if rung.needs_thinking else 0.0
         products = (by_base + work.steered * passes) * work.base + by_thinking * work.thinking
-        told = (f"{one:.1f}" for one in (by_base, passes, by_thinking))
-        rows.append((name, *told, f"{products / thinking:.2f}"))
+        reads = (f"{count:.1f}" for count in (by_base, passes, by_thinking))
+        rows.append((name, *reads, f"{products / thinking:.2f}"))
     columns = ("rung", "read by the base", "once more, steered", "read by the thinking model")
     return Table((*columns, "work, thinking = 1"), rows)
 

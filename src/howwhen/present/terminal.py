@@ -36,7 +36,7 @@ class Painter:
     tokenizer: "PreTrainedTokenizerBase"
     titles: tuple[str, ...]
     ends: frozenset[int] = frozenset()
-    """End tokens, which have no text of their own."""
+    """End tokens, which have no text."""
 
     def pieces(self, tokens: Iterable[HybridToken]) -> Iterator[tuple[HybridToken, Text]]:
         """Every token with the text it adds."""

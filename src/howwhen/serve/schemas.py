@@ -27,7 +27,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "top_logprobs": (),
 }
-"""Unsupported fields, with the values besides null that have no effect."""
+"""Unsupported fields. Null and the values listed here have no effect and are accepted."""
 
 
 def _check_text(text: str) -> str:

@@ -52,13 +52,13 @@ class Pair:
     taxonomy_layers: tuple[int, ...] | None = None
     """0-based blocks of the thinking model to read; None for six spread ones."""
     taxonomy_sizes: tuple[int, ...] | None = None
-    """Numbers of categories to try; None for those of the settings."""
+    """Numbers of categories to try; defaults to those of the settings."""
     draw_problems: DrawProblems | None = field(default=None, repr=False)
     """Makes `count` problems from a seed, for pairs with problems of their own."""
     draw_test_problems: DrawProblems | None = field(default=None, repr=False)
-    """The same, for the final measurement; a share of `draw_problems` where absent."""
+    """The same, for the final measurement; defaults to a share of `draw_problems`."""
     longest_answer: int | None = None
-    """Most tokens of an answer, in rollouts and hybrids; those of the settings where absent."""
+    """Maximum tokens per answer, in rollouts and hybrids; defaults to that of the settings."""
     truth: Truth | None = field(default=None, repr=False)
     """Known labels of sentences, for pairs with known truth."""
 
@@ -126,7 +126,7 @@ class Pair:
 
     @property
     def title(self) -> str:
-        """What it is called: by its name, or by that of a thinking model of one's own."""
+        """Name of the pair; for a pair of the user's models, that of the thinking model."""
         return Path(self.thinking_source).name if self.name == _OWN else self.name
 
     @property
