@@ -3,14 +3,28 @@
 They are frozen values of tensors. They know their own arithmetic and nothing of models or files.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from howwhen.records import one_line
+
+_Record = TypeVar("_Record")
+
+
+def _moved(record: _Record, device: torch.device) -> _Record:
+    """The same record with its tensors on a device."""
+    fields: dict[str, Any] = vars(record)
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    if all(tensor.device == device for tensor in tensors.values()):
+        return record
+    moved: Any = {name: tensor.to(device) for name, tensor in tensors.items()}
+    changed: _Record = replace(record, **moved)  # type: ignore[type-var]
+    return changed
 
 
 def normalise(
@@ -153,6 +167,10 @@ class Gate:
         """Number of categories."""
         return self.weights.shape[0]
 
+    def to(self, device: torch.device) -> "Gate":
+        """The same gate on a device."""
+        return _moved(self, device)
+
     def categorise(self, residual: Float[Tensor, "n d_model"]) -> Int[Tensor, " n"]:
         """Category of each residual."""
         inputs = normalise(residual, self.mean)
@@ -186,6 +204,10 @@ class SelfGate:
     """Log-odds at and above which a disagreement is predicted."""
 
     __repr__ = one_line
+
+    def to(self, device: torch.device) -> "SelfGate":
+        """The same probe on a device."""
+        return _moved(self, device)
 
     def read(self, residual: Float[Tensor, "n features"]) -> Float[Tensor, "n outputs"]:
         """Log-odds of a disagreement (first column) and scores of the categories."""

@@ -64,12 +64,12 @@ def sentence_means(
     means = {
         layer: torch.empty(starts[-1], reader.model.config.hidden_size) for layer in set(layers)
     }
-    device = reader.model.device
+    device = reader.device
     for batch in _batches(reader_inputs, how.batch_tokens):
         chosen = [reader_inputs[number] for number in batch]
-        ids = pad([[*one.prompt, *one.ids] for one in chosen]).ids.to(device)
+        ids = pad([[*one.prompt, *one.ids] for one in chosen], device=device).ids
         with torch.autocast(device.type, torch.bfloat16, enabled=how.bfloat16):
-            pooled = residuals(reader.model, layers, _pooling(chosen, device), input_ids=ids)
+            pooled = residuals(reader.model, layers, _pooling(chosen), input_ids=ids)
         rows = torch.cat([torch.arange(starts[n], starts[n + 1]) for n in batch])
         for layer, found in pooled.items():
             means[layer][rows] = found.float().cpu()
@@ -88,10 +88,8 @@ def _batches(reader_inputs: Sequence[ReaderInput], batch_tokens: int) -> Iterato
         yield batch
 
 
-def _pooling(
-    reader_inputs: Sequence[ReaderInput], device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """Takes a batch's residual to the means over its sentences."""
+def _pooling(reader_inputs: Sequence[ReaderInput]) -> Callable[[Tensor], Tensor]:
+    """Takes a batch's residual to the means over its sentences, on the residual's device."""
     firsts = accumulate((len(reader_input.spans) for reader_input in reader_inputs), initial=0)
     places = [
         (row, len(reader_input.prompt) + position, number)
@@ -99,15 +97,16 @@ def _pooling(
         for number, (start, end) in enumerate(reader_input.spans, start=first)
         for position in range(start, end)
     ]
-    rows, positions, numbers = torch.tensor(places, dtype=torch.long, device=device).view(-1, 3).T
-    lengths = numbers.bincount(minlength=count_sentences(reader_inputs))
+    index = torch.tensor(places, dtype=torch.long).view(-1, 3).T
+    lengths = index[2].bincount(minlength=count_sentences(reader_inputs))
 
     def pool(
         residual: Float[Tensor, "batch position d_model"],
     ) -> Float[Tensor, "sentence d_model"]:
+        rows, positions, numbers = index.to(residual.device)
         sums = residual.new_zeros(len(lengths), residual.shape[-1], dtype=torch.float32)
         sums.index_add_(0, numbers, residual[rows, positions].float())
-        return sums.div_(lengths[:, None])
+        return sums.div_(lengths[:, None].to(residual.device))
 
     return pool
 

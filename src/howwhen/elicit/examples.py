@@ -161,19 +161,22 @@ def _find(
     decisions = []
     for row, (rollout, prompt) in enumerate(zip(rollouts, prompts, strict=True)):
         ours = models.alignment.allowed(base_logits[row]).argmax(1).tolist()
-        theirs = models.alignment.allowed(thinking_logits[row])
+        theirs = models.alignment.allowed(thinking_logits[row]).cpu()
         wanted = list(rollout.ids) if is_own else theirs.argmax(1).tolist()
         differs = _where_they_differ(models, ours, wanted)
         kept = [step for step in differs if wanted[step] not in banned]
         answer = torch.tensor(rollout.ids)
-        losses = torch.nn.functional.cross_entropy(base_logits[row], answer, reduction="none")
+        ours_of = base_logits[row]
+        losses = torch.nn.functional.cross_entropy(
+            ours_of, answer.to(ours_of.device), reduction="none"
+        )
         decisions.append(
             Decisions(
                 ids=(*prompt, *rollout.ids),
                 prompt=len(prompt),
                 positions=tuple(len(prompt) - 1 + step for step in kept),
                 targets=tuple(wanted[step] for step in kept),
-                states=states[row][kept],
+                states=states[row].cpu()[kept],
                 soft=top_k_targets(theirs[kept]),
                 base_losses=tuple(losses.tolist()),
                 banned_targets=len(differs) - len(kept),
@@ -204,7 +207,8 @@ def _read(
     layer: int | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Logits of every answer token, (token, vocabulary), and residuals where they were decided."""
-    batch = pad([[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)])
+    texts = [[*p, *r.ids] for p, r in zip(prompts, rollouts, strict=True)]
+    batch = pad(texts, device=model.device)
     layers = [] if layer is None else [layer]
     with capture_residuals(model.model, layers) as captured:
         logits = model.model(**batch.inputs()).logits

@@ -71,7 +71,7 @@ class PrefixCache:
         cache = DynamicCache()
         with capture_residuals(self.base.model, [self.layer]) as captured:
             self.base.model(
-                **pad([example.ids]).inputs(),
+                **pad([example.ids], device=self.base.device).inputs(),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -106,17 +106,21 @@ class Batch:
 
     def allowed(self, width: int) -> Bool[Tensor, "batch query key"]:
         """What each query sees: `width` cached columns before its window, then its own window."""
-        past = torch.arange(width) < self.starts[..., None]
+        device = self.starts.device
+        past = torch.arange(width, device=device) < self.starts[..., None]
         same = self.windows[:, :, None] == self.windows[:, None, :]
-        causal = torch.ones(same.shape[1:], dtype=torch.bool).tril()
-        real = self.is_real[:, None, :] | torch.eye(same.shape[1], dtype=torch.bool)
+        causal = torch.ones(same.shape[1:], dtype=torch.bool, device=device).tril()
+        real = self.is_real[:, None, :] | torch.eye(same.shape[1], dtype=torch.bool, device=device)
         return torch.cat([past, same & causal & real], dim=2)
 
 
-def make_batch(examples: Sequence[TrainingExample], is_shared: bool) -> Batch:
+def make_batch(
+    examples: Sequence[TrainingExample], is_shared: bool, device: torch.device | None = None
+) -> Batch:
     """Stack the windows of `examples`; `is_shared` maps every category to the single one, 0."""
-    positions = pad([example.positions for example in examples])
-    categories = pad([[0 if is_shared else c for c in example.categories] for example in examples])
+    positions = pad([example.positions for example in examples], device=device)
+    named = [[0 if is_shared else c for c in example.categories] for example in examples]
+    categories = pad(named, device=device)
     windows, starts = [], []
     for example in examples:
         steered = [(n, w) for n, w in enumerate(example.windows) for _ in range(w.start, w.end)]
@@ -124,10 +128,10 @@ def make_batch(examples: Sequence[TrainingExample], is_shared: bool) -> Batch:
         starts.append([window.start for _, window in steered])
     return Batch(
         positions=positions.ids,
-        windows=pad(windows).ids,
-        starts=pad(starts).ids,
+        windows=pad(windows, device=device).ids,
+        starts=pad(starts, device=device).ids,
         categories=categories.ids.masked_fill(positions.mask == 0, -1),
-        targets=pad([example.targets for example in examples]).ids,
+        targets=pad([example.targets for example in examples], device=device).ids,
     )
 
 
@@ -136,10 +140,12 @@ def steered_logits(
 ) -> Float[Tensor, "steered vocabulary"]:
     """Logits at every steered position, row by row, each window blind to all other steering."""
     kept, real = states.get(examples), batch.is_real
-    residual = torch.zeros(*real.shape, kept[0].residual.shape[1])
-    residual[real] = torch.cat([states.residual for states in kept])
-    delta = vectors.delta(residual[real], batch.categories[real])
-    steered = residual.index_put((real,), delta, accumulate=True)
+    unsteered = torch.cat([states.residual for states in kept])
+    where = real.to(unsteered.device)
+    residual = unsteered.new_zeros(*real.shape, unsteered.shape[1])
+    residual[where] = unsteered
+    delta = vectors.delta(unsteered, batch.categories[real].to(unsteered.device))
+    steered = residual.index_put((where,), delta, accumulate=True)
     cache, width = _stack(kept)
     model = states.base.model
     with resume_from_layer(model, states.layer, steered.to(model.dtype)):
@@ -150,7 +156,7 @@ def steered_logits(
             past_key_values=cache,
             use_cache=True,
         )
-    logits: Tensor = output.logits[real]
+    logits: Tensor = output.logits[real.to(output.logits.device)]
     return logits.float()
 
 
@@ -190,7 +196,8 @@ def token_losses(
     logits: Float[Tensor, "steered vocabulary"], batch: Batch
 ) -> Float[Tensor, " steered"]:
     """Cross-entropy on the tokens the thinking model wrote."""
-    return functional.cross_entropy(logits, batch.targets[batch.is_real], reduction="none")
+    targets = batch.targets[batch.is_real].to(logits.device)
+    return functional.cross_entropy(logits, targets, reduction="none")
 
 
 def distribution_losses(
@@ -198,13 +205,13 @@ def distribution_losses(
 ) -> Float[Tensor, " steered"]:
     """Cross-entropy on the thinking model's likeliest tokens, weighted by their probability."""
     soft = [example.soft for example in examples if example.soft is not None]
-    ids = torch.cat([targets.ids for targets in soft])
-    probs = torch.cat([targets.probs for targets in soft])
+    ids = torch.cat([targets.ids for targets in soft]).to(logits.device)
+    probs = torch.cat([targets.probs for targets in soft]).to(logits.device)
     return -(logits.log_softmax(1).gather(1, ids) * probs).sum(1)
 
 
 def by_category(losses: Float[Tensor, " steered"], batch: Batch, size: int) -> CategoryLosses:
     """Losses summed within each of `size` categories."""
-    categories = batch.categories[batch.is_real]
+    categories = batch.categories[batch.is_real].to(losses.device)
     sums = losses.new_zeros(size).index_add(0, categories, losses)
     return CategoryLosses(sums, categories.bincount(minlength=size))

@@ -138,11 +138,11 @@ def _examples(
     inputs, labels = [], []
     for start in range(0, len(labelled), batch_size):
         rows = labelled[start : start + batch_size]
-        batch = pad([answer.ids for answer in rows])
+        batch = pad([answer.ids for answer in rows], device=base.device)
         captured = residuals(base.model, layers, **batch.inputs())
         for row, answer in enumerate(rows):
             cut = slice(answer.first, answer.first + len(answer.categories))
-            parts = [captured[layer][row, cut].float() for layer in layers]
+            parts = [captured[layer][row, cut].float().cpu() for layer in layers]
             inputs.append(torch.cat(parts, dim=1))
             labels.append(torch.tensor(answer.categories, dtype=torch.long))
     return torch.cat(inputs), torch.cat(labels)

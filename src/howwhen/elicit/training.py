@@ -180,7 +180,8 @@ def train_vectors(
         elif len(evaluations) - 1 - best_evaluation >= settings.patience:
             break
     selection = trainer.loss(best, data.selection)
-    return Training(seed, step, tuple(losses), tuple(evaluations), selection, best)
+    vectors = best.to(torch.device("cpu"))
+    return Training(seed, step, tuple(losses), tuple(evaluations), selection, vectors)
 
 
 def train_seeds(
@@ -230,10 +231,11 @@ class _Trainer:
         states: PrefixCache,
         settings: ElicitSettings,
     ) -> None:
-        self.start, self.data, self.states, self.settings = start, data, states, settings
+        self.data, self.states, self.settings = data, states, settings
+        self.start = start.to(states.base.layer_device(states.layer))
         self.parameters = {
             name: tensor.clone().requires_grad_()
-            for name, tensor in start.tensors().items()
+            for name, tensor in self.start.tensors().items()
             if name != "bias"
         }
 
@@ -274,7 +276,7 @@ class _Trainer:
         return float(reduce(add, (self._losses(vectors, rows) for rows in batches)).mean())
 
     def _losses(self, vectors: VectorSet, examples: Sequence[TrainingExample]) -> CategoryLosses:
-        batch = make_batch(examples, self.data.size == 1)
+        batch = make_batch(examples, self.data.size == 1, self.states.base.device)
         logits = steered_logits(self.states, examples, batch, vectors)
         if self.settings.objective == "distribution":
             losses = distribution_losses(logits, examples)

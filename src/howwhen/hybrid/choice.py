@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from howwhen.errors import SettingsError
 from howwhen.hybrid.strength import LEARNED, Strength
+from howwhen.lm.alignment import ModelPair
 from howwhen.probes import Gate, SelfGate
 from howwhen.records import RungName
 from howwhen.vectors import VectorSet
@@ -31,12 +32,28 @@ class ModelView:
     scores: Float[Tensor, "n vocabulary"]
     """The model's token is the one with the highest score: its logits, under greedy decoding."""
     residual: Mapping[int, Float[Tensor, "n d_model"]] = field(default_factory=dict)
-    """Of the layers that the rung asked for."""
+    """Of the layers that the rung asked for, each on the device of its block."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where rungs decide. Only what they need of the scores is moved there."""
 
     @cached_property
     def token(self) -> Int[Tensor, " n"]:
         """What the model would write."""
-        return self.scores.argmax(1)
+        return self.scores.argmax(1).to(self.device)
+
+    def top(
+        self, where: Bool[Tensor, " n"], count: int
+    ) -> tuple[Float[Tensor, "m count"], Int[Tensor, "m count"]]:
+        """The highest scores at some positions, and their tokens."""
+        values, ids = self.scores[where.to(self.scores.device)].topk(count, dim=1)
+        return values.to(self.device), ids.to(self.device)
+
+    def scores_of(
+        self, where: Bool[Tensor, " n"], ids: Int[Tensor, "m count"]
+    ) -> Float[Tensor, "m count"]:
+        """Scores of some tokens at some positions."""
+        device = self.scores.device
+        return self.scores[where.to(device)].gather(1, ids.to(device)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,9 @@ class DecisionContext:
         """Category that a gate reads in the thinking model, where asked; -1 elsewhere."""
         category = torch.full_like(self.base.token, -1)
         if where.any():
-            category[where] = gate.categorise(self.thinking.residual[gate.layer][where].float())
+            residual = self.thinking.residual[gate.layer]
+            read = gate.categorise(residual[where.to(residual.device)].float())
+            category[where] = read.to(category.device)
         return category
 
 
@@ -138,6 +157,10 @@ class Rung(ABC):
     def steering(self) -> Steering | None:
         """What it steers with; None where it never steers."""
         return None
+
+    def on(self, _models: ModelPair) -> "Rung":
+        """The same rung with its gate and vectors where the models' residuals are."""
+        return self
 
     @abstractmethod
     def act(self, context: DecisionContext) -> Action:
@@ -211,8 +234,8 @@ class Guardrail(Rung):
         """Rerank the base's `top_k` tokens by the thinking model at a disagreement."""
         token, where = context.base.token.clone(), context.is_decision
         if where.any():
-            scores, top = context.base.scores[where].topk(self.top_k, dim=1)
-            wanted = context.thinking.scores[where].gather(1, top)
+            scores, top = context.base.top(where, self.top_k)
+            wanted = context.thinking.scores_of(where, top)
             is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
             best = wanted.masked_fill(is_outside, -torch.inf).argmax(1)
             token[where] = top.gather(1, best[:, None])[:, 0]
@@ -237,6 +260,14 @@ class Steer(Rung):
     def steering(self) -> Steering:
         """With a vector for every category of the gate."""
         return Steering(self.vectors, self.strength, self.gate.size)
+
+    def on(self, models: ModelPair) -> "Steer":
+        """The same rung with its gate and vectors where the models' residuals are."""
+        return replace(
+            self,
+            gate=self.gate.to(models.thinking.layer_device(self.gate.layer)),
+            vectors=self.vectors.to(models.base.layer_device(self.vectors.layer)),
+        )
 
     def act(self, context: DecisionContext) -> Action:
         """Steer where the two tokens differ."""
@@ -289,7 +320,7 @@ class RandomCategory(Steer):
         self, context: DecisionContext, where: Bool[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
         """A uniform draw."""
-        trained = self.vectors.trained()
+        trained = self.vectors.trained().to(context.uniforms.device)
         drawn = trained[(context.uniforms[:, 0] * len(trained)).long()]
         return drawn.masked_fill(~where, -1)
 
@@ -363,10 +394,19 @@ class SelfGated(Rung):
         """With a vector for every output of the probe, apart from the one for the moment."""
         return Steering(self.vectors, self.strength, len(self.probe.outputs) - 1)
 
+    def on(self, models: ModelPair) -> "SelfGated":
+        """The same rung with its probe where rungs decide, and its vectors at their residual."""
+        return replace(
+            self,
+            probe=self.probe.to(models.base.device),
+            vectors=self.vectors.to(models.base.layer_device(self.vectors.layer)),
+        )
+
     def act(self, context: DecisionContext) -> Action:
         """Steer where the probe's log-odds of a disagreement reach its threshold."""
-        features = torch.cat([context.base.residual[layer] for layer in self.probe.layers], dim=1)
-        outputs = self.probe.read(features.float())
+        residual, device = context.base.residual, context.base.device
+        features = [residual[layer].to(device) for layer in self.probe.layers]
+        outputs = self.probe.read(torch.cat(features, dim=1).float())
         where = outputs[:, 0] >= self.probe.threshold
         category = outputs[:, 1:].argmax(1).masked_fill(~where, -1)
         return Action(context.base.token, where, category)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from howwhen.hybrid.block_size import BlockSizer
 from howwhen.hybrid.choice import Rung
@@ -142,6 +143,7 @@ def _open_session(
 ) -> Session:
     """Both models with the prompts read."""
     check_vectors(models.base, rung)
+    rung = rung.on(models)
     questions = [problem.question for problem in problems]
     base_prompts, *other_prompts = (
         _prompts(model, questions, settings) for model in asked_models(models, rung)
@@ -162,11 +164,15 @@ def _open_session(
             if rung.needs_thinking
             else None
         ),
-        base_next=torch.tensor([prompt[-1] for prompt in base_prompts]),
-        thinking_next=torch.tensor([prompt[-1] for prompt in thinking_prompts]),
+        base_next=_last_tokens(base_prompts, models.base.device),
+        thinking_next=_last_tokens(thinking_prompts, models.base.device),
         known=[list(answers) for answers in known] if known else [[] for _ in problems],
         block_sizer=BlockSizer(settings.block_tokens if can_draft else 1),
     )
+
+
+def _last_tokens(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([prompt[-1] for prompt in prompts], device=device)
 
 
 def _prompts(

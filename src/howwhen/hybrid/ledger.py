@@ -101,10 +101,12 @@ def _notes(
     """One model's own token at every emitted token, and the log-probability that it gave it."""
     own, rows = [], []
     for opinion, done in zip(opinions, rounds, strict=True):
-        places = torch.tensor(done.emitted, dtype=torch.long).view(-1, 2)
+        device = opinion.logits.device
+        places = torch.tensor(done.emitted, dtype=torch.long, device=device).view(-1, 2)
         own.append(opinion.token[places[:, 0], places[:, 1]])
         rows.append(opinion.logits[places[:, 0], places[:, 1]])
-    log_probs = _log_probs(torch.cat(rows), torch.tensor(ids))
+    logits = torch.cat(rows)
+    log_probs = _log_probs(logits, torch.tensor(ids, device=logits.device))
     return list(zip(torch.cat(own).tolist(), log_probs, strict=True))
 
 

@@ -130,7 +130,7 @@ class Session:
         self.is_done = [False] * len(self.rows)
         self.written = [0] * len(self.rows)
         self.sampler = Sampler(self.settings.temperature, self.settings.top_p)
-        self.ends = torch.tensor(sorted(self.models.end_ids))
+        self.ends = torch.tensor(sorted(self.models.end_ids), device=self.device)
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -139,6 +139,11 @@ class Session:
             for streams in self._both():
                 opened.enter_context(streams.capturing())
             yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where rungs decide, and tokens are passed between the models."""
+        return self.base.device
 
     def _both(self) -> list[Streams]:
         return [self.base] if self.thinking is None else [self.base, self.thinking]
@@ -178,7 +183,7 @@ class Session:
         self.rows = [self.rows[stream] for stream in running]
         if not self.rows:
             return
-        kept = torch.tensor(running)
+        kept = torch.tensor(running, device=self.device)
         for streams in self._both():
             streams.select(kept)
         self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
@@ -209,10 +214,10 @@ class Session:
         tokens = min(PASS_TOKENS, MAX_DRAFT_LOGITS // vocabulary)
         most = max(self.settings.block_tokens, tokens // len(self.rows))
         length = min(max(len(proposal) for proposal in proposals) + 1, left, most)
-        token = torch.full((len(proposals), length), NOTHING)
-        for stream, proposal in enumerate(proposals):
-            part = torch.tensor(proposal[:length], dtype=torch.long)
-            token[stream, : len(part)] = part
+        padded = [
+            [*proposal[:length], *[NOTHING] * (length - len(proposal))] for proposal in proposals
+        ]
+        token = torch.tensor(padded, device=self.device)
         read = torch.cat([self.base_next[:, None], token[:, :-1].clamp(min=0)], dim=1)
         self.base.extend(self._readable(read, self.base))
         noise = [self._noise(offset) for offset in range(length)]
@@ -228,7 +233,7 @@ class Session:
             logits.append(self.base.logits)
             noise.append(self._noise(offset))
             scores.append(self._scores(logits[-1], noise[-1:]))
-            token.append(scores[-1][:, 0].argmax(1))
+            token.append(scores[-1][:, 0].argmax(1).to(self.device))
             for layer, parts in residual.items():
                 parts.append(self.base.residual[layer])
             low_confidence.append(self._low_confidence(logits[-1][:, 0], token[-1]))
@@ -246,7 +251,8 @@ class Session:
     def _low_confidence(self, logits: Tensor, token: Tensor) -> list[bool]:
         if not self.block_sizer.is_adaptive:
             return [False] * len(self.rows)
-        log_prob = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)
+        own = logits.gather(1, token[:, None].to(logits.device))[:, 0]
+        log_prob = own - logits.logsumexp(1)
         low_confidence: list[bool] = (log_prob < self.block_sizer.confident_above).tolist()
         return low_confidence
 
@@ -271,6 +277,7 @@ class Session:
         Only the thinking model's own rung writes such ids, and there the base's opinion is of no
         consequence.
         """
+        tokens = tokens.to(streams.device)
         if not self.rung.allows_banned_tokens:
             return tokens
         rows = streams.model.model.get_input_embeddings().weight.shape[0]
@@ -284,7 +291,7 @@ class Session:
             allowed = self.models.alignment.allowed(logits.flatten(0, 1))
             logits = allowed.view(*logits.shape[:2], -1)
         columns = [
-            self.sampler.scores(logits[:, offset], numbers[:, : logits.shape[2]])
+            self.sampler.scores(logits[:, offset], numbers[:, : logits.shape[2]].to(logits.device))
             for offset, numbers in enumerate(noise)
             if numbers is not None
         ]
@@ -299,12 +306,12 @@ class Session:
             model.model.get_output_embeddings().weight.shape[0]
             for model in (self.models.base, self.models.thinking)
         )
-        return gumbel_noise(self.settings.seed, names, positions, size)
+        return gumbel_noise(self.settings.seed, names, positions, size, self.device)
 
     def _context(self, draft: Draft, verdict: Verdict | None) -> DecisionContext:
         def view(opinion: Draft | Verdict) -> ModelView:
             residual = {layer: part.flatten(0, 1) for layer, part in opinion.residual.items()}
-            return ModelView(opinion.scores.flatten(0, 1), residual)
+            return ModelView(opinion.scores.flatten(0, 1), residual, self.device)
 
         return DecisionContext(
             base=view(draft),
@@ -319,9 +326,10 @@ class Session:
             name, count = self.rung.name, self.settings.max_new_tokens
             numbers = [uniform_numbers(name, self.seed, one.id, count) for one in self.problems]
             self.uniforms = torch.stack(numbers)
+        rows = torch.tensor(self.rows)
         starts = torch.tensor([self.written[row] for row in self.rows])
         positions = (starts[:, None] + torch.arange(length)).clamp(max=self.uniforms.shape[1] - 1)
-        return self.uniforms[torch.tensor(self.rows)[:, None], positions].flatten(0, 1)
+        return self.uniforms[rows[:, None], positions].flatten(0, 1).to(self.device)
 
     def _steer(
         self, draft: Draft, verdict: Verdict | None, plan: _Plan
@@ -331,17 +339,26 @@ class Session:
         places = [] if steering is None else list(self._places(plan))
         if steering is None or not places:
             return {}
-        rows, offsets = (torch.tensor(part) for part in zip(*places, strict=True))
-        written = torch.tensor([self.written[self.rows[stream]] for stream, _ in places])
+        table = [
+            (stream, n, self.written[self.rows[stream]], plan.category[stream][n])
+            for stream, n in places
+        ]
+        rows, offsets, written, category = torch.tensor(table, device=self.device).T
         thinking = None
         if verdict is not None and steering.strength.is_sweep:
-            thinking = verdict.logits[rows, offsets].log_softmax(1)
+            device = verdict.logits.device
+            thinking = verdict.logits[rows.to(device), offsets.to(device)].log_softmax(1)
 
-        def pick(logits: Tensor, index: int) -> Tensor:
-            stream, offset = places[index]
-            noise = draft.noise[offset]
-            shared = None if noise is None else noise[stream].expand(len(logits), -1)
-            return self._scores(logits[:, None], [shared])[:, 0].argmax(1)
+        def pick(logits: Tensor, first: int) -> Tensor:
+            own = [draft.noise[n] for _, n in places[first : first + len(logits)]]
+            streams = [stream for stream, _ in places[first : first + len(logits)]]
+            numbers = [
+                noise[stream]
+                for noise, stream in zip(own, streams, strict=True)
+                if noise is not None
+            ]
+            shared = torch.stack(numbers) if numbers else None
+            return self._scores(logits, [shared] * logits.shape[1]).argmax(2)
 
         steered = steer(
             self.base,
@@ -349,7 +366,7 @@ class Session:
             SteeredPlaces(
                 rows=rows,
                 back=draft.length - 1 - offsets,
-                category=torch.tensor([plan.category[stream][n] for stream, n in places]),
+                category=category,
                 answered=written + offsets,
                 thinking=thinking,
             ),
@@ -405,7 +422,7 @@ class Session:
     def _note(self, ids: list[list[int]]) -> None:
         """Note how long each answer is, what is read next, and which have ended."""
         last = [stream[-1] if stream else 0 for stream in ids]
-        self.base_next = self.thinking_next = torch.tensor(last)
+        self.base_next = self.thinking_next = torch.tensor(last, device=self.device)
         for stream, (row, new) in enumerate(zip(self.rows, ids, strict=True)):
             start = self.written[row]
             self.written[row] += len(new)

@@ -22,7 +22,8 @@ from howwhen.vectors import VectorSet, all_finite
 MIN_PLACES = 32
 """Places that may be steered in one pass, however few streams there are."""
 TokenPicker = Callable[[Tensor, int], Tensor]
-"""Token of each candidate, from its logits (candidate, vocabulary) and the index of its place."""
+"""Token of every candidate of some places, (place, candidate), from their logits (place, candidate,
+vocabulary) and the index of the first place."""
 
 
 class Steered(NamedTuple):
@@ -190,41 +191,74 @@ def steer(
     for start in range(0, len(places), size):
         cut = places.cut(slice(start, start + size))
 
-        def pick(logits: Tensor, index: int, first: int = start) -> Tensor:
-            return pick_tokens(logits, first + index)
+        def pick(logits: Tensor, first: int = start) -> Tensor:
+            return pick_tokens(logits, first)
 
         steered += _steer(base, steering, cut, pick, is_persistent)
     return steered
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One window's candidates at every place, and what came of them."""
+
+    branch: Branch
+    strengths: Sequence[float]
+    tokens: list[list[int]]
+    """By place and candidate."""
+    log_probs: list[list[float]] | None
+    """Under the thinking model, of the same; None if it was not asked."""
+    windows: list[int]
+    """Positions steered, by place."""
+
+    def candidates(self, place: int) -> list[Candidate]:
+        """Those of one place."""
+        known = [None] * len(self.strengths) if self.log_probs is None else self.log_probs[place]
+        return [
+            Candidate(strength, self.windows[place], token, _rounded(log_prob))
+            for strength, token, log_prob in zip(
+                self.strengths, self.tokens[place], known, strict=True
+            )
+        ]
+
+
+def _rounded(log_prob: float | None) -> float | None:
+    return None if log_prob is None or log_prob == -torch.inf else round(log_prob, 4)
 
 
 def _steer(
     base: Streams,
     steering: Steering,
     places: SteeredPlaces,
-    pick_tokens: TokenPicker,
+    pick_tokens: Callable[[Tensor], Tensor],
     is_persistent: bool,
 ) -> list[Steered]:
     vectors = steering.vectors
-    branches: list[tuple[Sequence[float], Branch]] = []
+    tried: list[_Tried] = []
     for window, strengths in steering.strength.by_window().items():
         reaching = places.reaching(window, base)
         delta = _delta(base, vectors, reaching, places.category)
-        scaled = delta[:, None] * torch.tensor(strengths)[:, None, None]
-        branches.append((strengths, base.branch(reaching, scaled)))
+        scaled = delta[:, None] * torch.tensor(strengths, device=delta.device)[:, None, None]
+        branch = base.branch(reaching, scaled)
+        tokens = pick_tokens(branch.logits)
+        log_probs = _log_probs_of(tokens, places.thinking)
+        windows = branch.exists.sum(1).tolist()
+        tried.append(_Tried(branch, strengths, tokens.tolist(), log_probs, windows))
     alone = Places(places.rows, places.back, torch.ones_like(places.rows))
     residual = base.residuals_at(alone)[:, 0].float()
-    coefficients = vectors.coefficient(residual, places.category).tolist()
+    category = places.category.to(residual.device)
+    coefficients = vectors.coefficient(residual, category).tolist()
     steered = []
-    for index, category in enumerate(places.category.tolist()):
-        thinking = None if places.thinking is None else places.thinking[index]
-        candidates, origins = _score_candidates(branches, index, thinking, pick_tokens)
-        best = max(range(len(candidates)), key=lambda number: _score(candidates[number]))
-        chosen = candidates[best]
+    for index, named in enumerate(places.category.tolist()):
+        candidates = [
+            (one, part, n) for part in tried for n, one in enumerate(part.candidates(index))
+        ]
+        chosen, part, number = max(candidates, key=lambda candidate: _score(candidate[0]))
         coefficient = round(chosen.strength * coefficients[index], 4)
-        shown = tuple(candidates) if len(candidates) > 1 else ()
-        steered.append(Steered(chosen.id, category, coefficient, chosen.window, shown))
+        shown = tuple(one for one, _, _ in candidates) if len(candidates) > 1 else ()
+        steered.append(Steered(chosen.id, named, coefficient, chosen.window, shown))
         if is_persistent:
-            base.commit(origins[best][0], index, origins[best][1])
+            base.commit(part.branch, index, number)
     return steered
 
 
@@ -233,25 +267,16 @@ def _score(candidate: Candidate) -> float:
     return -torch.inf if log_prob is None else log_prob
 
 
-def _score_candidates(
-    branches: Sequence[tuple[Sequence[float], Branch]],
-    index: int,
-    thinking: Tensor | None,
-    pick_tokens: TokenPicker,
-) -> tuple[list[Candidate], list[tuple[Branch, int]]]:
-    """Every candidate of one place, and where it is from: its branch and number."""
-    candidates, origins = [], []
-    for strengths, branch in branches:
-        window = int(branch.exists[index].sum())
-        tokens = pick_tokens(branch.logits[index], index).tolist()
-        for number, (strength, token) in enumerate(zip(strengths, tokens, strict=True)):
-            is_known = thinking is not None and token < len(thinking)
-            log_prob = (
-                round(float(thinking[token]), 4) if thinking is not None and is_known else None
-            )
-            candidates.append(Candidate(strength, window, token, log_prob))
-            origins.append((branch, number))
-    return candidates, origins
+def _log_probs_of(
+    tokens: Int[Tensor, "place candidate"], thinking: Float[Tensor, "place vocabulary"] | None
+) -> list[list[float]] | None:
+    """The thinking model's log-probabilities; minus infinity where it does not know a token."""
+    if thinking is None:
+        return None
+    ids, size = tokens.to(thinking.device), thinking.shape[1]
+    known = thinking.gather(1, ids.clamp(max=size - 1))
+    log_probs: list[list[float]] = known.masked_fill(ids >= size, -torch.inf).tolist()
+    return log_probs
 
 
 def _delta(
@@ -259,5 +284,5 @@ def _delta(
 ) -> Float[Tensor, "place window d_model"]:
     residual = base.residuals_at(places)
     flat = residual.flatten(0, 1).float()
-    repeated = category.repeat_interleave(residual.shape[1])
+    repeated = category.to(flat.device).repeat_interleave(residual.shape[1])
     return vectors.delta(flat, repeated).view(residual.shape)

@@ -9,6 +9,7 @@ without touching the cache. Nothing here knows of text or categories.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,6 +73,11 @@ class Streams:
         return sorted({*self.layers, *steer})
 
     @property
+    def device(self) -> torch.device:
+        """Where tokens are read. Residuals and states are on the devices of their blocks."""
+        return self.valid.device
+
+    @property
     def lengths(self) -> Int[Tensor, " stream"]:
         """Tokens read of every stream."""
         return self.valid.sum(1)
@@ -122,14 +128,17 @@ class Streams:
             self.history = None if self.history is None else self.history[:, : width - common]
         if int(counts.max()) == common:
             return
-        self.valid = self.valid & (_ranks(self.valid) > (counts - common)[:, None])
+        extra = (counts - common).to(self.device)
+        self.valid = self.valid & (_ranks(self.valid) > extra[:, None])
         self.is_unpadded = False
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep only these streams; an index that occurs several times makes as many copies."""
-        self.cache.batch_select_indices(rows)
-        self.valid = self.valid[rows]
-        self.history = None if self.history is None else self.history[rows]
+        for layer in self.cache.layers:
+            layer.batch_select_indices(rows.to(layer.keys.device))
+        self.valid = self.valid[rows.to(self.device)]
+        if self.history is not None:
+            self.history = self.history[rows.to(self.history.device)]
 
     def repack(self) -> None:
         """Move every text to the right end, once that drops enough columns to be worth a copy."""
@@ -138,11 +147,11 @@ class Streams:
             return
         columns = self.valid.long().argsort(dim=1, stable=True)[:, -width:]  # those in use are last
         for layer in self.cache.layers:
-            where = columns[:, None, :, None]
+            where = columns[:, None, :, None].to(layer.keys.device)
             layer.keys = layer.keys.gather(2, where.expand(-1, *_around(layer.keys)))
             layer.values = layer.values.gather(2, where.expand(-1, *_around(layer.values)))
         if self.history is not None:
-            where = columns[:, :, None]
+            where = columns[:, :, None].to(self.history.device)
             self.history = self.history.gather(1, where.expand(-1, -1, self.history.shape[2]))
         self.valid = self.valid.gather(1, columns)
         self.is_unpadded = bool(self.valid.all())
@@ -162,7 +171,7 @@ class Streams:
 
     def columns_of(self, places: "Places") -> tuple[Tensor, Tensor]:
         """Columns of the positions to be steered, (place, window), and which of them exist."""
-        offsets = torch.arange(int(places.reach.max()), 0, -1)
+        offsets = torch.arange(places.longest, 0, -1, device=self.device)
         wanted = offsets + places.back[:, None]  # ranks, counted from the end of the stream
         is_wanted = offsets <= places.reach[:, None]
         if self.is_unpadded:
@@ -198,7 +207,7 @@ class Streams:
         allowed = _branch_view(seen, columns, exists, candidates)
         with resume_from_layer(self.model.model, self.steer_layer, steered.flatten(1, 2)):
             output = self.model.model(
-                input_ids=torch.zeros(len(valid), candidates * window, dtype=torch.long),
+                input_ids=torch.zeros_like(position.repeat(1, candidates)),
                 position_ids=position.repeat(1, candidates),
                 attention_mask=additive_mask(allowed, self.model.model.dtype),
                 past_key_values=cache,
@@ -209,16 +218,19 @@ class Streams:
 
     def _rows(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.cache.layers[layer]
-        if len(rows) == len(kept.keys) and torch.equal(rows, torch.arange(len(rows))):
+        is_all = len(rows) == len(kept.keys)
+        if is_all and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             return kept.keys, kept.values
-        return kept.keys[rows], kept.values[rows]
+        chosen = rows.to(kept.keys.device)
+        return kept.keys[chosen], kept.values[chosen]
 
     def residuals_at(self, places: "Places") -> Float[Tensor, "place window d_model"]:
         """Unsteered residual at `steer_layer` of the positions to be steered."""
         if self.history is None:
             raise RuntimeError("these streams were opened without a layer to steer")
         columns, _ = self.columns_of(places)
-        return self.history[places.rows[:, None], columns]
+        device = self.history.device
+        return self.history[places.rows[:, None].to(device), columns.to(device)]
 
     def commit(self, branch: "Branch", index: int, candidate: int) -> None:
         """Let one stream's cache hold a candidate's steered states from here on.
@@ -229,13 +241,13 @@ class Streams:
             candidate: which of its candidates.
         """
         window = branch.columns.shape[1]
-        exists, row = branch.exists[index], int(branch.rows[index])
-        columns = branch.columns[index][exists]
+        row, columns = int(branch.rows[index]), branch.columns[index][branch.exists[index]]
         start = self.valid.shape[1] + candidate * window
         for kept, steered in zip(self.cache.layers, branch.cache.layers, strict=True):
             if steered.is_initialized:
+                exists, where = (x.to(kept.keys.device) for x in (branch.exists[index], columns))
                 for old, new in ((kept.keys, steered.keys), (kept.values, steered.values)):
-                    old[row, :, columns] = new[index, :, start : start + window][:, exists]
+                    old[row, :, where] = new[index, :, start : start + window][:, exists]
 
 
 @dataclass(frozen=True)
@@ -248,6 +260,11 @@ class Places:
     """How many tokens the stream has read after it."""
     reach: Int[Tensor, " place"]
     """How many positions are steered, this one and those before it."""
+
+    @cached_property
+    def longest(self) -> int:
+        """The largest reach."""
+        return int(self.reach.max())
 
     @classmethod
     def last(cls, rows: Int[Tensor, " place"], reach: Int[Tensor, " place"]) -> "Places":
@@ -275,8 +292,8 @@ def open_streams(
     """Streams that have read each prompt up to its last token, which is to be read next."""
     for layer in layers if steer_layer is None else (*layers, steer_layer):
         check_layer(model.model, layer)
-    batch = pad([prompt[:-1] for prompt in prompts], left=True)
-    none = torch.zeros(len(prompts), 0, dtype=torch.bool)
+    batch = pad([prompt[:-1] for prompt in prompts], left=True, device=model.device)
+    none = torch.zeros(len(prompts), 0, dtype=torch.bool, device=model.device)
     streams = Streams(model, layers, steer_layer, none)
     if batch.ids.shape[1]:
         valid = batch.mask.bool()
@@ -332,8 +349,8 @@ def _branch_view(
     window = columns.shape[1]
     steered = torch.zeros_like(seen).scatter(1, columns, exists)
     past = (seen & ~steered)[:, None].expand(-1, candidates * window, -1)
-    causal = torch.ones(window, window).tril()
-    same = torch.kron(torch.eye(candidates), causal).bool()
+    causal = torch.ones(window, window, device=seen.device).tril()
+    same = torch.kron(torch.eye(candidates, device=seen.device), causal).bool()
     same = same & exists.repeat(1, candidates)[:, None]
     return torch.cat([past, same], dim=2)
 
@@ -357,17 +374,20 @@ def check_streams(model: LanguageModel, layer: int) -> None:
 
 def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     long, short = [3, 4, 5, 6, 7], [3, 4]
+    device = model.device
     streams = open_streams(model, [long, short], steer_layer=layer)
-    streams.extend(torch.tensor([[long[-1], 5, 6], [short[-1], 5, 6]]))
+    streams.extend(torch.tensor([[long[-1], 5, 6], [short[-1], 5, 6]], device=device))
     streams.rollback(torch.tensor([1, 2]))
-    streams.extend(torch.tensor([[4], [7]]))
+    streams.extend(torch.tensor([[4], [7]], device=device))
     texts = [[*long, 5, 4], [*short, 7]]
-    nothing = torch.zeros(2, 2, 1, model.model.config.hidden_size)
-    last = Places.last(torch.arange(2), torch.ones(2, dtype=torch.long))
+    nothing = torch.zeros(2, 2, 1, model.model.config.hidden_size, device=model.layer_device(layer))
+    last = Places.last(
+        torch.arange(2, device=device), torch.ones(2, dtype=torch.long, device=device)
+    )
     branched = streams.branch(last, nothing).logits
     off = []
     for row, text in enumerate(texts):
-        plain = model.model(input_ids=torch.tensor([text])).logits[0, -1].float()
+        plain = model.model(input_ids=torch.tensor([text], device=device)).logits[0, -1].float()
         cached = torch.stack([streams.logits[row, -1], *branched[row]])
         off.append(float((cached - plain).abs().max() / plain.abs().max()))
     return max(off) <= 0.02

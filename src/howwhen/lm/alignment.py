@@ -6,7 +6,7 @@ knows (`</think>`, chat tokens, padding rows of the output matrix) is banned fro
 unless the policy is `allow`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -33,13 +33,18 @@ class Alignment:
     policy: OneSided
     examples: tuple[str, ...]
     """A few tokens that only one tokenizer knows, to show to users."""
+    _banned_on: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """`banned`, by device."""
 
     def allowed(self, logits: Float[Tensor, "n vocabulary"]) -> Float[Tensor, "n shared"]:
         """Logits of the shared ids, with banned ids at minus infinity."""
         logits = logits[:, : self.shared]
         if not len(self.banned):
             return logits
-        return logits.index_fill(1, self.banned.to(logits.device), -torch.inf)
+        device = logits.device
+        if device not in self._banned_on:
+            self._banned_on[device] = self.banned.to(device)
+        return logits.index_fill(1, self._banned_on[device], -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ def generate(
     Returns:
         Token ids of each answer, up to and including its end token.
     """
-    batch = pad(prompts, left=True)
+    device = model.get_input_embeddings().weight.device
+    batch = pad(prompts, left=True, device=device)
     # Set explicitly, since the model's own generation config would fill the gaps.
     sampled = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     config = GenerationConfig(
@@ -51,14 +52,9 @@ def generate(
         pad_token_id=min(end_ids),
         **(sampled if sampling.temperature > 0 else {}),
     )
-    device = model.device
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        output = model.generate(
-            batch.ids.to(device),
-            attention_mask=batch.mask.to(device),
-            generation_config=config,
-        )
+        output = model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
     return [_to_end(row, end_ids) for row in output[:, batch.ids.shape[1] :].tolist()]
 
 

@@ -54,6 +54,16 @@ class LanguageModel:
         check_think_tags(self.think_tags)
 
     @property
+    def device(self) -> torch.device:
+        """Where it reads token ids: the device of its input embedding."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where the residual of a layer is: the device of the block's weights."""
+        return next(find_blocks(self.model)[check_layer(self.model, layer)].parameters()).device
+
+    @property
     def layer_count(self) -> int:
         """Number of decoder blocks."""
         return len(find_blocks(self.model))

@@ -37,13 +37,20 @@ class Padded:
         }
 
 
-def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int = 1) -> Padded:
+def pad(
+    sequences: Sequence[Sequence[int]],
+    *,
+    left: bool = False,
+    multiple: int = 1,
+    device: torch.device | None = None,
+) -> Padded:
     """Pad token sequences with masked zeros.
 
     Args:
         sequences: token ids.
         left: pad on the left instead of the right.
         multiple: the padded length is the longest sequence's, rounded up to a multiple of this.
+        device: of the batch; the CPU by default.
     """
     longest = max(len(sequence) for sequence in sequences)
     longest += -longest % multiple
@@ -53,7 +60,8 @@ def pad(sequences: Sequence[Sequence[int]], *, left: bool = False, multiple: int
         cells = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
         ids[row, cells] = torch.tensor(sequence, dtype=torch.long)
         mask[row, cells] = 1
-    return Padded(ids, mask)
+    padded = Padded(ids, mask)
+    return padded if device is None else padded.to(device)
 
 
 def additive_mask(

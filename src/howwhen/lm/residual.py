@@ -154,15 +154,16 @@ def _returns_tuples(model: nn.Module) -> bool:
         )
         try:
             with torch.no_grad():
-                model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_device(model)))
+                model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_input_device(model)))
         finally:
             handle.remove()
         _TUPLES[model] = is_tuple[0]
     return _TUPLES[model]
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _input_device(model: Any) -> torch.device:
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
 
 
 class _StopForward(Exception):  # noqa: N818 - control flow, not an error
@@ -196,7 +197,7 @@ def residuals(
     with capture_residuals(model, layers, take) as captured:
         handle = deepest.register_forward_hook(stop)
         try:
-            model(**inputs)
+            model(**inputs, use_cache=False)
         except _StopForward:
             pass
         finally:
@@ -210,7 +211,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
     Raises:
         ModelError: steering has no effect, or the logits differ after it is removed.
     """
-    ids = torch.arange(1, 5, device=_device(model))[None]
+    ids = torch.arange(1, 5, device=_input_device(model))[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
         with add_to_residual(model, layer, _ramp):

@@ -115,9 +115,10 @@ def _warn(run: Run, rate: float, idle: int) -> None:
     if rate == 0:
         run.reporter.say("  WARNING: the hybrid never steered: the two models never disagreed")
     if idle:
+        plural = "" if idle == 1 else "s"
         run.reporter.say(
-            f"  WARNING: at {idle} disagreements the hybrid could not steer: the vector of the "
-            "category is zero"
+            f"  WARNING: at {idle} disagreement{plural} the hybrid could not steer: the vector of "
+            "the category is zero"
         )
 
 

@@ -1,0 +1,280 @@
+"""The whole path on devices that say `cuda:N`: nothing meets across devices, nothing changes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from howwhen.collect.rollouts import collect_rollouts
+from howwhen.discover.activations import ReaderInput, sentence_means
+from howwhen.elicit.examples import Decisions, find_decisions
+from howwhen.elicit.gates import GateSite, make_gate
+from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.self_gate import label_positions, train_self_gate
+from howwhen.elicit.training import Training, new_vectors, split_examples, train_vectors
+from howwhen.hybrid.choice import (
+    Base,
+    Guardrail,
+    RandomCategory,
+    RandomPositions,
+    RandomVectors,
+    Rung,
+    SelfGated,
+    SharedVector,
+    Steer,
+    Takeover,
+    Thinking,
+    WithoutCategory,
+    randomise,
+)
+from howwhen.hybrid.decoder import LiveBatch, decode
+from howwhen.hybrid.ledger import Round
+from howwhen.hybrid.session import Session
+from howwhen.hybrid.streams import check_streams
+from howwhen.hybrid.strength import sweep
+from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
+from howwhen.lm.residual import check_steerable
+from howwhen.probes import SelfGate
+from howwhen.records import Rollout
+from howwhen.settings import (
+    CollectSettings,
+    DiscoverSettings,
+    ElicitSettings,
+    HybridSettings,
+)
+from howwhen.zoo.tally import tally_problems
+from tests import factories, pretend_gpu
+from tests.conftest import MakeModel
+
+PROBLEMS = tally_problems(5, seed=3)
+FIRST, SECOND, THIRD = (torch.device(f"cuda:{number}") for number in range(3))
+SETTINGS = HybridSettings(max_new_tokens=16, block_tokens=4)
+SAMPLED = HybridSettings(max_new_tokens=12, temperature=0.8, top_p=0.9)
+PERSISTENT = HybridSettings(max_new_tokens=12, cache_policy="persistent")
+ELICIT = ElicitSettings(steps=4, validate_every=2, batch_size=2, probe_steps=20, seeds=(0,))
+ARCHITECTURES = ("llama", "qwen2")
+PLACEMENTS = ("one", "two", "split")
+
+
+def on_one(models: ModelPair) -> None:
+    for model in (models.base, models.thinking):
+        pretend_gpu.put(model.model, FIRST)
+
+
+def on_two(models: ModelPair) -> None:
+    pretend_gpu.put(models.base.model, FIRST)
+    pretend_gpu.put(models.thinking.model, SECOND)
+
+
+def split_over_three(models: ModelPair) -> None:
+    """The base's upper half shares a device with the thinking model's lower half."""
+    pretend_gpu.split(models.base, FIRST, SECOND)
+    pretend_gpu.split(models.thinking, SECOND, THIRD)
+
+
+PUT: dict[str, Callable[[ModelPair], None]] = {
+    "one": on_one,
+    "two": on_two,
+    "split": split_over_three,
+}
+
+
+def rungs(architecture: str) -> dict[str, tuple[Rung, HybridSettings]]:
+    gate, vectors = factories.make_gate(), factories.make_vectors(model=f"{architecture}-0")
+    steer = Steer(gate, vectors)
+    candidates = sweep([0.3, 1.0], [1, 4, "answer", "everything"])
+    low_rank = replace(factories.make_forms()["low-rank"], model=vectors.model)
+    probe = SelfGate(
+        model=vectors.model,
+        layers=(0, 2),
+        mean=torch.zeros(64),
+        scale=torch.ones(64),
+        hidden=factories.random(8, 64, seed=11),
+        hidden_bias=torch.zeros(8),
+        outputs=factories.random(5, 8, seed=12),
+        outputs_bias=torch.zeros(5),
+        threshold=0.0,
+    )
+    return {
+        "base": (Base(), SETTINGS),
+        "thinking": (Thinking(), SETTINGS),
+        "takeover": (Takeover(), SETTINGS),
+        "guardrail": (Guardrail(5), SETTINGS),
+        "hybrid": (steer, SETTINGS),
+        "persistent": (steer, PERSISTENT),
+        "sampled sweep": (replace(steer, strength=candidates), SAMPLED),
+        "persistent sweep": (replace(steer, strength=candidates), PERSISTENT),
+        "low-rank": (replace(steer, vectors=low_rank), SETTINGS),
+        "shared": (SharedVector(gate, factories.make_vectors(1, model=vectors.model)), SETTINGS),
+        "random category": (RandomCategory(gate, vectors), SETTINGS),
+        "random positions": (RandomPositions(gate, vectors, rate=0.2), SETTINGS),
+        "random vectors": (RandomVectors(gate, randomise(vectors, 0)), SETTINGS),
+        "without category": (WithoutCategory(gate, vectors, category=1), SETTINGS),
+        "self-gate": (SelfGated(probe, vectors), SETTINGS),
+    }
+
+
+@pytest.fixture
+def placed(
+    make_model: MakeModel, request: pytest.FixtureRequest
+) -> Iterator[tuple[ModelPair, ModelPair]]:
+    """A pair on the CPU, and the same pair on pretend devices."""
+    architecture, where = request.param
+    plain = factories.make_models(make_model, architecture)
+    moved = factories.make_models(make_model, architecture)
+    with pretend_gpu.pretending():
+        PUT[where](moved)
+        yield plain, moved
+
+
+EVERYWHERE = pytest.mark.parametrize(
+    "placed",
+    [(architecture, where) for architecture in ARCHITECTURES for where in PLACEMENTS],
+    ids=lambda pair: "-".join(pair),
+    indirect=True,
+)
+
+
+@EVERYWHERE
+def test_every_rung_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]) -> None:
+    plain, moved = placed
+    architecture = plain.base.name.removesuffix("-0")
+    steered = 0
+    for name, (rung, settings) in rungs(architecture).items():
+        expected = decode(plain, PROBLEMS, rung, settings)
+        assert decode(moved, PROBLEMS, rung, settings) == expected, name
+        steered += sum(token.category is not None for trace in expected for token in trace.tokens)
+    assert steered > 100
+
+
+@EVERYWHERE
+def test_models_are_checked(placed: tuple[ModelPair, ModelPair]) -> None:
+    for model in (placed[1].base, placed[1].thinking):
+        check_steerable(model.model, 1)
+        check_streams(model, 1)
+
+
+@EVERYWHERE
+def test_a_live_batch_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]) -> None:
+    rung, settings = rungs(placed[0].base.name.removesuffix("-0"))["hybrid"]
+
+    def written(models: ModelPair) -> list[list[int]]:
+        batch = LiveBatch(models, PROBLEMS, rung, settings)
+        ids: list[list[int]] = [[] for _ in PROBLEMS]
+        while not batch.is_done:
+            for own, new in zip(ids, batch.advance(), strict=True):
+                own.extend(token.id for token in new)
+        return ids
+
+    assert written(placed[1]) == written(placed[0])
+
+
+def collected(model: LanguageModel, temperature: float = 0.0) -> list[Rollout]:
+    settings = CollectSettings(max_new_tokens=24, temperature=temperature)
+    return collect_rollouts(model, PROBLEMS, settings)
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_rollouts_and_activations_are_the_same(
+    placed: tuple[ModelPair, ModelPair], temperature: float
+) -> None:
+    plain, moved = (models.thinking for models in placed)
+    rollouts = collected(plain, temperature)
+    assert collected(moved, temperature) == rollouts
+    inputs = [
+        ReaderInput(plain.prompt_ids(problem.question), rollout.ids, [(0, 4), (4, 9)], [True, True])
+        for problem, rollout in zip(PROBLEMS, rollouts, strict=True)
+    ]
+    expected = sentence_means(plain, inputs, [0, 2], DiscoverSettings())
+    found = sentence_means(moved, inputs, [0, 2], DiscoverSettings())
+    for layer, means in expected.items():
+        assert torch.equal(found[layer], means)
+
+
+def trained(models: ModelPair, found: list[Decisions], size: int) -> Training:
+    gate = factories.make_gate(size)
+    examples = [answer.example(gate) for answer in found]
+    data = split_examples(examples, examples[:2], size, ELICIT)
+    start = new_vectors(models.base.name, 1, 32, size, "network", ELICIT, 0)
+    states = PrefixCache(models.base, 1)
+    return train_vectors(start, data, states, ELICIT, 0, lambda _: None)
+
+
+@EVERYWHERE
+def test_vectors_and_gates_are_the_same(placed: tuple[ModelPair, ModelPair]) -> None:
+    plain, moved = placed
+    rollouts = collected(plain.thinking)
+    questions = [problem.question for problem in PROBLEMS]
+    expected = find_decisions(plain, 1, rollouts, questions, 2)
+    found = find_decisions(moved, 1, rollouts, questions, 2)
+    for own, other in zip(found, expected, strict=True):
+        assert (own.ids, own.positions, own.targets) == (other.ids, other.positions, other.targets)
+        assert torch.equal(own.states, other.states)
+        assert torch.equal(own.soft.probs, other.soft.probs)
+    assert sum(len(answer.positions) for answer in expected) > 20
+    before, after = trained(plain, expected, 4), trained(moved, found, 4)
+    assert after.validation_losses == before.validation_losses
+    assert before.validation_losses[-1] < before.validation_losses[0]
+    for name, tensor in before.vectors.tensors().items():
+        assert torch.equal(after.vectors.tensors()[name], tensor)
+    gate = factories.make_gate()
+    labels = label_positions(found, gate)
+    probe, scores = train_self_gate(plain.base, (0, 2), 4, labels, labels, ELICIT)
+    moved_probe, moved_scores = train_self_gate(moved.base, (0, 2), 4, labels, labels, ELICIT)
+    assert moved_scores == scores
+    assert torch.equal(moved_probe.hidden, probe.hidden)
+    site = GateSite(gate.model, 1, gate.mean, gate.titles)
+    following = [[0] * len(answer.positions) for answer in found]
+    clusters = make_gate("clusters", factories.make_taxonomy(), site, found, following, 0)
+    assert clusters.size == 4
+
+
+def test_tensors_on_two_devices_cannot_meet() -> None:
+    with pretend_gpu.pretending():
+        here, there = torch.ones(2, device=FIRST), torch.ones(2, device=SECOND)
+        with pytest.raises(pretend_gpu.DeviceError, match="same device"):
+            here + there
+        with pytest.raises(pretend_gpu.DeviceError, match="same device"):
+            here + torch.ones(2)
+        with pytest.raises(pretend_gpu.DeviceError, match="same device"):
+            torch.ones(2)[torch.tensor([0], device=FIRST)]
+        with pytest.raises(pretend_gpu.DeviceError, match="numpy"):
+            here.numpy()
+        assert (here + torch.tensor(1.0)).tolist() == [2.0, 2.0]
+        assert (here + there.to(FIRST)).device == FIRST
+
+
+WAITS_PER_ROUND = {"base": 8, "takeover": 16, "hybrid": 31, "self-gate": 19}
+"""Points of a round at which the host may wait for a device, whatever the batch."""
+LAUNCHES_PER_ROUND = {"base": 150, "takeover": 330, "hybrid": 500, "self-gate": 330}
+"""Kernels of a round, those of the models (3 blocks each) included, whatever the batch."""
+
+
+@pytest.mark.parametrize("where", ["one", "two"])
+@pytest.mark.parametrize("count", [1, 4, 16])
+@pytest.mark.parametrize("name", WAITS_PER_ROUND)
+def test_a_round_stays_within_its_budget(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, name: str, count: int, where: str
+) -> None:
+    rounds = 0
+    unwatched = Session.round
+
+    def watched(session: Session, length: int | None = None) -> Round:
+        nonlocal rounds
+        rounds += 1
+        return unwatched(session, length)
+
+    monkeypatch.setattr(Session, "round", watched)
+    models = factories.make_models(make_model, "llama")
+    rung, _ = rungs("llama")[name]
+    settings = HybridSettings(max_new_tokens=24, block_tokens=1)
+    with pretend_gpu.pretending() as ledger:
+        PUT[where](models)
+        ledger.clear()
+        traces = decode(models, tally_problems(16, seed=5)[-count:], rung, settings)
+    assert rounds == max(len(trace.tokens) for trace in traces) > 10
+    assert ledger.waits.total() / rounds <= WAITS_PER_ROUND[name], ledger.waits.most_common(9)
+    assert ledger.launches / rounds <= LAUNCHES_PER_ROUND[name]
