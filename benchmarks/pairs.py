@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from howwhen.lm.alignment import ModelPair
-from howwhen.lm.models import LanguageModel, fingerprint
+from howwhen.lm.models import LanguageModel
 from howwhen.probes import Gate, SelfGate
 from howwhen.records import Problem
 from howwhen.vectors import Network, VectorSet
@@ -78,10 +78,8 @@ def smol_shape() -> Bench:
     for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
         theirs.copy_(ours + NOISE * ours.std() * torch.randn_like(ours))
     pair = ModelPair(
-        LanguageModel("shape-base", fingerprint(base, tokenizer), base, tokenizer, "{question}"),
-        LanguageModel(
-            "shape-thinking", fingerprint(thinking, tokenizer), thinking, tokenizer, "{question}"
-        ),
+        LanguageModel("shape-base", "", base, tokenizer, "{question}"),
+        LanguageModel("shape-thinking", "", thinking, tokenizer, "{question}"),
     )
     text = " ".join(f"w{number}" for number in range(100, 180))
     problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]

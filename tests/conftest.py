@@ -20,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from howwhen.lm.models import LanguageModel, fingerprint
+from howwhen.lm.models import LanguageModel
 from howwhen.lm.prompts import CHAT
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
@@ -119,7 +119,7 @@ def make_model() -> MakeModel:
         model.eval().requires_grad_(False)
         title = name or f"{architecture}-{seed}"
         tokenizer = build_tokenizer()
-        return LanguageModel(title, fingerprint(model, tokenizer), model, tokenizer, CHAT)
+        return LanguageModel(title, title, model, tokenizer, CHAT)
 
     return make
 

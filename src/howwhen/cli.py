@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -22,16 +22,17 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from howwhen.errors import HowwhenError, RedoError, SettingsError
-from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
 from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.records import LadderRungName, Measurement
 from howwhen.settings import (
     PRESETS,
+    Attention,
     ConvertFormat,
     ExportFormat,
     Overrides,
+    Precision,
     Preset,
     RunSettings,
     explain,
@@ -112,6 +113,16 @@ class Shortcuts:
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
+    base_device: str | None = None
+    """Short for --models.base-device."""
+    thinking_device: str | None = None
+    """Short for --models.thinking-device."""
+    device_map: Literal["auto"] | None = None
+    """Short for --models.device-map."""
+    dtype: Precision | None = None
+    """Short for --models.dtype."""
+    attention: Attention | None = None
+    """Short for --models.attention."""
 
     def overrides(self) -> Overrides:
         """The settings they are short for."""
@@ -123,7 +134,11 @@ class Shortcuts:
             **tokens,
         }
         hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
-        sections: dict[str, Overrides] = {"collect": collect, "hybrid": hybrid}
+        models: Overrides = {
+            name: getattr(self, name)
+            for name in ("base_device", "thinking_device", "device_map", "dtype", "attention")
+        }
+        sections = {"collect": collect, "hybrid": hybrid, "models": models}
         return {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
@@ -360,7 +375,7 @@ def chat(
     if strength is not None:
         loaded = loaded.at_strength(strength)
     console = Console(highlight=False)
-    painter = Painter(loaded.pair.base.tokenizer, loaded.titles, loaded.models.end_ids)
+    painter = Painter(loaded.pair.tokenizer, loaded.titles, loaded.models.end_ids)
     for text in [question] if question else _questions(console, loaded.pair):
         show(console, painter, loaded.stream(text), why)
 
@@ -604,7 +619,6 @@ for _name, (_steps, _help) in _COMMANDS.items():
 
 def main() -> None:
     """Entry point: run a command. Every expected error becomes a paragraph and exit code 2."""
-    keep_freed_memory()
     console = Console(stderr=True, highlight=False)
     try:
         app(_with_new_flags(sys.argv[1:]), exit_on_error=False, print_error=False)

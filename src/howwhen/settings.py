@@ -5,11 +5,20 @@ lives here and nowhere else. A preset picks sizes for all steps at once; flags a
 it.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from howwhen.errors import SettingsError
 from howwhen.records import LadderRungName
@@ -35,8 +44,23 @@ Method = Literal[
     "pca-agglomerative",
 ]
 """Top-K sparse autoencoders, or a clustering (`pca-`: of principal components)."""
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Numbers that a model's weights and activations are held in."""
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+"""Implementations of attention in transformers."""
+
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
+        raise ValueError("expected cpu, cuda, cuda:N (the GPU number N, from 0) or mps")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_check_device)]
+"""`cpu`, `cuda`, `cuda:1`, ... or `mps`."""
 
 
 class _Settings(BaseModel):
@@ -48,6 +72,47 @@ class _Settings(BaseModel):
 def _or_none(value: Any) -> Any:
     """None for the words that mean "no text" on the command line."""
     return None if value in ("", "none", "None", "null") else value
+
+
+class ModelSettings(_Settings):
+    """Models: where each of them is, and in what precision it computes."""
+
+    base_device: Device | None = None
+    """Device of the base: cpu, cuda, cuda:1, ... Defaults to the first GPU, or the CPU if there is
+    none."""
+    thinking_device: Device | None = None
+    """The same for the thinking model."""
+    reader_device: Device | None = None
+    """The same for `discover.reader`. Defaults to the thinking model's."""
+    judge_device: Device | None = None
+    """The same for `discover.judge_local`."""
+    dtype: Precision = "auto"
+    """Numbers that weights and activations are held in. `auto` takes the checkpoint's own on a GPU,
+    and float32 on a CPU."""
+    attention: Attention | None = None
+    """Implementation of attention. Defaults to the library's choice for the model."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads each model over all GPUs, and over the CPU if they are too small (needs
+    accelerate). Devices are not used then."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base on the hub. Defaults to the main branch."""
+    thinking_revision: str | None = None
+    """The same for the thinking model."""
+    reader_revision: str | None = None
+    """The same for `discover.reader`."""
+    judge_revision: str | None = None
+    """The same for `discover.judge_local`."""
+
+    @model_validator(mode="after")
+    def _is_mapped_or_placed(self) -> "ModelSettings":
+        devices = [name for name in type(self).model_fields if name.endswith("_device")]
+        given = [name for name in devices if getattr(self, name) is not None]
+        if self.device_map is not None and given:
+            raise ValueError(
+                f"device_map {self.device_map} and {', '.join(given)}; expected one of them, as a "
+                "device map chooses the devices"
+            )
+        return self
 
 
 class JudgeSettings(_Settings):
@@ -387,6 +452,8 @@ class RunSettings(_Settings):
     """Step 5."""
     present: PresentSettings = PresentSettings()
     """Step 6."""
+    models: ModelSettings = ModelSettings()
+    """Where the models are."""
 
 
 Overrides = dict[str, Any]

@@ -88,7 +88,7 @@ def test_a_pair_that_does_not_load_is_broken(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(_: Pair) -> None:
         raise ModelError("its weights are cut off")
 
-    monkeypatch.setattr(Pair, "check", refuse)
+    monkeypatch.setattr(Pair, "models", refuse)
     broken = [one for one in examine_machine(load=True) if one.is_broken]
     assert [(one.what, one.found) for one in broken] == [
         ("tally-rl", "its weights are cut off"),

@@ -13,6 +13,7 @@ from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge, Request, Usage, open_endpoint
 from howwhen.lm.generate import Sampling, generate
 from howwhen.lm.models import LanguageModel, load_model
+from howwhen.lm.placement import Placement
 from howwhen.settings import DiscoverSettings
 
 
@@ -100,7 +101,10 @@ class LocalJudge:
 
 
 def open_judge(
-    settings: DiscoverSettings, cache: Path | None, say: Callable[[str], None]
+    settings: DiscoverSettings,
+    cache: Path | None,
+    say: Callable[[str], None],
+    placement: Placement = Placement(),
 ) -> Judge | None:
     """A model on this machine, or one behind an endpoint; None where the settings name neither.
 
@@ -108,6 +112,7 @@ def open_judge(
         settings: of the step.
         cache: folder of an endpoint's replies; None keeps none.
         say: told about damaged cache files.
+        placement: of a local model.
 
     Raises:
         SettingsError: an address or key that cannot work.
@@ -115,5 +120,5 @@ def open_judge(
         ModelError: a local model that cannot be loaded.
     """
     if settings.judge_local is not None:
-        return LocalJudge(load_model(settings.judge_local))
+        return LocalJudge(load_model(settings.judge_local, placement=placement))
     return open_endpoint(settings, cache, say)

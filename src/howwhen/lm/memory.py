@@ -1,6 +1,7 @@
 """Memory settings for a process that constantly allocates and frees large tensors."""
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -18,3 +19,12 @@ def keep_freed_memory() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
         for parameter in _MALLOPT.values():
             mallopt(parameter, _MAX_BYTES)
+
+
+def free_unused() -> None:
+    """Give memory of GPUs that nothing refers to back to other processes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

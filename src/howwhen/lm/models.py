@@ -1,21 +1,26 @@
-"""A language model with its tokenizer and prompt, loaded from disk first and checked.
+"""A language model with its tokenizer and prompt, loaded from its files and checked.
 
-Loading checks what would otherwise fail hours later: the folder exists, the weights are complete,
-the decoder blocks are found, and steering changes the output and can be undone.
+What its files say (layers, vocabulary, prompt, fingerprint) is known from an outline, without its
+weights. Loading checks what would otherwise fail hours later: the folder exists, the weights are
+complete, the decoder blocks are found, and steering changes the output and can be undone.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,7 +30,10 @@ from transformers.utils.logging import (
     is_progress_bar_enabled,
 )
 
-from howwhen.errors import ModelError
+from howwhen.errors import MissingExtraError, ModelError
+from howwhen.lm.checkpoint import WEIGHTS, commit_of, model_folder, read_header, weights_digest
+from howwhen.lm.memory import keep_freed_memory
+from howwhen.lm.placement import Placement
 from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
 from howwhen.lm.residual import check_layer, check_steerable, find_blocks
 
@@ -40,7 +48,7 @@ class LanguageModel:
     name: str
     """Hub id, folder or name in the zoo, as the user gave it."""
     fingerprint: str
-    """Hash of everything that determines its output; part of every run's provenance."""
+    """Hash of the files that determine its output; empty for a model made in memory."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     prompt: str = CHAT
@@ -49,9 +57,20 @@ class LanguageModel:
     """Commit on the hub; None for a local model."""
     think_tags: ThinkTags = THINK_TAGS
     """The texts that open and close the thinking part of its answers."""
+    device_type: str | None = None
+    """Kind of device (`cpu`, `cuda`) that an outline's weights will be on; None once loaded."""
 
     def __post_init__(self) -> None:
         check_think_tags(self.think_tags)
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What decides the last bits of its logits, apart from its files."""
+        return {
+            "device": self.device_type or self.device.type,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": str(self.model.config._attn_implementation),
+        }
 
     @property
     def device(self) -> torch.device:
@@ -130,27 +149,85 @@ def load_model(
     prompt: str = CHAT,
     think_tags: ThinkTags = THINK_TAGS,
     name: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    placement: Placement = Placement(),
 ) -> LanguageModel:
-    """Load a model folder or hub id.
+    """Load a model folder or hub id, frozen and in evaluation mode.
 
     Raises:
-        ModelError: there is no model, its weights are broken, or its blocks cannot be found.
+        ModelError: there is no model, its weights are broken, its blocks cannot be found, or the
+            device is not there.
+        InputError: a think tag is empty.
+    """
+    outline = outline_model(
+        source, prompt=prompt, think_tags=think_tags, name=name, placement=placement
+    )
+    folder, device = model_folder(source, placement.revision), placement.find_device()
+    for file in folder.glob(WEIGHTS):
+        read_header(file)
+    kwargs: dict[str, Any] = {"dtype": outline.model.dtype}
+    if placement.attention is not None:
+        kwargs["attn_implementation"] = placement.attention
+    if find_spec("accelerate") is not None and (placement.device_map or device.type == "cuda"):
+        kwargs["device_map"] = placement.device_map or {"": device}
+    elif placement.device_map is not None:
+        raise MissingExtraError(
+            "a device map needs the library `accelerate`; type: pip install 'howwhen[gpu]'"
+        )
+    if device.type == "cpu":
+        keep_freed_memory()
+    try:
+        with _bars_for_downloads_only(source):
+            model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"cannot load a causal language model from {str(source)!r}: {error}. Give a folder "
+            "written by save_pretrained, or a hub id reachable from here"
+        ) from error
+    if "device_map" not in kwargs:
+        model.to(device)
+    return replace(outline, model=_prepared(model), device_type=None)
+
+
+def outline_model(
+    source: str | Path,
+    *,
+    prompt: str = CHAT,
+    think_tags: ThinkTags = THINK_TAGS,
+    name: str | None = None,
+    placement: Placement = Placement(),
+) -> LanguageModel:
+    """All that a model's files say about it, with weights that hold no values (device `meta`).
+
+    Raises:
+        ModelError: there is no model, its blocks cannot be found, or the device is not there.
         InputError: a think tag is empty.
     """
     check_think_tags(think_tags)
-    _check_folder(source)
+    folder, device = model_folder(source, placement.revision), placement.find_device()
     try:
-        with _bars_for_downloads_only(source):
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        dtype = placement.find_dtype(config)
+        attention = {"attn_implementation": placement.attention} if placement.attention else {}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"cannot load a causal language model and its tokenizer from {str(source)!r}: "
             f"{error}. Give a folder written by save_pretrained, or a hub id reachable from here"
         ) from error
-    return wrap_model(
-        model, tokenizer, prompt=prompt, think_tags=think_tags, name=name or str(source)
+    find_blocks(model)
+    return LanguageModel(
+        name=name or str(source),
+        fingerprint=_fingerprint(model, tokenizer, folder),
+        model=model,
+        tokenizer=tokenizer,
+        prompt=prompt,
+        revision=commit_of(folder),
+        think_tags=think_tags,
+        device_type=device.type,
     )
 
 
@@ -167,15 +244,15 @@ def _bars_for_downloads_only(source: str | Path) -> Iterator[None]:
         enable_progress_bar()
 
 
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder or hub id, without the model.
 
     Raises:
         ModelError: there is no tokenizer.
     """
-    _check_folder(source)
+    folder = model_folder(source, revision)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a tokenizer from {str(source)!r}: {error}") from error
     return tokenizer
@@ -191,23 +268,28 @@ def wrap_model(
 ) -> LanguageModel:
     """Make a language model of a loaded model, which is frozen and set to evaluation mode.
 
+    It has no fingerprint, since it has no files.
+
     Raises:
         ModelError: its blocks cannot be found.
         InputError: a think tag is empty.
     """
+    return LanguageModel(
+        name=name,
+        fingerprint="",
+        model=_prepared(model),
+        tokenizer=tokenizer,
+        prompt=prompt,
+        think_tags=think_tags,
+    )
+
+
+def _prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, frozen and in evaluation mode."""
     model.eval().requires_grad_(False)
     find_blocks(model)
     _make_head_input_contiguous(model)
-    revision = getattr(model.config, "_commit_hash", None)
-    return LanguageModel(
-        name=name,
-        fingerprint=fingerprint(model, tokenizer),
-        model=model,
-        tokenizer=tokenizer,
-        prompt=prompt,
-        revision=revision,
-        think_tags=think_tags,
-    )
+    return model
 
 
 def _make_head_input_contiguous(model: PreTrainedModel) -> None:
@@ -220,12 +302,8 @@ def _make_head_input_contiguous(model: PreTrainedModel) -> None:
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short hash of config, vocabulary, chat template and weights.
-
-    Each weight contributes its name, its shape and up to 4,096 evenly spaced values.
-    """
-    digest = hashlib.sha256()
+def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+    """A short hash of config, end tokens, vocabulary, chat template and weights."""
     config = {
         name: value
         for name, value in model.config.to_diff_dict().items()
@@ -233,34 +311,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     }
     end_ids = getattr(model.generation_config, "eos_token_id", None)
     template = getattr(tokenizer, "chat_template", None)
-    description = [config, end_ids, sorted(tokenizer.get_vocab().items()), template]
-    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
-        digest.update(f"{key}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_folder(source: str | Path) -> None:
-    folder = Path(source)
-    looks_local = isinstance(source, Path) or str(source).startswith((".", "/", "~"))
-    if looks_local and not folder.is_dir():
-        raise ModelError(
-            f"there is no model folder {str(source)!r}; expected a folder with config.json and "
-            "*.safetensors. `howwhen zoo list` shows the pairs that come with names"
-        )
-    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        _check_weights(file)
-
-
-def _check_weights(file: Path) -> None:
-    try:
-        with safe_open(file, "pt") as opened:
-            _ = opened.keys()
-    except SafetensorError as error:
-        raise ModelError(
-            f"{file} is not a complete safetensors file ({error}); expected weights written by "
-            "save_pretrained. Copy or download the file again"
-        ) from error
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    described = [config, end_ids, vocabulary, template, weights_digest(folder)]
+    content = json.dumps(described, sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -80,7 +80,8 @@ def _answer(run: Run, written: Mapping[str, Trace], batch: Sequence[Problem]) ->
     if not written:
         return collect_rollouts(run.pair.thinking, batch, settings)
     segmenter = find_segmenter(settings)
-    return [trace_rollout(run.pair.thinking, written[problem.id], segmenter) for problem in batch]
+    outline = run.pair.thinking_outline
+    return [trace_rollout(outline, written[problem.id], segmenter) for problem in batch]
 
 
 def _count(traces: Traces, rollouts: Sequence[Rollout]) -> TraceCounts:

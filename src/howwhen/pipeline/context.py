@@ -1,7 +1,6 @@
 """One run as every step sees it: pair, settings, folder, and typed readers of its records."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from howwhen.elicit.report import ElicitReport
@@ -31,6 +30,9 @@ class Run:
     folder: RunFolder
     reporter: Reporter
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pair", self.pair.placed(self.settings.models))
+
     def problems(self, *splits: Split) -> list[Problem]:
         """The run's problems of these splits, in order."""
         problems = self.folder.step("collect").read_records("problems.jsonl", Problem)
@@ -58,7 +60,7 @@ class Run:
         """Both models, under the run's policy for tokens that only one of them knows."""
         return self.pair.models(self.settings.hybrid.one_sided_tokens)
 
-    @cached_property
+    @property
     def reader(self) -> LanguageModel:
         """The model whose activations are read to find the taxonomy."""
         return self.pair.reader(self.settings.discover.reader)
@@ -66,7 +68,8 @@ class Run:
     @property
     def taxonomy_layers(self) -> tuple[int, ...]:
         """The blocks of the reader that are read."""
-        return self.pair.reading_layers(self.reader, self.settings.discover.layers)
+        discover = self.settings.discover
+        return self.pair.reading_layers(discover.reader, discover.layers)
 
     @property
     def gate_layer(self) -> int:
@@ -76,7 +79,7 @@ class Run:
         the blocks that would be read in the thinking model.
         """
         taxonomy, layers = self.taxonomy(), self.pair.chosen_taxonomy_layers
-        is_own = taxonomy.model == self.pair.thinking.name
+        is_own = taxonomy.model == self.pair.thinking_source
         return taxonomy.layer if is_own else layers[len(layers) // 2]
 
     @property

@@ -31,6 +31,7 @@ from howwhen.discover.validate import confusion
 from howwhen.formats.saelens import export_saelens
 from howwhen.judge.endpoint import describe_usage
 from howwhen.judge.local import open_judge
+from howwhen.lm.placement import Placement
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.shards import Activations, read_activations
 from howwhen.pipeline.store import StepFolder
@@ -47,7 +48,9 @@ def discover(run: Run, step: StepFolder) -> DiscoverCounts:
     """Read the sentences, train the grid of taxonomies, choose one and name its categories."""
     settings, report = run.settings.discover, run.reporter.say
     # A judge that cannot be used is refused before anything is read.
-    judge = open_judge(settings, run.folder.judge_cache, report)
+    judge = open_judge(
+        settings, run.folder.judge_cache, report, Placement.of(run.settings.models, "judge")
+    )
     rollouts, questions = run.rollouts_with_questions()
     corpus = Corpus(rollouts, _labels(run, rollouts), settings.min_words)
     activations = _read(run, step, corpus, questions)
@@ -116,7 +119,8 @@ def _read(run: Run, step: StepFolder, corpus: Corpus, questions: Sequence[str]) 
     """The activations of all sentences, from shards that are there or from the reader."""
     reader = run.reader
     # The answers' own tokens, or the reader's tokens of their text.
-    to_input = own_tokens if reader is run.pair.thinking else retokenized
+    is_own = run.pair.is_own_reader(run.settings.discover.reader)
+    to_input = own_tokens if is_own else retokenized
     is_trained = split_by_rollout(corpus.rollouts, corpus.is_trained)
     reader_inputs: list[ReaderInput] = [
         to_input(reader, rollout, reader.prompt_ids(question), trained)
@@ -137,7 +141,7 @@ def _grid_of_layer(
         sentences = corpus.layer_sentences(
             activations, layer, run.taxonomy_layers, settings.seeds[0]
         )
-        cells = discover_layer(run.reader.name, sentences, settings, run.reporter.say)
+        cells = discover_layer(activations.reader, sentences, settings, run.reporter.say)
         for number, cell in enumerate(cells):
             step.write_taxonomy(cell.taxonomy, f"{name}-{number:03}.safetensors")
         step.write_records(f"{name}.jsonl", [cell.scores for cell in cells])

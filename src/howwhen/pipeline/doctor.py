@@ -5,7 +5,6 @@ what to type. Broken is only what keeps the embedded pairs from running, or a st
 files are not what it wrote.
 """
 
-import json
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from howwhen.errors import HowwhenError, ModelError, StoreError
+from howwhen.lm.checkpoint import read_header
 from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.folders import RunFiles
 from howwhen.zoo.pairs import find_pair, local_folder
@@ -25,8 +25,6 @@ from howwhen.zoo.smol import SMOLLM2
 
 EMBEDDED = ("tally-rl", "tally-sft")
 FOR_DEVELOPERS = "dev"
-MAX_HEADER_BYTES = 100_000_000
-"""Longest header of a safetensors file, as the format says."""
 MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
 
 
@@ -137,22 +135,12 @@ def check_model_files(folder: Path) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} has no {name}")
-    weights = folder / "model.safetensors"
-    try:
-        with weights.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
-    expected, size = 8 + length + max(ends, default=0), weights.stat().st_size
-    if size != expected:
-        raise ModelError(f"{weights} has {size} bytes, expected {expected}")
+    read_header(folder / "model.safetensors")
 
 
 def _load_pair(name: str) -> Finding:
     try:
-        find_pair(name).check()
+        _ = find_pair(name).models().alignment
     except HowwhenError as error:
         return Finding(name, str(error), "install howwhen again", is_broken=True)
     return Finding(name, "loads, aligns and can be steered")

@@ -66,6 +66,7 @@ class ElicitCounts:
 def elicit(run: Run, step: StepFolder) -> ElicitCounts:
     """Find disagreements, name them with a gate, train vectors and the self-gate."""
     models, answers = run.models(), _read(run)
+    models.base.check_steering(run.steer_layer)
     gate, agreement = _choose_gate(run, answers)
     step.write_gate("gate.safetensors", gate)
     fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer))
@@ -159,7 +160,7 @@ def _choose_gate(run: Run, answers: _Answers) -> tuple[Gate, dict[str, GateAgree
     return choose_gate(
         settings.gate,
         taxonomy,
-        find_site(taxonomy, run.pair.thinking.name, run.gate_layer, answers.train),
+        find_site(taxonomy, run.pair.thinking_source, run.gate_layer, answers.train),
         LabelledDecisions(answers.train, categories[0]),
         LabelledDecisions(answers.selection, categories[1]),
         settings.seeds[0],

@@ -29,15 +29,17 @@ def step_key(run: Run, name: StepName) -> Key:
     if name == "collect":
         upstream["problems"] = problems_digest(run.pair, run.settings)
     settings, additive = step_settings(run.pair, run.settings, name)
-    models = {role: _describe(getattr(run.pair, role)) for role in MODELS_USED.get(name, ())}
-    if name == "discover" and run.reader is not run.pair.thinking:
-        models["reader"] = _describe(run.reader)
+    outlines = {"base": run.pair.base_outline, "thinking": run.pair.thinking_outline}
+    models = {role: _describe(outlines[role]) for role in MODELS_USED.get(name, ())}
+    reader = run.settings.discover.reader
+    if name == "discover" and not run.pair.is_own_reader(reader):
+        models["reader"] = _describe(run.pair.reader_outline(reader))
     return Key({**settings, **_layers(run, name)}, models, upstream, additive)
 
 
 def _describe(model: LanguageModel) -> Json:
     names = ("name", "revision", "fingerprint", "prompt", "think_tags")
-    return {name: getattr(model, name) for name in names}
+    return {**{name: getattr(model, name) for name in names}, **model.numerics}
 
 
 def _layers(run: Run, name: StepName) -> Json:

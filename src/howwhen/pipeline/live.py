@@ -174,5 +174,6 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
 
 def _max_tokens(pair: Pair) -> int:
     """Maximum length of an answer that leaves room for most questions."""
-    contexts = [model.context or MAX_ANSWER_TOKENS for model in (pair.base, pair.thinking)]
+    outlines = (pair.base_outline, pair.thinking_outline)
+    contexts = [outline.context or MAX_ANSWER_TOKENS for outline in outlines]
     return min(MAX_ANSWER_TOKENS, *(context * 5 // 8 for context in contexts))

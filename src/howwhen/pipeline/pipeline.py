@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.errors import RedoError
+from howwhen.lm.placement import Role
 from howwhen.lm.residual import check_layer
 from howwhen.pipeline import shards
 from howwhen.pipeline.collect import collect
@@ -37,12 +38,21 @@ STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], object]] = {
     "present": present,
 }
 """What each step does."""
+ROLES: dict[StepName, tuple[Role, ...]] = {
+    "collect": ("thinking",),
+    "discover": ("thinking", "reader"),
+    "elicit": ("base", "thinking"),
+    "hybrid": ("base", "thinking"),
+}
+"""Models that a step may keep from the one before. It loads them when it needs them."""
 PRESERVED_FOLDERS: dict[StepName, tuple[str, ...]] = {"discover": (shards.FOLDER,)}
 """Folders of a step that know themselves whether they fit."""
 
 
 def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = STEPS) -> None:
-    """Load the pair and the problems, and refuse now what would fail later. Nothing is written.
+    """Read the problems and all that the models' files say, and refuse now what would fail later.
+
+    No weights are loaded, and nothing is written.
 
     Args:
         pair: the pair.
@@ -58,12 +68,13 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
     if "hybrid" in steps:
         check_test_problems(problems)
     find_segmenter(settings.collect)
+    pair = pair.placed(settings.models)
     pair.check()
-    reader = pair.reader(settings.discover.reader)
-    for layer in pair.reading_layers(reader, settings.discover.layers):
-        check_layer(reader.model, layer)
+    source = settings.discover.reader
+    for layer in pair.reading_layers(source, settings.discover.layers):
+        check_layer(pair.reader_outline(source).model, layer)
     if settings.elicit.layer is not None:
-        pair.base.check_steering(settings.elicit.layer)
+        check_layer(pair.base_outline.model, settings.elicit.layer)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Pipeline(Run):
         check_inputs(self.pair, self.settings)
         for name in STEPS:
             self.do(name)
+        self.pair.release()
 
     def do(self, name: StepName) -> None:
         """Do one step, unless it is done already with these settings and models.
@@ -110,6 +122,7 @@ class Pipeline(Run):
         self.folder.claim(owner_of(self.pair))
         step.begin(key)
         started = time.monotonic()
+        self.pair.release(*ROLES.get(name, ()))
         counts = STEP_FUNCTIONS[name](self, step)
         step.finish(key, counts)
         self.reporter.say(f"  done in {time.monotonic() - started:.0f} s")

@@ -36,6 +36,8 @@ class Activations:
     """The shards of one reading; rows are in the order of rollouts and their spans."""
 
     step: StepFolder
+    reader: str
+    """Name of the model that read."""
     layers: tuple[int, ...]
     counts: tuple[int, ...]
     """Sentences in each shard."""
@@ -101,7 +103,7 @@ def read_activations(
             step.write_tensors(_name(number), _shard(start, own, means), {})
         counts.append(_check_shard(step, number, own, layers))
         report(start + len(own))
-    return Activations(step, tuple(layers), tuple(counts))
+    return Activations(step, reader.name, tuple(layers), tuple(counts))
 
 
 def _name(shard: int) -> str:
@@ -121,6 +123,7 @@ def _reading(
     return {
         "reader": reader.name,
         "fingerprint": reader.fingerprint,
+        **reader.numerics,
         "layers": sorted(layers),
         "batch_tokens": how.batch_tokens,
         "bfloat16": how.bfloat16,

@@ -50,7 +50,7 @@ def make_service(ready: "LoadedRungs") -> "Service":
     return Service(
         name=pair.name,
         engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).rung),
-        tokenizer=pair.base.tokenizer,
+        tokenizer=pair.tokenizer,
         rungs=tuple(ready.rungs),
         titles=ready.gate.titles,
         settings=ready.settings,

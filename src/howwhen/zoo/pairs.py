@@ -3,16 +3,18 @@
 Nothing heavy is imported until a model is loaded, so that pairs can be listed and checked at once.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from howwhen.errors import ModelError, PairError
+from howwhen.lm.placement import Placement, Role
 from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK_TAGS, ThinkTags, check_prompt
 from howwhen.records import Problem
-from howwhen.settings import Overrides
+from howwhen.settings import ModelSettings, Overrides
 from howwhen.zoo.smol import SMOLLM2
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
@@ -61,58 +63,116 @@ class Pair:
     """Maximum tokens per answer, in rollouts and hybrids; defaults to that of the settings."""
     truth: Truth | None = field(default=None, repr=False)
     """Known labels of sentences, for pairs with known truth."""
+    placing: ModelSettings = field(default=ModelSettings(), repr=False)
+    """Where the models are put."""
+    _loaded: "dict[str, LanguageModel]" = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Models that are in memory."""
+
+    def placed(self, settings: ModelSettings) -> "Pair":
+        """The same pair with its models put elsewhere; nothing that is loaded is moved."""
+        return self if settings == self.placing else replace(self, placing=settings)
+
+    @property
+    def base(self) -> "LanguageModel":
+        """The base model, loaded and checked on first use, and kept until `release`."""
+        if "base" not in self._loaded:
+            loaded = self._open("base", is_outline=False)
+            _check_loaded(loaded, self.chosen_steer_layer)
+            self._loaded["base"] = loaded
+        return self._loaded["base"]
+
+    @property
+    def thinking(self) -> "LanguageModel":
+        """The thinking model, loaded and checked on first use, and kept until `release`."""
+        if "thinking" not in self._loaded:
+            loaded = self._open("thinking", is_outline=False)
+            _check_loaded(loaded, loaded.layer_count - 1)
+            self._loaded["thinking"] = loaded
+        return self._loaded["thinking"]
+
+    def reader(self, source: str | None) -> "LanguageModel":
+        """The model that reads the sentences: the thinking model, or one of another source."""
+        if self.is_own_reader(source):
+            return self.thinking
+        key = f"reader {source}"
+        if key not in self._loaded:
+            self._loaded[key] = self._open("reader", source, is_outline=False)
+        return self._loaded[key]
+
+    def release(self, *kept: Role) -> None:
+        """Free the memory of all models that are loaded, but for some roles."""
+        for key in [key for key in self._loaded if key.split()[0] not in kept]:
+            del self._loaded[key]
+        if "torch" in sys.modules:
+            from howwhen.lm.memory import free_unused
+
+            free_unused()
 
     @cached_property
-    def base(self) -> "LanguageModel":
-        """The base model, loaded on first use."""
-        from howwhen.lm.models import load_model
+    def base_outline(self) -> "LanguageModel":
+        """The base without its weights: all that its files say."""
+        return self._open("base", is_outline=True)
 
-        source = _resolve(self.base_source)
-        return load_model(source, prompt=check_prompt(self.base_prompt), name=self.base_source)
+    @cached_property
+    def thinking_outline(self) -> "LanguageModel":
+        """The thinking model without its weights."""
+        return self._open("thinking", is_outline=True)
+
+    def reader_outline(self, source: str | None) -> "LanguageModel":
+        """The reader without its weights."""
+        if self.is_own_reader(source):
+            return self.thinking_outline
+        return self._open("reader", source, is_outline=True)
+
+    def is_own_reader(self, source: str | None) -> bool:
+        """Whether this source of a reader means the thinking model."""
+        return source is None or source == self.thinking_source
+
+    def _open(self, role: Role, source: str | None = None, *, is_outline: bool) -> "LanguageModel":
+        from howwhen.lm.models import load_model, outline_model
+
+        sources = {"base": self.base_source, "thinking": self.thinking_source}
+        prompts = {"base": self.base_prompt, "thinking": self.thinking_prompt}
+        found = source or sources[role]
+        open_ = outline_model if is_outline else load_model
+        return open_(
+            _resolve(found),
+            prompt=check_prompt(prompts.get(role, CHAT)),
+            think_tags=self.think_tags if role == "thinking" else THINK_TAGS,
+            name=found,
+            placement=Placement.of(self.placing, role),
+        )
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The base's tokenizer, for reading answers without the models."""
         from howwhen.lm.models import load_tokenizer
 
-        return load_tokenizer(_resolve(self.base_source))
-
-    @cached_property
-    def thinking(self) -> "LanguageModel":
-        """The thinking model, loaded on first use."""
-        from howwhen.lm.models import load_model
-
-        source = _resolve(self.thinking_source)
-        prompt, think_tags = check_prompt(self.thinking_prompt), self.think_tags
-        return load_model(source, prompt=prompt, think_tags=think_tags, name=self.thinking_source)
+        return load_tokenizer(_resolve(self.base_source), self.placing.base_revision)
 
     @property
     def chosen_steer_layer(self) -> int:
         """The block to steer: the pair's own, or the middle one."""
         if self.steer_layer is not None:
             return self.steer_layer
-        return self.base.layer_count // 2
+        return self.base_outline.layer_count // 2
 
     @property
     def chosen_taxonomy_layers(self) -> tuple[int, ...]:
         """The blocks to read: the pair's own, or up to six spread over the model."""
         if self.taxonomy_layers is not None:
             return self.taxonomy_layers
-        return _spread(self.thinking)
+        return _spread(self.thinking_outline)
 
-    def reader(self, source: str | None) -> "LanguageModel":
-        """The model that reads the sentences: the thinking model, or one of another source."""
-        if source is None:
-            return self.thinking
-        return _load_reader(source)
-
-    def reading_layers(
-        self, reader: "LanguageModel", layers: tuple[int, ...] | None
-    ) -> tuple[int, ...]:
-        """The blocks of `reader` to read: those asked for, the pair's own, or six spread ones."""
+    def reading_layers(self, source: str | None, layers: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The blocks of a reader to read: those asked for, the pair's own, or six spread ones."""
         if layers is not None:
             return layers
-        return self.chosen_taxonomy_layers if reader is self.thinking else _spread(reader)
+        if self.is_own_reader(source):
+            return self.chosen_taxonomy_layers
+        return _spread(self.reader_outline(source))
 
     @property
     def overrides(self) -> Overrides:
@@ -141,18 +201,23 @@ class Pair:
         return ModelPair(self.base, self.thinking, one_sided)
 
     def check(self) -> None:
-        """Load both models and refuse the pair now if it cannot work.
+        """Refuse the pair if its files show that it cannot work.
+
+        Whether a model can be read with a masked cache and steered shows when it is loaded. The
+        thinking model is loaded first; a base of another architecture is tried here.
 
         Raises:
             ModelError: a model that cannot be loaded or steered.
             PairError: vocabularies that do not match.
         """
-        from howwhen.hybrid.streams import check_streams
+        from howwhen.lm.alignment import align
+        from howwhen.lm.residual import check_layer
 
-        _ = self.models().alignment
-        self.base.check_steering(self.chosen_steer_layer)
-        check_streams(self.base, self.chosen_steer_layer)
-        check_streams(self.thinking, self.thinking.layer_count - 1)
+        base, thinking = self.base_outline, self.thinking_outline
+        align(base, thinking)
+        check_layer(base.model, self.chosen_steer_layer)
+        if type(base.model) is not type(thinking.model):
+            _ = self.base
 
 
 def find_pair(name: str) -> Pair:
@@ -281,11 +346,12 @@ def _published_pairs() -> list[Pair]:
     ]
 
 
-@lru_cache(maxsize=1)
-def _load_reader(source: str) -> "LanguageModel":
-    from howwhen.lm.models import load_model
+def _check_loaded(model: "LanguageModel", layer: int) -> None:
+    """Refuse a model that cannot be steered, or read with a masked cache."""
+    from howwhen.hybrid.streams import check_streams
 
-    return load_model(_resolve(source), name=source)
+    model.check_steering(layer)
+    check_streams(model, layer)
 
 
 def _spread(model: "LanguageModel") -> tuple[int, ...]:
