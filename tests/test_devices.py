@@ -249,7 +249,7 @@ def test_tensors_on_two_devices_cannot_meet() -> None:
 
 WAITS_PER_ROUND = {"base": 8, "takeover": 16, "hybrid": 31, "self-gate": 19}
 """Points of a round at which the host may wait for a device, whatever the batch."""
-LAUNCHES_PER_ROUND = {"base": 150, "takeover": 330, "hybrid": 500, "self-gate": 330}
+LAUNCHES_PER_ROUND = {"base": 160, "takeover": 350, "hybrid": 520, "self-gate": 340}
 """Kernels of a round, those of the models (3 blocks each) included, whatever the batch."""
 
 

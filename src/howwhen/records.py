@@ -231,6 +231,14 @@ class HybridToken(NamedTuple):
     or cannot write it."""
     candidates: tuple[Candidate, ...] = ()
     """What a sweep tried here; empty for a policy with a single strength."""
+    base_margin: float | None = None
+    """Score of `base_id` minus that of the base's second choice, in nats; at most 1000. None in
+    traces written before margins were noted."""
+    thinking_margin: float | None = None
+    """The same of `thinking_id`; None also where the thinking model was not run."""
+    is_tie: bool = False
+    """Whether one of the two margins is within the rounding of its model's numbers, so that a
+    disagreement here may be none."""
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -263,6 +271,11 @@ class HybridTrace:
     def decisions(self) -> int:
         """Number of tokens at which the rung intervened."""
         return sum(token.is_decision for token in self.tokens)
+
+    @property
+    def ties(self) -> int:
+        """Number of tokens at which the rung intervened although a model's choice was a tie."""
+        return sum(token.is_decision and token.is_tie for token in self.tokens)
 
     @property
     def changed(self) -> int:
@@ -376,7 +389,7 @@ class RungMeasurement:
     truncated_fraction: float
     """Answers that reached the token limit, whatever their grade."""
     steered_fraction: float
-    """Tokens at which the rung intervened, per token, pooled."""
+    """Tokens at which the rung intervened, per token, pooled. Ties are among them."""
     changed_fraction: float
     """Tokens that differ from the unsteered base's, per token, pooled."""
     gap_recovered: float | None
@@ -404,6 +417,9 @@ class RungMeasurement:
     flips: Flips | None = None
     """This rung against the base; None for the base itself, and in runs measured before they were
     counted."""
+    tie_fraction: float = 0.0
+    """Tokens at which the rung intervened although a model's first two choices were closer than the
+    rounding of its numbers, per token, pooled."""
 
     __repr__ = one_line
 

@@ -24,9 +24,12 @@ from howwhen.hybrid.choice import (
     randomise,
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
+from howwhen.hybrid.ledger import MAX_MARGIN, Opinion
+from howwhen.hybrid.sampling import Sampler, gumbel_noise
 from howwhen.hybrid.streams import PromptCache
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.lm.alignment import ModelPair
+from howwhen.lm.head import multiply_in_float32
 from howwhen.pipeline.hybrid import _idle_decisions
 from howwhen.probes import SelfGate
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
@@ -675,3 +678,53 @@ def test_a_rung_that_runs_no_thinking_model_cannot_ask_for_it() -> None:
     context = context_of(torch.zeros(1, 9), None)
     with pytest.raises(SettingsError, match="`needs_thinking = False` asked for the thinking"):
         Takeover().act(context)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_margins_are_the_distance_to_the_second_choice(
+    make_model: MakeModel, temperature: float
+) -> None:
+    models = make_models(make_model)
+    settings = HybridSettings(max_new_tokens=8, temperature=temperature)
+    for problem in PROBLEMS[:2]:
+        trace = decode(models, [problem], Takeover(), settings)[0]
+        prompts = [model.prompt_ids(problem.question) for model in (models.base, models.thinking)]
+        sampler = Sampler(temperature)
+        for position, token in enumerate(trace.tokens):
+            noted = (token.base_margin, token.thinking_margin)
+            own = (token.base_id, token.thinking_id)
+            for model, prompt, margin, wanted in zip(
+                (models.base, models.thinking), prompts, noted, own, strict=True
+            ):
+                logits = next_logits(model, [*prompt, *ids(trace)[:position]])
+                noise = gumbel_noise(0, [problem.id], [position], len(logits))
+                top = sampler.scores(logits[None], noise)[0].topk(2)
+                assert wanted == int(top.indices[0])
+                assert margin == pytest.approx(float(top.values[0] - top.values[1]), abs=2e-4)
+        assert not any(token.is_tie for token in trace.tokens)
+
+
+def test_a_choice_within_the_rounding_of_its_logit_is_a_tie() -> None:
+    scores = torch.tensor([[[20.0, 19.95, 1.0], [20.0, 19.8, 1.0], [20.0, 20.0, 1.0]]])
+    half, whole = (torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float32))
+    assert Opinion.of(scores, scores, half).is_tie.tolist() == [[True, False, True]]
+    assert Opinion.of(scores, scores, whole).is_tie.tolist() == [[False, False, True]]
+    assert Opinion.of(scores, scores, half).margin[0, :2].tolist() == pytest.approx(
+        [0.05, 0.2], abs=1e-5
+    )
+    alone = torch.tensor([[[3.0, -torch.inf]]])
+    assert Opinion.of(alone, alone, half).margin.item() == MAX_MARGIN
+
+
+def test_ties_are_counted_apart_in_half_precision(make_model: MakeModel) -> None:
+    models = make_models(make_model)
+    for model in (models.base, models.thinking):
+        model.model.to(torch.bfloat16)
+        multiply_in_float32(model.model)
+    settings = HybridSettings(max_new_tokens=60)
+    traces = decode(models, tally_problems(16, seed=3), Takeover(), settings)
+    tied = [token for trace in traces for token in trace.tokens if token.is_tie]
+    assert len(tied) > 3
+    for token in tied:
+        assert min(token.base_margin or 0.0, token.thinking_margin or 0.0) < 0.3
+    assert sum(trace.ties for trace in traces) == sum(token.is_decision for token in tied)

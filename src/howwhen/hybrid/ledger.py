@@ -5,9 +5,10 @@ back until there are enough of them: small tensor operations cost most.
 """
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from howwhen.hybrid.steering import Steered
@@ -15,6 +16,8 @@ from howwhen.records import HybridToken
 
 MAX_BUFFERED_LOGITS = 2**23
 """Logits that are held back before tokens are noted."""
+MAX_MARGIN = 1000.0
+"""Noted where a model has no second choice."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,30 @@ class Opinion:
     token: Int[Tensor, "stream g"]
     """The token that it would have written."""
     logits: Float[Tensor, "stream g vocabulary"]
+    margin: Float[Tensor, "stream g"]
+    """Score of that token minus that of its second choice."""
+    is_tie: Bool[Tensor, "stream g"]
+    """Whether the margin is within the rounding of the model's numbers."""
+
+    @classmethod
+    def of(
+        cls,
+        scores: Float[Tensor, "stream g shared"],
+        logits: Float[Tensor, "stream g vocabulary"],
+        rounding: float,
+    ) -> "Opinion":
+        """From scores.
+
+        Args:
+            scores: what the written token is the argmax of.
+            logits: those of the model.
+            rounding: relative to the size of a logit, in units of the scores.
+        """
+        token = scores.argmax(2)
+        first, second = scores.topk(2, dim=2).values.unbind(2)
+        margin = (first - second).clamp(max=MAX_MARGIN)
+        size = logits.gather(2, token[..., None])[..., 0].abs()
+        return cls(token, logits, margin, margin <= rounding * size)
 
 
 @dataclass(frozen=True)
@@ -72,7 +99,7 @@ class Ledger:
         ids = [token for done in self.pending for stream in done.ids for token in stream]
         base = _notes([done.base for done in self.pending], self.pending, ids)
         opinions = [done.thinking for done in self.pending if done.thinking is not None]
-        unknown: list[tuple[None, None]] = [(None, None)] * len(ids)
+        unknown = [_Note(None, None, None, False)] * len(ids)
         thinking = _notes(opinions, self.pending, ids) if opinions else unknown
         places = [(done, *place) for done in self.pending for place in done.emitted]
         for place, token, ours, theirs in zip(places, ids, base, thinking, strict=True):
@@ -81,33 +108,55 @@ class Ledger:
             self.tokens[done.rows[stream]].append(
                 HybridToken(
                     id=token,
-                    base_id=ours[0],
-                    thinking_id=theirs[0],
+                    base_id=ours.token,
+                    thinking_id=theirs.token,
                     category=steered.category if steered else None,
                     coefficient=steered.coefficient if steered else None,
                     window=steered.window if steered else 0,
                     is_decision=done.is_decision[stream][offset],
-                    base_log_prob=ours[1],
-                    thinking_log_prob=theirs[1],
+                    base_log_prob=ours.log_prob,
+                    thinking_log_prob=theirs.log_prob,
                     candidates=steered.candidates if steered else (),
+                    base_margin=ours.margin,
+                    thinking_margin=theirs.margin,
+                    is_tie=ours.is_tie or theirs.is_tie,
                 )
             )
         self.pending, self.buffered_logits = [], 0
 
 
-def _notes(
-    opinions: list[Opinion], rounds: list[Round], ids: list[int]
-) -> list[tuple[int, float | None]]:
-    """One model's own token at every emitted token, and the log-probability that it gave it."""
-    own, rows = [], []
+class _Note(NamedTuple):
+    """One model's own token at an emitted token, and what it thought of it."""
+
+    token: Any
+    log_prob: float | None
+    """Of the emitted token."""
+    margin: float | None
+    is_tie: bool
+
+
+def _notes(opinions: list[Opinion], rounds: list[Round], ids: list[int]) -> list[_Note]:
+    """One model's notes on all emitted tokens."""
+    own, rows, margins, ties = [], [], [], []
     for opinion, done in zip(opinions, rounds, strict=True):
         device = opinion.logits.device
         places = torch.tensor(done.emitted, dtype=torch.long, device=device).view(-1, 2)
         own.append(opinion.token[places[:, 0], places[:, 1]])
         rows.append(opinion.logits[places[:, 0], places[:, 1]])
+        margins.append(opinion.margin[places[:, 0], places[:, 1]])
+        ties.append(opinion.is_tie[places[:, 0], places[:, 1]])
     logits = torch.cat(rows)
     log_probs = _log_probs(logits, torch.tensor(ids, device=logits.device))
-    return list(zip(torch.cat(own).tolist(), log_probs, strict=True))
+    return [
+        _Note(token, log_prob, round(margin, 4), is_tie)
+        for token, log_prob, margin, is_tie in zip(
+            torch.cat(own).tolist(),
+            log_probs,
+            torch.cat(margins).tolist(),
+            torch.cat(ties).tolist(),
+            strict=True,
+        )
+    ]
 
 
 def _log_probs(

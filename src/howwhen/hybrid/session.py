@@ -28,6 +28,7 @@ from howwhen.hybrid.sampling import Sampler, gumbel_noise, uniform_numbers
 from howwhen.hybrid.steering import Steered, SteeredPlaces, steer
 from howwhen.hybrid.streams import Streams
 from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
 from howwhen.records import Problem
 from howwhen.settings import HybridSettings
 
@@ -171,9 +172,15 @@ class Session:
         rows = self.rows
         self._roll_back(draft.length, ids)
         self._note(ids)
-        opinion = None if verdict is None else Opinion(verdict.scores.argmax(2), verdict.logits)
-        own = Opinion(draft.scores.argmax(2), draft.logits)
-        return Round(rows, ids, plan.is_decision, steered, own, opinion)
+        own = Opinion.of(draft.scores, draft.logits, self._rounding(self.models.base))
+        other = None
+        if verdict is not None:
+            other = Opinion.of(verdict.scores, verdict.logits, self._rounding(self.models.thinking))
+        return Round(rows, ids, plan.is_decision, steered, own, other)
+
+    def _rounding(self, model: LanguageModel) -> float:
+        """That of a model's logits, in units of its scores."""
+        return model.rounding / (self.settings.temperature or 1.0)
 
     def compact(self) -> None:
         """Drop finished streams once there are enough of them to be worth a copy of the caches."""

@@ -32,6 +32,7 @@ from transformers.utils.logging import (
 
 from howwhen.errors import MissingExtraError, ModelError
 from howwhen.lm.checkpoint import WEIGHTS, commit_of, model_folder, read_header, weights_digest
+from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.placement import Placement
 from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
@@ -62,6 +63,11 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         check_think_tags(self.think_tags)
+
+    @property
+    def rounding(self) -> float:
+        """Distance of neighbouring numbers of its precision, relative to their size."""
+        return torch.finfo(self.model.dtype).eps
 
     @property
     def numerics(self) -> dict[str, str]:
@@ -289,6 +295,7 @@ def _prepared(model: PreTrainedModel) -> PreTrainedModel:
     model.eval().requires_grad_(False)
     find_blocks(model)
     _make_head_input_contiguous(model)
+    multiply_in_float32(model)
     return model
 
 

@@ -44,6 +44,8 @@ class GradedTrace:
     changed: int
     steered_passes: int
     needs_thinking: bool
+    ties: int = 0
+    """Interventions at which a model's choice was a tie."""
 
     def grade(self, mode: Mode) -> Grade:
         """The grade by one of the modes."""
@@ -73,6 +75,7 @@ def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> Graded
         finish=trace.finish,
         tokens=len(trace.tokens),
         decisions=trace.decisions,
+        ties=trace.ties,
         changed=trace.changed,
         steered_passes=trace.steered_passes,
         needs_thinking=trace.needs_thinking,
@@ -160,6 +163,7 @@ class _Scale:
             against_hybrid=self._against_hybrid(name, outcomes),
             gains=find_gains(outcomes, self.base, self.thinking),
             flips=None if name == "base" else find_flips(outcomes, self.base),
+            tie_fraction=sum(trace.ties for trace in traces) / tokens,
         )
 
     def _against_hybrid(self, name: RungName, outcomes: Outcomes) -> Comparison | None:

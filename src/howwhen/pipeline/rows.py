@@ -92,6 +92,12 @@ class TokenRow(NamedTuple):
     """Of `id`, in nats; None where the base cannot write it."""
     thinking_log_prob: float | None
     """Of `id`, in nats; None where the thinking model was not run or cannot write it."""
+    base_margin: float | None
+    """Score of `base_id` minus that of the base's second choice, in nats."""
+    thinking_margin: float | None
+    """The same of `thinking_id`."""
+    is_tie: bool
+    """Whether one of the margins is within the rounding of its model's numbers."""
 
 
 class GradeRow(NamedTuple):
@@ -134,6 +140,8 @@ class LadderRow(NamedTuple):
     gap_recovered_high: float | None
     steered: float
     """Tokens at which the rung intervened."""
+    ties: float
+    """Share of tokens at which the rung intervened although a model's choice was a tie."""
     changed: float
     """Tokens that differ from the unsteered base's."""
     flexible_accuracy: float
@@ -252,6 +260,9 @@ def token_rows(
             window=token.window if is_steered else None,
             base_log_prob=token.base_log_prob,
             thinking_log_prob=token.thinking_log_prob,
+            base_margin=token.base_margin,
+            thinking_margin=token.thinking_margin,
+            is_tie=token.is_tie,
         )
 
 
@@ -267,6 +278,7 @@ def ladder_row(name: str, rung: RungMeasurement) -> LadderRow:
         gap_recovered_low=interval.low if interval else None,
         gap_recovered_high=interval.high if interval else None,
         steered=rung.steered_fraction,
+        ties=rung.tie_fraction,
         changed=rung.changed_fraction,
         flexible_accuracy=rung.flexible_accuracy,
         strict_accuracy=rung.strict_accuracy,

@@ -17,7 +17,15 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
-from howwhen.records import Flips, Gains, HybridTrace, Measurement, RungName, Work
+from howwhen.records import (
+    Flips,
+    Gains,
+    HybridTrace,
+    Measurement,
+    RungMeasurement,
+    RungName,
+    Work,
+)
 
 if TYPE_CHECKING:
     from howwhen.discover.report import GridRow
@@ -96,7 +104,7 @@ def verdict(measurement: Measurement) -> str:
         for name, rung in measurement.rungs.items()
         if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
     ]
-    comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips)
+    comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips) + ties_text(hybrid)
     if controls:
         comparisons += f" Controls: {', '.join(controls)}."
     return (
@@ -124,6 +132,17 @@ def flips_text(flips: Flips | None) -> str:
     return (
         f" Against the base it turns {flips.gained} problems from wrong to right and {flips.lost} "
         "from right to wrong."
+    )
+
+
+def ties_text(rung: RungMeasurement) -> str:
+    """How many disagreements may be none; empty if there is no such one."""
+    if not rung.tie_fraction:
+        return ""
+    share = rung.tie_fraction / rung.steered_fraction
+    return (
+        f" At {share:.1%} of the steered tokens one of the models was undecided: its first two "
+        "choices were closer than the rounding of its numbers (ties)."
     )
 
 
