@@ -6,17 +6,17 @@ wait for the device is counted, by line of the package, and so is each kernel th
 launched. Nothing is said of kernels, rounding, memory or speed.
 """
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.residual import find_blocks
@@ -122,13 +122,33 @@ class PretendTensor(Tensor):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return args[0].place
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        tensors = list(_tensors((args, kwargs)))
         place = _check_places(func, args, tensors)
         _count(func, args, tensors)
-        result = func(*tree_map(_real, args), **tree_map(_real, kwargs))
+        result = func(*_mapped(args, _real), **_mapped(kwargs, _real))
         if _returns_its_first(func, args, result):
             return args[0]
-        return tree_map(lambda value: _placed(value, place), result)
+        return _mapped(result, lambda value: _placed(value, place))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nested lists, tuples and dicts with all that they hold changed."""
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(part, change) for part in value])
+    if isinstance(value, dict):
+        return {name: _mapped(part, change) for name, part in value.items()}
+    return change(value)
 
 
 def _real(value: Any) -> Any:
@@ -149,7 +169,7 @@ def _check_places(func: Any, args: Any, tensors: Sequence[Tensor]) -> torch.devi
     own = [t for t in tensors if isinstance(t, PretendTensor)]
     places = {place_of(tensor) for tensor in tensors if tensor.dim() or place_of(tensor) != CPU}
     if func in INDEXES and place_of(args[0]) != CPU:
-        index = [t for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)]
+        index = list(_tensors(args[1]))
         others = {place_of(args[0])} | {place_of(t) for t in args[2:3] if t.dim()}
         if len({*others, *(place_of(t) for t in index if place_of(t) != CPU)}) == 1:
             return place_of(args[0])
@@ -182,9 +202,12 @@ LEDGER = Ledger()
 
 
 def line_of_package() -> str:
-    for frame in reversed(traceback.extract_stack()):
-        if "/howwhen/" in frame.filename and "site-packages" not in frame.filename:
-            return f"{frame.filename.rpartition('/howwhen/')[2]}:{frame.lineno}"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if "/howwhen/" in file and "site-packages" not in file:
+            return f"{file.rpartition('/howwhen/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
     return "elsewhere"
 
 
@@ -194,7 +217,7 @@ def _wait(what: str) -> None:
 
 def _count(func: Any, args: Any, tensors: Sequence[Tensor]) -> None:
     if func in INDEXES:
-        for index in (t for t in tree_flatten(args[1])[0] if isinstance(t, Tensor)):
+        for index in _tensors(args[1]):
             if index.dtype in (torch.bool, torch.uint8):
                 _wait("index by truth values")
             elif place_of(index) == CPU:
@@ -283,7 +306,7 @@ def _bring_to(place: torch.device) -> Callable[..., Any]:
         def bring(value: Any) -> Any:
             return value.to(place) if isinstance(value, Tensor) else value
 
-        return tree_map(bring, args), tree_map(bring, dict(kwargs))
+        return _mapped(args, bring), _mapped(dict(kwargs), bring)
 
     return hook
 

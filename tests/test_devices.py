@@ -50,12 +50,10 @@ from tests.conftest import MakeModel
 
 PROBLEMS = tally_problems(5, seed=3)
 FIRST, SECOND, THIRD = (torch.device(f"cuda:{number}") for number in range(3))
-SETTINGS = HybridSettings(max_new_tokens=16, block_tokens=4)
-SAMPLED = HybridSettings(max_new_tokens=12, temperature=0.8, top_p=0.9)
-PERSISTENT = HybridSettings(max_new_tokens=12, cache_policy="persistent")
+SETTINGS = HybridSettings(max_new_tokens=8, block_tokens=4)
+SAMPLED = HybridSettings(max_new_tokens=6, temperature=0.8, top_p=0.9)
+PERSISTENT = HybridSettings(max_new_tokens=6, cache_policy="persistent")
 ELICIT = ElicitSettings(steps=4, validate_every=2, batch_size=2, probe_steps=20, seeds=(0,))
-ARCHITECTURES = ("llama", "qwen2")
-PLACEMENTS = ("one", "two", "split")
 
 
 def on_one(models: ModelPair) -> None:
@@ -131,7 +129,7 @@ def placed(
 
 EVERYWHERE = pytest.mark.parametrize(
     "placed",
-    [(architecture, where) for architecture in ARCHITECTURES for where in PLACEMENTS],
+    [*(("llama", where) for where in PUT), ("qwen2", "split")],
     ids=lambda pair: "-".join(pair),
     indirect=True,
 )
@@ -143,10 +141,10 @@ def test_every_rung_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]) 
     architecture = plain.base.name.removesuffix("-0")
     steered = 0
     for name, (rung, settings) in rungs(architecture).items():
-        expected = decode(plain, PROBLEMS, rung, settings)
-        assert decode(moved, PROBLEMS, rung, settings) == expected, name
+        expected = decode(plain, PROBLEMS[:4], rung, settings)
+        assert decode(moved, PROBLEMS[:4], rung, settings) == expected, name
         steered += sum(token.category is not None for trace in expected for token in trace.tokens)
-    assert steered > 100
+    assert steered > 50
 
 
 @EVERYWHERE
