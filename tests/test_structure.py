@@ -108,7 +108,8 @@ TOUCHES = re.compile(r"(?<!step)\.(?:read_text|read_bytes|write_text)\(|(?<!\w)o
 MAY_TOUCH = {
     "collect/problems.py", "formats/files.py", "formats/published.py", "formats/saelens.py",
     "judge/cache.py", "lm/checkpoint.py", "measure/published.py", "pipeline/export.py",
-    "pipeline/files.py", "pipeline/folders.py", "pipeline/plan.py", "settings.py",
+    "pipeline/files.py", "pipeline/folders.py", "pipeline/hardware.py", "pipeline/plan.py",
+    "settings.py",
 }  # fmt: skip
 
 

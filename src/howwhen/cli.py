@@ -98,6 +98,30 @@ class PairOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class PlacingOptions:
+    """Where the models are put; the names are those of the settings section `models`."""
+
+    base_device: str | None = None
+    """Device of the base, such as cuda:0 or cpu. Defaults to the first GPU, or the CPU."""
+    thinking_device: str | None = None
+    """Device of the thinking model."""
+    device_map: Literal["auto"] | None = None
+    """Spread each model over all GPUs."""
+    dtype: Precision | None = None
+    """Precision. By default the checkpoint's own on a GPU, and float32 on a CPU."""
+    attention: Attention | None = None
+    """Implementation of attention."""
+
+    def place(self, name: str) -> "Pair":
+        """The pair of that name with its models put there."""
+        from howwhen.zoo.pairs import find_pair
+
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        return find_pair(name).placed(make_settings({"models": given}).models)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class Shortcuts:
     """Short flags for what is set most often."""
 
@@ -113,16 +137,7 @@ class Shortcuts:
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
-    base_device: str | None = None
-    """Short for --models.base-device."""
-    thinking_device: str | None = None
-    """Short for --models.thinking-device."""
-    device_map: Literal["auto"] | None = None
-    """Short for --models.device-map."""
-    dtype: Precision | None = None
-    """Short for --models.dtype."""
-    attention: Attention | None = None
-    """Short for --models.attention."""
+    placing: PlacingOptions = PlacingOptions()
 
     def overrides(self) -> Overrides:
         """The settings they are short for."""
@@ -134,11 +149,7 @@ class Shortcuts:
             **tokens,
         }
         hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
-        models: Overrides = {
-            name: getattr(self, name)
-            for name in ("base_device", "thinking_device", "device_map", "dtype", "attention")
-        }
-        sections = {"collect": collect, "hybrid": hybrid, "models": models}
+        sections = {"collect": collect, "hybrid": hybrid, "models": vars(self.placing)}
         return {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
@@ -346,6 +357,7 @@ def chat(
     why: bool = False,
     strength: Annotated[float | None, Parameter(name=["--strength", "--coefficient"])] = None,
     preset: Preset = "small",
+    placing: PlacingOptions = PlacingOptions(),
 ) -> None:
     """Answer a question with a live hybrid, tokens coloured by category.
 
@@ -366,12 +378,14 @@ def chat(
         Coefficient (alpha): multiply what the vectors add by this.
     preset:
         Sizes of the first three steps, if they are run.
+    placing:
+        Where the models are put.
     """
     _check_live(pair, out)
     from howwhen.pipeline.live import open_rung
     from howwhen.present.terminal import Painter, show
 
-    loaded = open_rung(pair, out, rung, preset)
+    loaded = open_rung(placing.place(pair), out, rung, preset)
     if strength is not None:
         loaded = loaded.at_strength(strength)
     console = Console(highlight=False)
@@ -408,6 +422,7 @@ def serve(
     port: int = 8000,
     key_variable: str = "HOWWHEN_KEY",
     preset: Preset = "small",
+    placing: PlacingOptions = PlacingOptions(),
 ) -> None:
     """Serve every rung of a run with the OpenAI API, and a playground at the address itself.
 
@@ -426,6 +441,8 @@ def serve(
         Environment variable that holds the key that every request must bring, if it is set.
     preset:
         Sizes of the first three steps, if they are run.
+    placing:
+        Where the models are put.
     """
     from howwhen.serve.launch import check_address, check_packages, make_service, run_server
 
@@ -435,7 +452,7 @@ def serve(
     _check_live(pair, out)
     from howwhen.pipeline.live import open_rungs
 
-    loaded = open_rungs(pair, out, preset)
+    loaded = open_rungs(placing.place(pair), out, preset)
     place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     print(f"{pair}: rungs {', '.join(loaded.rungs)} at {place}", file=sys.stderr)
     run_server(make_service(loaded), host, port, key)
@@ -460,7 +477,14 @@ def export(run: Path, /, *, to: ExportFormat = "parquet", out: Path | None = Non
 
 
 @app.command
-def doctor(run: Path | None = None, /, *, load: bool = False) -> None:
+def doctor(
+    run: Path | None = None,
+    /,
+    *,
+    load: bool = False,
+    pair: str | None = None,
+    placing: PlacingOptions = PlacingOptions(),
+) -> None:
     """Look at what this machine has for howwhen or, given a run's folder, whether that is whole.
 
     Ends with exit code 1 if something is broken.
@@ -471,10 +495,17 @@ def doctor(run: Path | None = None, /, *, load: bool = False) -> None:
         A run's folder. What its steps wrote is read and compared with their provenance.
     load:
         Also load the embedded pairs, and check that they align and can be steered.
+    pair:
+        Also say what the models of this pair take in memory. Their files are fetched if needed.
+    placing:
+        Where the models of the pair would be put.
     """
     from howwhen.pipeline.doctor import examine_machine, examine_run
+    from howwhen.pipeline.hardware import examine_need
 
     findings = examine_machine(load) if run is None else examine_run(run)
+    if pair is not None:
+        findings += examine_need(placing.place(pair))
     table = Table("what", "found", "type")
     for finding in findings:
         shown = f"BROKEN: {finding.found}" if finding.is_broken else finding.found

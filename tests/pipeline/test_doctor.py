@@ -9,11 +9,11 @@ import pytest
 from howwhen.cli import app
 from howwhen.errors import ModelError, StoreError
 from howwhen.pipeline.doctor import (
-    Finding,
     check_model_files,
     examine_machine,
     examine_packages,
 )
+from howwhen.pipeline.hardware import Finding
 from howwhen.zoo.pairs import Pair
 from howwhen.zoo.tally import TALLY_WEIGHTS
 

@@ -3,13 +3,23 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from howwhen.errors import SettingsError
 from howwhen.records import LadderRungName
-from howwhen.settings import Count, HybridSettings, Preset, make_settings
+from howwhen.settings import (
+    Attention,
+    Count,
+    Device,
+    HybridSettings,
+    ModelSettings,
+    Precision,
+    Preset,
+    make_settings,
+)
+from howwhen.zoo.pairs import find_pair
 
 if TYPE_CHECKING:
     from howwhen.pipeline.live import LoadedRung
@@ -32,6 +42,16 @@ class RungArguments(BaseModel):
     """Sizes of the first three steps, used only if they have to be run."""
     batch_size: Count = HybridSettings().batch_size
     """Questions decoded together."""
+    base_device: Device | None = None
+    """Device of the base, such as cuda:0; defaults to the first GPU, or the CPU."""
+    thinking_device: Device | None = None
+    """The same for the thinking model."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads each model over all GPUs."""
+    dtype: Precision = "auto"
+    """Precision; by default the checkpoint's own on a GPU, and float32 on a CPU."""
+    attention: Attention | None = None
+    """Implementation of attention; defaults to the library's choice."""
 
     @classmethod
     def read(cls, arguments: Mapping[str, object]) -> "RungArguments":
@@ -62,7 +82,10 @@ class RungArguments(BaseModel):
         """
         from howwhen.pipeline.live import open_rung
 
-        ready = open_rung(self.pair, self.out, self.rung, self.preset)
+        names = ("base_device", "thinking_device", "device_map", "dtype", "attention")
+        placing = ModelSettings(**{name: getattr(self, name) for name in names})
+        pair = find_pair(self.pair).placed(placing)
+        ready = open_rung(pair, self.out, self.rung, self.preset)
         if self.strength is not None:
             ready = ready.at_strength(self.strength)
         return replace(ready, settings=changed(ready.settings, batch_size=self.batch_size))

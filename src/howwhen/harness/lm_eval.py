@@ -59,7 +59,7 @@ class HowwhenLM(LM):  # type: ignore[misc]
         """Open the rung.
 
         Args:
-            device: not used; lm-eval always passes one. Both models stay where they were loaded.
+            device: of both models, such as `cuda:0`, unless `arguments` name their devices.
             max_batch_size: not used; it limits lm-eval's own search for a batch size.
             arguments: those of `RungArguments`; a batch size of `auto` means the default.
 
@@ -70,6 +70,8 @@ class HowwhenLM(LM):  # type: ignore[misc]
         super().__init__()
         if str(arguments.get("batch_size")).startswith("auto"):
             del arguments["batch_size"]
+        if device is not None and "device_map" not in arguments:
+            arguments = {"base_device": device, "thinking_device": device, **arguments}
         self.ready = RungArguments.read(arguments).prepare()
 
     @classmethod

@@ -5,11 +5,9 @@ what to type. Broken is only what keeps the embedded pairs from running, or a st
 files are not what it wrote.
 """
 
-import os
 import platform
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
@@ -20,23 +18,12 @@ from howwhen.errors import HowwhenError, ModelError, StoreError
 from howwhen.lm.checkpoint import read_header
 from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.folders import RunFiles
+from howwhen.pipeline.hardware import Finding, examine_hardware
 from howwhen.zoo.pairs import find_pair, local_folder
 from howwhen.zoo.smol import SMOLLM2
 
 EMBEDDED = ("tally-rl", "tally-sft")
 FOR_DEVELOPERS = "dev"
-MEMORY = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked."""
-
-    what: str
-    found: str
-    advice: str = ""
-    """What to type; empty if nothing needs to be done."""
-    is_broken: bool = False
 
 
 def examine_machine(load: bool = False) -> list[Finding]:
@@ -49,7 +36,7 @@ def examine_machine(load: bool = False) -> list[Finding]:
     return [
         Finding("howwhen", f"{version('howwhen')}, Python {platform.python_version()}"),
         *examine_packages(requires("howwhen") or (), extras),
-        *_examine_hardware(),
+        *examine_hardware(),
         *map(_load_pair if load else _examine_pair, EMBEDDED),
         _examine_smollm2(),
         _examine_hub(),
@@ -100,20 +87,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _examine_hardware() -> list[Finding]:
-    import torch
-
-    unused = "; the GPU is not used" if torch.cuda.is_available() else ""
-    threads = f"torch uses {torch.get_num_threads()} threads{unused}"
-    findings = [Finding("processor", f"{os.cpu_count()} cores, {threads}")]
-    if all(name in os.sysconf_names for name in MEMORY):
-        page, pages = map(os.sysconf, MEMORY)
-        size = f"{page * pages / 2**30:.0f} GiB"
-        needed = "a pair with 1 billion parameters each takes 8 in float32"
-        findings.append(Finding("memory", f"{size}; {needed}"))
-    return findings
 
 
 def _examine_pair(name: str) -> Finding:

@@ -78,7 +78,7 @@ def run(
     )
     root = _root(chosen, out)
     _run_steps(chosen, settings, root, redo, reporter)
-    return RunResults(read_run(root, chosen))
+    return RunResults(read_run(root, chosen.placed(settings.models)))
 
 
 def _root(pair: Pair, out: str | Path | None) -> Path:

@@ -182,6 +182,8 @@ class Pair:
             own["discover"] = {"sizes": self.taxonomy_sizes}
         if self.longest_answer:
             own["collect"] = own["hybrid"] = {"max_new_tokens": self.longest_answer}
+        if placing := self.placing.model_dump(exclude_defaults=True):
+            own["models"] = placing
         return own
 
     @property
