@@ -140,6 +140,66 @@ def test_what_was_kept_aside_can_be_put_back(typed: TypeCommand, run: Path) -> N
     assert said.count("already done") == len(STEPS)
 
 
+def interrupt_redo(typed: TypeCommand, run: Path, *flags: object) -> None:
+    """Redo the hybrid step with other settings, and stop while the first rung is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("howwhen.pipeline.hybrid.decode", interrupt)
+        assert typed(*arguments(run, "hybrid"), *flags, "--redo")[0] == 130
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_redo_never_displaces_the_finished_step(
+    typed: TypeCommand, run: Path
+) -> None:
+    finished = contents(run / "4-hybrid")
+    for temperature in ("0.5", "0.6", "0.7"):
+        interrupt_redo(typed, run, "--hybrid.temperature", temperature)
+        assert contents(run / "4-hybrid.replaced") == finished
+    assert b"0.6" in (run / "4-hybrid.unfinished" / "settings.json").read_bytes()
+
+
+def test_a_finished_step_is_taken_back_after_an_interrupted_redo(
+    typed: TypeCommand, run: Path
+) -> None:
+    finished = contents(run / "4-hybrid")
+    interrupt_redo(typed, run, "--hybrid.temperature", "0.5")
+    code, error = typed(*arguments(run, "hybrid"))
+    assert code == 2
+    assert "A finished step is in" in error
+    assert "--redo takes it back" in error
+    code, error = typed(*arguments(run, "hybrid"), "--redo")
+    assert code == 0
+    assert "taken back from" in error
+    assert contents(run / "4-hybrid") == finished
+    assert not (run / "4-hybrid.replaced").exists()
+    assert typed(*arguments(run))[0] == 0
+
+
+def test_a_run_killed_between_two_renames_takes_the_finished_step_back(
+    typed: TypeCommand, run: Path
+) -> None:
+    finished = contents(run / "4-hybrid")
+    (run / "4-hybrid").rename(run / "4-hybrid.replaced")
+    (run / "4-hybrid").mkdir()
+    (run / "4-hybrid" / "started.json.partial").write_text("{")
+    code, error = typed(*arguments(run, "hybrid"))
+    assert code == 0
+    assert "taken back from" in error
+    assert contents(run / "4-hybrid") == finished
+
+
+def test_a_step_folder_that_is_a_link_can_be_redone_again_and_again(
+    typed: TypeCommand, run: Path, tmp_path: Path
+) -> None:
+    (run / "5-measure").rename(tmp_path / "elsewhere")
+    (run / "5-measure").symlink_to(tmp_path / "elsewhere")
+    for seed in (1, 2, 3):
+        assert typed(*arguments(run, "measure"), "--measure.seed", seed)[0] == 0
+
+
 def test_half_a_step_is_protected_too(typed: TypeCommand, run: Path) -> None:
     (run / "4-hybrid" / "provenance.json").unlink()
     before = contents(run)

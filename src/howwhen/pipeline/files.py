@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -67,12 +67,23 @@ class StepFiles:
     @property
     def digest(self) -> str | None:
         """Digest of the key this step was finished with; None while it is not done."""
-        return self._provenance()["key"] if (self.path / "provenance.json").exists() else None
+        is_done = (self.path / "provenance.json").exists()
+        return str(self._provenance()["key"]) if is_done else None
 
     @property
     def aside(self) -> Path:
         """Where the files of this step go when it is run again under another key."""
         return self.path.with_name(f"{self.path.name}.replaced")
+
+    @property
+    def unfinished(self) -> Path:
+        """Where files of an unfinished step go if a finished one is aside already."""
+        return self.path.with_name(f"{self.path.name}.unfinished")
+
+    @property
+    def aside_digest(self) -> str | None:
+        """Digest of the key that the step set aside was finished with; None if there is none."""
+        return replace(self, path=self.aside).digest
 
     def _provenance(self) -> Json:
         provenance = self.read_json("provenance.json")
@@ -89,10 +100,15 @@ class StepFiles:
         """How far this step is under `key`."""
         if self.digest == key.digest:
             return "done"
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not any(self._written()):
             return "new"
         begun = self._read_if_there("started.json").get("key")
         return "resumable" if begun == key.content_digest else "other"
+
+    def _written(self) -> Iterator[Path]:
+        """Files of the step, but for those that were being written when a run was killed."""
+        files = (path for path in self.path.rglob("*") if path.is_file())
+        return (path for path in files if path.suffix != ".partial")
 
     def changes(self, key: Key) -> list[str]:
         """In words, how `key` differs from the one the files were made under."""
@@ -132,24 +148,46 @@ class StepFiles:
         self.write_json("started.json", begun)
         self.write_json("settings.json", {**key.settings, **key.additive})
 
-    def set_aside(self, preserved: Sequence[str] = ()) -> None:
+    def set_aside(self, preserved: Sequence[str] = ()) -> Path:
         """Move all files to `NAME.replaced`, in place of what was set aside before.
+
+        Files of an unfinished step never take the place of a finished one: they go to
+        `NAME.unfinished`.
 
         Args:
             preserved: subfolders that are also kept here, since their users `claim` them.
+
+        Returns:
+            Where they are now.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        is_finished = self.digest is not None
+        aside = self.aside if is_finished or self.aside_digest is None else self.unfinished
+        try:
+            _remove(aside)
+            self.path.rename(aside)
+            for name in preserved:
+                if (aside / name).exists():
+                    _link_tree(aside / name, self.path / name)
+        except OSError as error:
+            raise cannot_write(aside, error) from error
+        return aside
+
+    def take_back(self) -> None:
+        """Put the finished step that was set aside in the place of an unfinished one.
 
         Raises:
             StoreError: the folder cannot be written.
         """
         try:
-            if self.aside.exists():
-                shutil.rmtree(self.aside)
-            self.path.rename(self.aside)
-            for name in preserved:
-                if (self.aside / name).exists():
-                    _link_tree(self.aside / name, self.path / name)
+            if self.path.exists():
+                _remove(self.unfinished)
+                self.path.rename(self.unfinished)
+            self.aside.rename(self.path)
         except OSError as error:
-            raise cannot_write(self.aside, error) from error
+            raise cannot_write(self.path, error) from error
 
     def claim(self, folder: str, described: Json) -> None:
         """Make a subfolder that holds only what belongs to this description, emptied if need be."""
@@ -388,6 +426,14 @@ def _lines(records: Sequence[Any]) -> bytes:
 def _first_mistake(error: ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, if it is there."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _link_tree(source: Path, target: Path) -> None:

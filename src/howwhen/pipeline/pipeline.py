@@ -18,7 +18,7 @@ from howwhen.pipeline.collect import collect
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.discover import discover
 from howwhen.pipeline.elicit import elicit
-from howwhen.pipeline.files import STEPS, StepName
+from howwhen.pipeline.files import STEPS, Key, StepName, StepState
 from howwhen.pipeline.hybrid import hybrid
 from howwhen.pipeline.keys import step_key
 from howwhen.pipeline.measure import measure
@@ -104,6 +104,10 @@ class Pipeline(Run):
         step, key = self.folder.step(name), step_key(self, name)
         number = f"{STEPS.index(name) + 1}/{len(STEPS)} {name}"
         state = step.state(key)
+        if self._takes_back(step, key, state):
+            step.take_back()
+            self.reporter.say(f"{number}: taken back from {step.aside}, where it was kept")
+            state = "done"
         if state == "done":
             step.check()
             self.reporter.say(f"{number}: already done")
@@ -112,10 +116,10 @@ class Pipeline(Run):
             changes = step.changes(key)
             if not (self.redo or name in RECOMPUTED):
                 raise RedoError(redo_message(self.folder.root, changes, [name]))
-            step.set_aside(PRESERVED_FOLDERS.get(name, ()))
+            aside = step.set_aside(PRESERVED_FOLDERS.get(name, ()))
             self.reporter.say(
                 f"{number}: settings or input changed ({'; '.join(changes)}), so it runs again; "
-                f"the former files are in {step.aside}"
+                f"the former files are in {aside}"
             )
         else:
             self.reporter.say(number)
@@ -126,3 +130,12 @@ class Pipeline(Run):
         counts = STEP_FUNCTIONS[name](self, step)
         step.finish(key, counts)
         self.reporter.say(f"  done in {time.monotonic() - started:.0f} s")
+
+    def _takes_back(self, step: StepFolder, key: Key, state: StepState) -> bool:
+        """Whether a finished step with this key is set aside, and no finished one is in its place.
+
+        Such a step is left by a run with `redo` that was interrupted. Unfinished work in its place
+        is kept too, but only moved with `redo`.
+        """
+        is_free = state == "new" or (self.redo and step.digest is None)
+        return is_free and step.aside_digest == key.digest

@@ -110,11 +110,17 @@ def _content_digest(sources: tuple[str, ...], _states: tuple[FileState | None, .
 def redo_message(root: Path, changes: Sequence[str], steps: Sequence[StepName]) -> str:
     """What would be lost, how to keep it, and how to go on all the same."""
     names = ", ".join(f"{STEPS.index(step) + 1}-{step}" for step in steps)
-    aside = shlex.quote(f"{RunFiles(root).step_path(steps[0])}.replaced")
+    folders = [RunFiles(root).step(step) for step in steps]
+    interrupted = [step for step in folders if step.digest is None and step.aside_digest]
+    where = interrupted[0].unfinished if interrupted else folders[0].aside
+    told = "".join(
+        f". A finished step is in {step.aside}; with its settings, --redo takes it back"
+        for step in interrupted
+    )
     return (
         f"{root} holds work made with other settings or input ({names}): {'; '.join(changes)}. To "
         "keep it, leave the change out or choose another --out. To redo it, add --redo: what is "
-        f"there is kept aside as {aside}"
+        f"there is kept aside as {shlex.quote(str(where))}{told}"
     )
 
 
