@@ -9,7 +9,7 @@ from howwhen.elicit.report import ElicitReport, ProbeScores, SeedTraining, Train
 from howwhen.formats.files import Json
 from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace, measure_ladder
-from howwhen.pipeline.files import Key, StepName, grades_file
+from howwhen.pipeline.files import STEPS, Key, StepName, grades_file
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.records import (
@@ -64,7 +64,9 @@ def make_run(root: Path, *steps: StepName) -> RunFolder:
     for name, write in writers.items():
         if steps and name not in steps:
             continue
-        step, key = folder.step(name), Key({"pair": PAIR.name}, {}, {})  # type: ignore[arg-type]
+        earlier = STEPS[: STEPS.index(name)]
+        upstream = {other: folder.step(other).digest for other in earlier}
+        step, key = folder.step(name), Key({"pair": PAIR.name}, {}, upstream)  # type: ignore[arg-type]
         step.begin(key)
         step.finish(key, write(step))
     return folder

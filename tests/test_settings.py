@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -84,3 +85,32 @@ def test_files_that_are_no_yaml_mapping_are_refused(tmp_path: Path, content: str
     path.write_text(content)
     with pytest.raises(SettingsError, match=r"c\.yaml"):
         read_config(path)
+
+
+def test_an_empty_section_overrides_nothing_and_one_of_another_kind_is_refused() -> None:
+    settings = make_settings(PRESETS["smoke"], {"collect": None, "hybrid": None, "present": None})
+    assert settings == make_settings(PRESETS["smoke"])
+    for content in (5, [1], "x"):
+        with pytest.raises(SettingsError, match="setting collect: found .* expected settings"):
+            make_settings(PRESETS["smoke"], {"collect": content}, {"collect": {}})
+    frozen = MappingProxyType({"temperature": 0.3})
+    assert make_settings(PRESETS["smoke"], {"hybrid": frozen}).hybrid.max_new_tokens == 160
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("elicit", "seeds", []),
+        ("elicit", "seeds", [-1]),
+        ("measure", "seed", -1),
+        ("hybrid", "strengths", []),
+        ("hybrid", "windows", []),
+        ("hybrid", "windows", [0]),
+        ("hybrid", "windows", [-3]),
+        ("hybrid", "temperature", float("inf")),
+        ("elicit", "weight_decay", float("nan")),
+    ],
+)
+def test_what_no_step_could_use_is_refused(section: str, name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"{section}.{name}"):
+        make_settings({section: {name: value}})

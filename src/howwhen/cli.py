@@ -244,7 +244,10 @@ def _may_redo(error: RedoError) -> bool:
         return False
     console = Console(stderr=True, highlight=False)
     console.print(str(error), markup=False, soft_wrap=True)
-    return Confirm.ask("Redo these steps?", default=False, console=console)
+    try:
+        return Confirm.ask("Redo these steps?", default=False, console=console)
+    except EOFError:
+        return False
 
 
 def _make_command(*steps: StepName) -> Callable[..., None]:
@@ -305,8 +308,10 @@ def measure(
     """
     if compare is not None:
         from howwhen.pipeline.compare import compare as compare_rungs
+        from howwhen.pipeline.plan import owner_of
 
         chosen = run.pair(pair)
+        RunFiles(run.folder(chosen)).check_owner(owner_of(chosen))
         print(compare_rungs(*compare, run.folder(chosen), run.choose(chosen).measure))
         return
     run.do(pair, "measure")
@@ -657,6 +662,11 @@ def main() -> None:
         cause = error.__cause__ if isinstance(error, CycloptsError) else None
         message = explain(cause) if isinstance(cause, ValidationError) else str(error)
         console.print(f"howwhen: {' '.join(message.split())}", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except OSError as error:
+        place = f" {error.filename}" if error.filename else ""
+        reason = error.strerror or error
+        console.print(f"howwhen: cannot use{place}: {reason}", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("howwhen: interrupted; the same command resumes from here")

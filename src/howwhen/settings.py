@@ -6,6 +6,7 @@ it.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,7 @@ from howwhen.errors import SettingsError
 from howwhen.records import LadderRungName
 
 Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float, Field(ge=0)]
 Preset = Literal["smoke", "small", "paper"]
@@ -65,7 +67,11 @@ Device = Annotated[str, AfterValidator(_check_device)]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
     )
 
 
@@ -233,7 +239,7 @@ class DiscoverSettings(JudgeSettings):
     """Sentences in one training batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     """Adam's learning rate at the start; it decays linearly to 0."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=2)] = (0, 1)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
     """Seeds of initialisation and batches. The autoencoder that explains most variance is kept, and
     the agreement between seeds is reported."""
     chosen_layer: int | None = None
@@ -308,7 +314,7 @@ class ElicitSettings(_Settings):
     """Maximum number of sentences per category that `span` trains on."""
     min_words: Count = 3
     """Sentences with fewer words are not trained on (`span` only)."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds of training. The one with the lowest selection loss is kept."""
     steps: Count = 1000
     """Maximum number of training steps per seed."""
@@ -365,9 +371,22 @@ class HybridSettings(_Settings):
     """How strongly to steer (coefficient, alpha): by the learned coefficient (the default of
     `decision`), by the first of `strengths`, or by a sweep over all `strengths` and `windows` that
     keeps the token most likely under the thinking model (the default of `span`)."""
-    strengths: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    strengths: Annotated[tuple[float, ...], Field(min_length=1)] = (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+    )
     """Multiples of what the vectors add, for `fixed` and `sweep`."""
-    windows: tuple[int | Literal["answer", "everything"], ...] = (1,)
+    windows: Annotated[tuple[Count | Literal["answer", "everything"], ...], Field(min_length=1)] = (
+        1,
+    )
     """How many of the last positions are steered, for `fixed` and `sweep`: numbers, `answer` (all
     of the answer so far) or `everything` (the prompt too)."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -414,7 +433,7 @@ class MeasureSettings(JudgeSettings):
     """Bootstrap samples behind every interval."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of every interval."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the bootstrap."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 5.0
     """Longest time the grader may take for one answer, in seconds."""
@@ -482,12 +501,22 @@ PRESETS: dict[Preset, Overrides] = {
 
 
 def merge(lower: Overrides, upper: Overrides) -> Overrides:
-    """`lower` overridden by `upper`, section by section."""
+    """`lower` overridden by `upper`, section by section. An empty section overrides nothing.
+
+    Raises:
+        SettingsError: a section that holds something other than settings.
+    """
     merged = dict(lower)
     for key, value in upper.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = merge(merged[key], value)
-        merged[key] = value
+        below = merged.get(key) or {}
+        if isinstance(value, Mapping | None) and isinstance(below, Mapping):
+            merged[key] = {**below, **(value or {})}
+        elif key in RunSettings.model_fields:
+            raise SettingsError(
+                f"setting {key}: found {value!r}, expected settings of {key} by name"
+            )
+        else:
+            merged[key] = value  # refused by validation, with the names there are
     return merged
 
 
@@ -501,7 +530,7 @@ _RENAMED = {
 def _with_new_names(layer: Overrides) -> Overrides:
     renamed = dict(layer)
     for section, names in _RENAMED.items():
-        if isinstance(values := renamed.get(section), dict):
+        if isinstance(values := renamed.get(section), Mapping):
             renamed[section] = {names.get(key, key): value for key, value in values.items()}
     return renamed
 

@@ -1,6 +1,7 @@
 """Exported files hold the tables, whatever the format."""
 
 import csv
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,10 @@ def test_a_failure_leaves_no_half_a_file(tmp_path: Path, to: str) -> None:
     folder = make_run(tmp_path / "run")
     traces = folder.step("hybrid").path / "traces" / "thinking-0.jsonl"
     traces.write_bytes(traces.read_bytes()[:-40])
+    provenance = folder.step("hybrid").read_object("provenance.json")
+    content = hashlib.sha256(traces.read_bytes()).hexdigest()
+    provenance["outputs"]["traces/thinking-0.jsonl"] = content  # damaged before it was finished
+    folder.step("hybrid").write_json("provenance.json", provenance)
     with pytest.raises(StoreError, match="cannot read"):
         export_run(tmp_path / "run", to, tmp_path / "out")
     names = {path.stem for path in (tmp_path / "out").iterdir()}

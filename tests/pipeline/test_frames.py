@@ -129,7 +129,8 @@ def test_a_name_that_begins_another_is_not_taken_for_it(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", "collect", "elicit")
     step = folder.step("hybrid")
     step.write_json("passes.json", ["traces/base-0.jsonl", "traces/base-step-by-step-0.jsonl"])
-    step.write_json("provenance.json", {"key": "k", "upstream": {}, "outputs": {}})
+    upstream = {name: folder.step(name).digest for name in ("collect", "discover", "elicit")}
+    step.write_json("provenance.json", {"key": "k", "upstream": upstream, "outputs": {}})
     for rung in ("base", "base-step-by-step"):
         step.write_records(f"traces/{rung}-0.jsonl", [make_trace(rung, PROBLEMS[2])])
     [traces] = read_run(tmp_path / "run").passes("base")

@@ -142,7 +142,7 @@ def test_names_that_do_not_exist_are_refused(run: RunResults, tmp_path: Path) ->
     unchecked = inspect.unwrap(hw.run)  # as it is outside of tests, which check types
     with pytest.raises(SettingsError, match="no preset 'tiny'; expected one of smoke, small, pap"):
         unchecked("tally-rl", preset="tiny", out=tmp_path / "run")
-    with pytest.raises(SettingsError, match="has no rung 'hybird'; expected one of base"):
+    with pytest.raises(SettingsError, match="there is no rung 'hybird'; expected one of base"):
         inspect.unwrap(hw.answer)("tally-rl", QUESTION, rung="hybird", out=run.folder)
 
 
@@ -177,3 +177,20 @@ def test_models_stay_loaded_from_question_to_question(
 
     monkeypatch.setattr("howwhen.lm.models.load_model", refuse)
     hw.answer("tally-rl", QUESTION, rung="takeover", out=run.folder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"question": " \n"}, "expected a text that asks something"),
+        ({"max_new_tokens": 0}, "expected at least 1"),
+        ({"coefficient": float("nan")}, "expected a finite number"),
+    ],
+)
+def test_answers_refuse_what_cannot_work_before_a_folder_is_made(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    given = {"question": "How many?", "out": tmp_path / "run", **wrong}
+    with pytest.raises(InputError, match=message):
+        hw.answer("tally-rl", **given)
+    assert not (tmp_path / "run").exists()

@@ -285,3 +285,74 @@ def test_a_full_disk_is_a_paragraph_and_leaves_nothing_half_written(
     monkeypatch.setattr(os, "fsync", real)
     assert typed(*arguments(run))[0] == 0
     assert contents(run) == before
+
+
+def test_a_question_that_is_left_with_ctrl_d_is_a_no(
+    typed: TypeCommand, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: object, **__: object) -> bool:
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(Confirm, "ask", leave)
+    before = contents(run)
+    code, error = typed(*arguments(run, "hybrid"), "--hybrid.temperature", "0.5")
+    assert code == 2
+    assert "add --redo" in error
+    assert contents(run) == before
+
+
+def test_every_step_that_would_run_again_is_named(typed: TypeCommand, run: Path) -> None:
+    error = typed(*arguments(run), "--collect.limit", "31")[1]
+    assert "(1-collect, 2-discover, 3-elicit, 4-hybrid)" in error
+    assert "the other steps likewise" in error
+
+
+def test_rungs_of_another_pairs_run_are_not_compared(typed: TypeCommand, run: Path) -> None:
+    command = [*arguments(run, "measure", "tally-sft"), "--compare", "hybrid", "takeover"]
+    code, error = typed(*command)
+    assert code == 2
+    assert "holds a run of tally-rl" in error
+
+
+def test_models_that_changed_in_place_do_not_answer(
+    typed: TypeCommand, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = json.loads((run / "3-elicit" / "started.json").read_bytes())
+    begun["models"]["thinking"]["fingerprint"] = "0123456789abcdef"
+    (run / "3-elicit" / "started.json").write_text(json.dumps(begun))
+    code, error = typed("chat", "How many?", "--out", run)
+    assert code == 2
+    assert "was made with other models or prompts: the thinking model's fingerprint was" in error
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "1", '"x"', "[" * 100_000])
+@pytest.mark.parametrize("name", ["settings.json", "started.json", "provenance.json"])
+def test_files_of_another_shape_are_one_paragraph(
+    typed: TypeCommand, run: Path, name: str, content: str
+) -> None:
+    (run / "4-hybrid" / name).write_text(content)
+    code, error = typed(*arguments(run, "hybrid"), "--rungs", "takeover")
+    assert code == 2
+    assert error.count("\n") == 1
+    assert name in error
+
+
+def test_a_step_whose_place_is_taken_by_a_file_is_one_paragraph(
+    typed: TypeCommand, run: Path
+) -> None:
+    shutil.rmtree(run / "4-hybrid")
+    (run / "4-hybrid").write_text("hi")
+    code, error = typed(*arguments(run, "hybrid"))
+    assert code == 2
+    assert error.splitlines()[-1].startswith("howwhen: cannot use")
+    assert "4-hybrid" in error
+
+
+@pytest.mark.parametrize("flag", ["--out", "--problems"])
+def test_a_name_that_is_too_long_is_one_paragraph(typed: TypeCommand, flag: str) -> None:
+    code, error = typed("collect", "tally-rl", flag, "x" * 300)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert "File name too long" in error

@@ -13,7 +13,10 @@ import torch
 import howwhen as hw
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.formats.safetensors import load_vectors, save_vectors
+from howwhen.pipeline.files import StepName
 from howwhen.pipeline.folders import RunFiles
+from howwhen.pipeline.frames import RunTables
+from howwhen.pipeline.reader import read_run
 from howwhen.pipeline.results import RunResults
 from howwhen.pipeline.store import open_run
 from howwhen.zoo.pairs import Pair
@@ -227,3 +230,35 @@ def test_settings_are_those_of_the_steps_that_were_run(tmp_path: Path) -> None:
     assert run.settings.collect.limit == 7
     assert run.settings.hybrid == hw.RunSettings().hybrid
     assert run.folder == RunFiles(tmp_path / "run").root
+
+
+@pytest.mark.parametrize("name", ["discover", "hybrid"])
+def test_steps_made_from_others_than_those_there_are_now_are_not_shown(
+    tmp_path: Path, name: StepName
+) -> None:
+    step = make_run(tmp_path / "run").step(name)
+    step.write_json("provenance.json", {**step.read_json("provenance.json"), "key": "another"})
+    reader = read_run(tmp_path / "run")
+    assert name in reader.finished_steps()
+    assert "measure" not in reader.finished_steps()
+    assert ("elicit" in reader.finished_steps()) == (name == "hybrid")
+    with pytest.raises(StoreError, match=f"made from another {name} step .* --redo"):
+        reader.measurement()
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("4-hybrid/traces/hybrid-0.jsonl", "tokens"),
+        ("1-collect/rollouts.jsonl", "sentences"),
+        ("2-discover/annotations.jsonl", "sentences"),
+        ("1-collect/problems.jsonl", "problems"),
+        ("5-measure/grades/hybrid.jsonl", "grades"),
+    ],
+)
+def test_a_file_that_lost_a_line_is_damaged(tmp_path: Path, name: str, table: str) -> None:
+    make_run(tmp_path / "run")
+    file = tmp_path / "run" / name
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(StoreError, match="is damaged"):
+        list(RunTables(read_run(tmp_path / "run")).batches(table))

@@ -101,7 +101,7 @@ def taxonomy_page(
 ) -> PageInput:
     """What there is to show of the taxonomy whose files are in the step's folder."""
     truth = step.path / "truth.json"
-    traces = run.folder.step("collect").read_json("settings.json")["traces"]
+    traces = run.folder.step("collect").read_object("settings.json")["traces"]
     sources = [run.pair.thinking_source] if traces is None else [Path(file).name for file in traces]
     return PageInput(
         title=f"What {run.pair.name if traces is None else 'a model'} does when it thinks",

@@ -86,10 +86,10 @@ class StepFiles:
         return replace(self, path=self.aside).digest
 
     def _provenance(self) -> Json:
-        provenance = self.read_json("provenance.json")
-        if not isinstance(provenance, dict) or not provenance.keys() >= {
-            "key", "upstream", "outputs",
-        }:  # fmt: skip
+        provenance: Json = self.read_json("provenance.json")
+        parts = {"key": str, "upstream": dict, "outputs": dict}
+        is_object = isinstance(provenance, dict)
+        if not (is_object and all(isinstance(provenance.get(k), t) for k, t in parts.items())):
             raise StoreError(
                 f"{self.path / 'provenance.json'} does not say what was made from what; expected "
                 f"key, upstream and outputs. Delete {self.path} and run the same command again"
@@ -137,8 +137,7 @@ class StepFiles:
         ]
 
     def _read_if_there(self, name: str) -> Json:
-        content: Json = self.read_json(name) if (self.path / name).exists() else {}
-        return content
+        return self.read_object(name) if (self.path / name).exists() else {}
 
     def begin(self, key: Key) -> None:
         """Prepare to run under `key`. Files that are there are kept and resumed from."""
@@ -249,6 +248,13 @@ class StepFiles:
                     f"{content[:12]}. Delete {self.path} and run the same command again"
                 )
 
+    def is_made_from(self, digests: Mapping[str, str | None]) -> bool:
+        """Whether this step is finished, and was made from the earlier steps with these digests."""
+        if self.digest is None:
+            return False
+        made_from = self._provenance()["upstream"]
+        return all(made_from.get(name) == digest for name, digest in digests.items())
+
     def check_upstream(self, digests: Mapping[str, str | None]) -> None:
         """Refuse a step that was made from other earlier steps than those there are now.
 
@@ -280,10 +286,24 @@ class StepFiles:
         """
         try:
             return json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(
                 f"cannot read {self.path / name}: {error}. Delete {self.path} and run again"
             ) from error
+
+    def read_object(self, name: str) -> Json:
+        """Read a JSON file that holds an object.
+
+        Raises:
+            StoreError: missing, damaged, or of another shape.
+        """
+        content: Any = self.read_json(name)
+        if not isinstance(content, dict):
+            raise StoreError(
+                f"{self.path / name} holds {_short(content)}, expected an object; delete "
+                f"{self.path} and run again"
+            )
+        return content
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a whole text file and return its path."""

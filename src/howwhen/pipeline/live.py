@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from howwhen.errors import SettingsError
+from howwhen.errors import SettingsError, StoreError
+from howwhen.formats.files import Json
 from howwhen.hybrid.choice import Rung, SelfGated, Steer
 from howwhen.hybrid.decoder import decode, stream
 from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.pipeline import Pipeline
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.rungs import Rungs
@@ -161,15 +163,28 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
         for name in ("collect", "discover", "elicit"):
             Pipeline(pair, settings, folder, reporter).do(name)
     elicited.check()
-    method = elicited.read_json("settings.json")["method"]
+    changes = elicited.model_changes(
+        {"base": _asked(pair.base_outline), "thinking": _asked(pair.thinking_outline)}
+    )
+    if changes:
+        raise StoreError(
+            f"{folder.root} was made with other models or prompts: {'; '.join(changes)}. Give "
+            "those it was made with, or choose another run folder"
+        )
+    method = elicited.read_object("settings.json")["method"]
     decoded = folder.step("hybrid")
-    stored = decoded.read_json("settings.json") if decoded.digest is not None else {}
+    stored = decoded.read_object("settings.json") if decoded.digest is not None else {}
     hybrid = {key: stored[key] for key in HybridSettings.model_fields if key in stored}
     hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
     settings = make_settings(
         settings.model_dump(), {"elicit": {"method": method}, "hybrid": hybrid}
     )
     return Rungs.read(pair, elicited, settings)
+
+
+def _asked(model: LanguageModel) -> Json:
+    """What has to be as it was when the vectors were trained."""
+    return {"fingerprint": model.fingerprint, "prompt": model.prompt}
 
 
 def _max_tokens(pair: Pair) -> int:

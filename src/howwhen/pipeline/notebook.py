@@ -3,19 +3,20 @@
 Heavy libraries are imported by the function that needs them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from howwhen.errors import SettingsError
+from howwhen.errors import InputError, SettingsError
 from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
 from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.folders import RunFiles
 from howwhen.pipeline.reader import read_run
 from howwhen.pipeline.results import Answer, RunResults
-from howwhen.records import LadderRungName, Problem
+from howwhen.records import LADDER, LadderRungName, Problem
 from howwhen.settings import PRESETS, Overrides, Preset, RunSettings, make_settings, read_config
 from howwhen.zoo.pairs import Pair, find_pair, own_pair
 
@@ -146,6 +147,7 @@ def answer(
     from howwhen.progress import make_reporter
 
     chosen = _choose_pair(pair)
+    _check_answer(question, rung, coefficient, preset, max_new_tokens)
     loaded = open_rungs(chosen, _root(chosen, out), preset, reporter or make_reporter())
     ready = loaded.rung(rung, coefficient)
     settings = ready.settings
@@ -154,6 +156,24 @@ def answer(
     [trace] = ready.answer([question], settings)
     problem = Problem("question", question, "")
     return Answer(problem, replace(trace, problem_id=problem.id), chosen, ready.titles)
+
+
+def _check_answer(
+    question: object, rung: str, coefficient: object, preset: object, max_new_tokens: object
+) -> None:
+    """Refuse arguments that cannot work before anything is loaded."""
+    if not (isinstance(question, str) and question.strip()):
+        raise InputError(f"found the question {question!r}; expected a text that asks something")
+    if preset not in PRESETS:
+        raise SettingsError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    if rung not in LADDER:
+        raise SettingsError(f"there is no rung {rung!r}; expected one of {', '.join(LADDER)}")
+    is_number = isinstance(coefficient, int | float) and math.isfinite(coefficient)
+    if not (coefficient is None or is_number):
+        raise SettingsError(f"found coefficient {coefficient!r}; expected a finite number")
+    is_count = isinstance(max_new_tokens, int) and max_new_tokens > 0
+    if not (max_new_tokens is None or is_count):
+        raise SettingsError(f"found max_new_tokens {max_new_tokens!r}; expected at least 1")
 
 
 def _choose_pair(

@@ -79,7 +79,7 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
         content, _ = step_settings(pair, settings, name)
         derived = {key for key in ("layers", "layer") if content.get(key) is None}
         compared = {key: value for key, value in content.items() if key not in derived}
-        differences = settings_changes(name, step.read_json("settings.json"), compared)
+        differences = settings_changes(name, step.read_object("settings.json"), compared)
         differences += step.model_changes(asked)
         if name == "collect":
             differences += step.upstream_changes({"problems": problems_digest(pair, settings)})
@@ -117,10 +117,11 @@ def redo_message(root: Path, changes: Sequence[str], steps: Sequence[StepName]) 
         f". A finished step is in {step.aside}; with its settings, --redo takes it back"
         for step in interrupted
     )
+    likewise = ", the other steps likewise" if len(steps) > 1 else ""
     return (
         f"{root} holds work made with other settings or input ({names}): {'; '.join(changes)}. To "
         "keep it, leave the change out or choose another --out. To redo it, add --redo: what is "
-        f"there is kept aside as {shlex.quote(str(where))}{told}"
+        f"there is kept aside as {shlex.quote(str(where))}{likewise}{told}"
     )
 
 
@@ -139,7 +140,14 @@ def check_redo(
     }
     if changes:
         lines = [line for differences in changes.values() for line in differences]
-        raise RedoError(redo_message(folder.root, lines, list(changes)))
+        first = min(map(STEPS.index, changes))
+        affected = [
+            step
+            for step in steps
+            if step in changes or (step in STEPS[first:] and folder.step(step).digest is not None)
+        ]
+        kept = [step for step in affected if step not in RECOMPUTED]
+        raise RedoError(redo_message(folder.root, lines, kept))
 
 
 def check_plan(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = STEPS) -> None:

@@ -48,26 +48,42 @@ class RunReader:
         for name in STEPS:
             step = self.files.step(name)
             if (step.path / "settings.json").exists():
-                kept = step.read_json("settings.json")
+                kept = step.read_object("settings.json")
                 known = type(getattr(RunSettings(), name)).model_fields
                 sections[name] = {key: value for key, value in kept.items() if key in known}
         return make_settings(sections)
 
     def finished_steps(self) -> list[StepName]:
-        """The steps that are finished, in order."""
-        return [name for name in STEPS if self.files.step(name).digest is not None]
+        """The steps that are finished and were made from those before them, in order."""
+        return [name for name in STEPS if self._is_current(name)]
+
+    def _is_current(self, name: StepName) -> bool:
+        before = self._digests_before(name)
+        return self.files.step(name).is_made_from(before)
+
+    def _digests_before(self, name: StepName) -> dict[str, str | None]:
+        return {earlier: self.files.step(earlier).digest for earlier in STEPS[: STEPS.index(name)]}
+
+    @cached_property
+    def _whole(self) -> set[tuple[StepName, str]]:
+        """Steps whose files were compared with their hashes, with their digests."""
+        return set()
 
     def finished(self, name: StepName) -> StepFiles:
         """The files of a finished step.
 
         Raises:
-            StoreError: it is not finished; the message says how to finish it.
+            StoreError: it is not finished, out of date or damaged; the message says what to type.
         """
         step = self.files.step(name)
         if step.digest is None:
             raise StoreError(
                 f"the step {name} of {self.root} is not finished; type {self.how_to_go_on()}"
             )
+        step.check_upstream(self._digests_before(name))
+        if (name, step.digest) not in self._whole:
+            step.check()
+            self._whole.add((name, step.digest))
         return step
 
     def how_to_go_on(self) -> str:
@@ -209,7 +225,7 @@ def _find_owner(files: RunFiles, owner: Owner) -> Pair:
     models: dict[str, Any] = {}
     for name in STEPS:
         if (files.step(name).path / "started.json").exists():
-            models = {**files.step(name).read_json("started.json")["models"], **models}
+            models = {**files.step(name).read_object("started.json")["models"], **models}
     base, thinking = models.get("base", {}), models.get("thinking", {})
     prompts = base.get("prompt", PLAIN), thinking.get("prompt", CHAT)
     tags = tuple(thinking.get("think_tags", THINK_TAGS))
