@@ -129,7 +129,12 @@ def placed(
 
 EVERYWHERE = pytest.mark.parametrize(
     "placed",
-    [*(("llama", where) for where in PUT), ("qwen2", "split")],
+    [
+        ("llama", "one"),
+        ("llama", "split"),
+        pytest.param(("llama", "two"), marks=pytest.mark.slow),
+        pytest.param(("qwen2", "split"), marks=pytest.mark.slow),
+    ],
     ids=lambda pair: "-".join(pair),
     indirect=True,
 )
