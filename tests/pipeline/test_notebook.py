@@ -176,7 +176,8 @@ def test_models_stay_loaded_from_question_to_question(
         raise AssertionError("a model was loaded again")
 
     monkeypatch.setattr("howwhen.lm.models.load_model", refuse)
-    hw.answer("tally-rl", QUESTION, rung="takeover", out=run.folder)
+    answer = hw.answer("tally-rl", QUESTION, rung="takeover", out=run.folder)
+    assert answer.trace.rung == "takeover"
 
 
 @pytest.mark.parametrize(

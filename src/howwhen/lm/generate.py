@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from howwhen.errors import InputError, LengthError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
+from howwhen.lm.residual import input_device
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def generate(
     Returns:
         Token ids of each answer, up to and including its end token.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     batch = pad(prompts, left=True, device=device)
     # Set explicitly, since the model's own generation config would fill the gaps.
     sampled = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}

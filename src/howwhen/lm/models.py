@@ -36,7 +36,7 @@ from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.placement import Placement
 from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
-from howwhen.lm.residual import check_layer, check_steerable, find_blocks
+from howwhen.lm.residual import check_layer, check_steerable, find_blocks, input_device
 
 _INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
 """Config entries that no logit depends on."""
@@ -81,8 +81,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where it reads token ids: the device of its input embedding."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        return input_device(self.model)
 
     def layer_device(self, layer: int) -> torch.device:
         """Where the residual of a layer is: the device of the block's weights."""

@@ -154,14 +154,15 @@ def _returns_tuples(model: nn.Module) -> bool:
         )
         try:
             with torch.no_grad():
-                model(input_ids=torch.ones(1, 1, dtype=torch.long, device=_input_device(model)))
+                model(input_ids=torch.ones(1, 1, dtype=torch.long, device=input_device(model)))
         finally:
             handle.remove()
         _TUPLES[model] = is_tuple[0]
     return _TUPLES[model]
 
 
-def _input_device(model: Any) -> torch.device:
+def input_device(model: Any) -> torch.device:
+    """Where a causal language model reads token ids: the device of its input embedding."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
 
@@ -211,7 +212,7 @@ def check_steerable(model: nn.Module, layer: int) -> None:
     Raises:
         ModelError: steering has no effect, or the logits differ after it is removed.
     """
-    ids = torch.arange(1, 5, device=_input_device(model))[None]
+    ids = torch.arange(1, 5, device=input_device(model))[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
         with add_to_residual(model, layer, _ramp):

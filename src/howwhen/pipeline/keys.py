@@ -2,11 +2,12 @@
 
 from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.placement import Role
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import STEPS, Key, StepName
 from howwhen.pipeline.plan import problems_digest, step_settings
 
-MODELS_USED: dict[StepName, tuple[str, ...]] = {
+MODELS_USED: dict[StepName, tuple[Role, ...]] = {
     "collect": ("thinking",),
     "discover": ("thinking",),
     "elicit": ("base", "thinking"),
@@ -30,7 +31,7 @@ def step_key(run: Run, name: StepName) -> Key:
         upstream["problems"] = problems_digest(run.pair, run.settings)
     settings, additive = step_settings(run.pair, run.settings, name)
     outlines = {"base": run.pair.base_outline, "thinking": run.pair.thinking_outline}
-    models = {role: _describe(outlines[role]) for role in MODELS_USED.get(name, ())}
+    models: Json = {role: _describe(outlines[role]) for role in MODELS_USED.get(name, ())}
     reader = run.settings.discover.reader
     if name == "discover" and not run.pair.is_own_reader(reader):
         models["reader"] = _describe(run.pair.reader_outline(reader))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.errors import RedoError
-from howwhen.lm.placement import Role
 from howwhen.lm.residual import check_layer
 from howwhen.pipeline import shards
 from howwhen.pipeline.collect import collect
@@ -20,7 +19,7 @@ from howwhen.pipeline.discover import discover
 from howwhen.pipeline.elicit import elicit
 from howwhen.pipeline.files import STEPS, Key, StepName, StepState
 from howwhen.pipeline.hybrid import hybrid
-from howwhen.pipeline.keys import step_key
+from howwhen.pipeline.keys import MODELS_USED, step_key
 from howwhen.pipeline.measure import measure
 from howwhen.pipeline.plan import RECOMPUTED, check_plan, owner_of, redo_message
 from howwhen.pipeline.present import present
@@ -38,13 +37,6 @@ STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], object]] = {
     "present": present,
 }
 """What each step does."""
-ROLES: dict[StepName, tuple[Role, ...]] = {
-    "collect": ("thinking",),
-    "discover": ("thinking", "reader"),
-    "elicit": ("base", "thinking"),
-    "hybrid": ("base", "thinking"),
-}
-"""Models that a step may keep from the one before. It loads them when it needs them."""
 PRESERVED_FOLDERS: dict[StepName, tuple[str, ...]] = {"discover": (shards.FOLDER,)}
 """Folders of a step that know themselves whether they fit."""
 
@@ -126,7 +118,7 @@ class Pipeline(Run):
         self.folder.claim(owner_of(self.pair))
         step.begin(key)
         started = time.monotonic()
-        self.pair.release(*ROLES.get(name, ()))
+        self.pair.release(*MODELS_USED.get(name, ()))
         counts = STEP_FUNCTIONS[name](self, step)
         step.finish(key, counts)
         self.reporter.say(f"  done in {time.monotonic() - started:.0f} s")

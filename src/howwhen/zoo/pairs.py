@@ -69,6 +69,10 @@ class Pair:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """Models that are in memory."""
+    _reader_outlines: "dict[str | None, LanguageModel]" = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """By source."""
 
     def placed(self, settings: ModelSettings) -> "Pair":
         """The same pair with its models put elsewhere; nothing that is loaded is moved."""
@@ -124,7 +128,9 @@ class Pair:
         """The reader without its weights."""
         if self.is_own_reader(source):
             return self.thinking_outline
-        return self._open("reader", source, is_outline=True)
+        if source not in self._reader_outlines:
+            self._reader_outlines[source] = self._open("reader", source, is_outline=True)
+        return self._reader_outlines[source]
 
     def is_own_reader(self, source: str | None) -> bool:
         """Whether this source of a reader means the thinking model."""
