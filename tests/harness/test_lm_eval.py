@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from howwhen.errors import HowwhenError, SettingsError
+from howwhen.errors import HowwhenError, ModelError, SettingsError
+from howwhen.lm.placement import Placement
 from howwhen.pipeline.live import LoadedRung, open_rung
 from howwhen.records import Finish
 from tests.harness import FEW, PROBLEMS, QUESTIONS, accuracy, run_offline, small_run, write_problems
@@ -160,6 +161,14 @@ def test_model_arguments_win_over_flags(run: Path) -> None:
     arguments = {"pair": "tally-rl", "out": run, "batch_size": 5}
     made = HowwhenLM.create_from_arg_obj(arguments, {"batch_size": "1", "device": None})
     assert made.ready.settings.batch_size == 5
+
+
+def test_a_device_is_checked_and_the_default_means_what_is_there(run: Path) -> None:
+    arguments = {"pair": "tally-rl", "out": run}
+    with pytest.raises(ModelError, match="there is no cuda:31"):
+        HowwhenLM.create_from_arg_obj(arguments, {"device": "cuda:31"})
+    made = HowwhenLM.create_from_arg_obj(arguments, {"device": "cuda:0"})
+    assert made.ready.models.base.device == Placement().find_device()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ except ImportError as error:
 NAME = "howwhen"
 """What follows `--model`."""
 _SUPPORTED = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "seed"}
+_UNSET_DEVICE = "cuda:0"
+"""lm-eval's default for `--device`, with or without a GPU; nothing tells it from a choice."""
 _NEUTRAL_VALUES = {"num_beams": 1}
 """Values of unsupported settings that have no effect."""
 
@@ -59,7 +61,8 @@ class HowwhenLM(LM):  # type: ignore[misc]
         """Open the rung.
 
         Args:
-            device: of both models, such as `cuda:0`, unless `arguments` name their devices.
+            device: of both models, such as `cpu` or `cuda:1`, unless `arguments` name theirs;
+                lm-eval's default, `cuda:0`, means a GPU if there is one.
             max_batch_size: not used; it limits lm-eval's own search for a batch size.
             arguments: those of `RungArguments`; a batch size of `auto` means the default.
 
@@ -70,7 +73,7 @@ class HowwhenLM(LM):  # type: ignore[misc]
         super().__init__()
         if str(arguments.get("batch_size")).startswith("auto"):
             del arguments["batch_size"]
-        if device is not None and "device_map" not in arguments:
+        if device not in (None, _UNSET_DEVICE) and "device_map" not in arguments:
             arguments = {"base_device": device, "thinking_device": device, **arguments}
         self.ready = RungArguments.read(arguments).prepare()
 
