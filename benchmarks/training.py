@@ -10,7 +10,7 @@ from torch.nn import functional
 from benchmarks.pairs import Bench
 from benchmarks.timing import Result, compare
 from howwhen.elicit.examples import SteeredWindow, TrainingExample
-from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import DataSplit, new_vectors, train_vectors
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import add_to_residual
@@ -25,7 +25,7 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     settings = ElicitSettings(
         steps=steps, validate_every=steps, batch_size=16 if is_small else 4, seeds=(0,)
     )
-    data = DataSplit(examples, examples[:2], examples[:2], 4)
+    data = DataSplit(examples, examples[:2], examples[:2])
     start = new_vectors(
         bench.models.base.name,
         bench.vectors.layer,

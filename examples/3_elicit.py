@@ -6,7 +6,7 @@ from torch.nn.functional import cosine_similarity
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.elicit.examples import find_decisions
-from howwhen.elicit.objective import PrefixCache
+from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.settings import PRESETS, read_config
 
@@ -23,14 +23,14 @@ def main() -> None:
         pipeline.do("discover")
         gate = pipeline.taxonomy().gate()
         rollouts, questions = pipeline.rollouts_with_questions()
-        decisions = find_decisions(pair.models(), gate.layer, rollouts, questions, 32)
+        decisions = find_decisions(pair.models(), gate.layer, rollouts, questions, settings.elicit)
 
     tokens = sum(len(rollout.ids) for rollout in rollouts)
     count = sum(len(answer.positions) for answer in decisions)
     print(f"\n{count} disagreements among {tokens} tokens")
 
     examples = [answer.example(gate) for answer in decisions]
-    data = split_examples(examples[20:], examples[:20], gate.size, settings.elicit)
+    data = split_examples(examples[20:], examples[:20], settings.elicit)
     states = PrefixCache(pair.base, pair.chosen_steer_layer)
     width = pair.base.model.config.hidden_size
     start = new_vectors(

@@ -17,7 +17,16 @@ from typing import Any
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import main as command
 from howwhen.elicit import training
-from howwhen.pipeline import collect, discover, elicit, files, hybrid, measure, present
+from howwhen.pipeline import (
+    collect,
+    decisions,
+    discover,
+    elicit,
+    files,
+    hybrid,
+    measure,
+    present,
+)
 
 SETTINGS = {
     "collect": {"limit": 30, "max_new_tokens": 40, "batch_size": 4},
@@ -26,6 +35,7 @@ SETTINGS = {
         "seeds": (0, 1),
         "steps": 4,
         "validate_every": 2,
+        "batch_size": 8,
         "probe_steps": 20,
         "on_policy_rounds": 1,
     },
@@ -37,7 +47,8 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "inside a line": (files, "_lines", 4),
     "grid": (discover, "discover_layer", 2),
     "discover": (discover, "choose", 1),
-    "elicit": (training, "train_vectors", 2),
+    "decisions": (decisions, "find_decisions", 2),
+    "elicit": (training, "_look", 2),
     "on-policy": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
     "hybrid": (hybrid, "decode", 4),

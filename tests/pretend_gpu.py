@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from howwhen.lm.models import LanguageModel
@@ -244,6 +245,20 @@ class PretendMode(TorchFunctionMode):
             return getattr(args[0].content, name)()
         if name in RANDOM and args and isinstance(args[0], PretendTensor) and "generator" in kwargs:
             raise DeviceError(f"a CPU generator for a GPU tensor at {line_of_package()}")
+        if func is torch.autograd.backward:
+            # What a backward pass computes again must be watched too, so the mode stays on.
+            ((loss,),) = args
+            with self:
+                _engine_run_backward(
+                    (loss,),
+                    (torch.ones_like(loss),),
+                    False,
+                    False,
+                    (),
+                    allow_unreachable=True,
+                    accumulate_grad=True,
+                )
+            return None
         if name == "mm" and "out_dtype" in kwargs:
             dtype = kwargs.pop("out_dtype")
             return func(*(arg.to(dtype) for arg in args), **kwargs)
@@ -317,5 +332,7 @@ def pretending() -> Iterator[Ledger]:
     LEDGER.clear()
     with pytest.MonkeyPatch.context() as patch, PretendMode():
         fork = torch.random.fork_rng
-        patch.setattr(torch.random, "fork_rng", lambda devices=None: fork(devices=[]))
+        patch.setattr(
+            torch.random, "fork_rng", lambda devices=None, enabled=True, **_: fork([], enabled)
+        )
         yield LEDGER

@@ -8,10 +8,10 @@ import torch
 
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import ReaderInput, sentence_means
-from howwhen.elicit.examples import Decisions, find_decisions
-from howwhen.elicit.gates import GateSite, make_gate
-from howwhen.elicit.objective import PrefixCache
-from howwhen.elicit.self_gate import label_positions, train_self_gate
+from howwhen.elicit.examples import Decisions, ProbeDraw, find_decisions
+from howwhen.elicit.gates import GateSite, LabelledDecisions, make_gate
+from howwhen.elicit.self_gate import ProbeData, train_self_gate
+from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import Training, new_vectors, split_examples, train_vectors
 from howwhen.hybrid.choice import (
     Base,
@@ -197,13 +197,18 @@ def test_rollouts_and_activations_are_the_same(
         assert torch.equal(found[layer], means)
 
 
-def trained(models: ModelPair, found: list[Decisions], size: int) -> Training:
-    gate = factories.make_gate(size)
+def trained(models: ModelPair, found: list[Decisions], settings: ElicitSettings) -> Training:
+    gate = factories.make_gate()
     examples = [answer.example(gate) for answer in found]
-    data = split_examples(examples, examples[:2], size, ELICIT)
-    start = new_vectors(models.base.name, 1, 32, size, "network", ELICIT, 0)
-    states = PrefixCache(models.base, 1)
-    return train_vectors(start, data, states, ELICIT, 0, lambda _: None)
+    data = split_examples(examples, examples[:2], settings)
+    start = new_vectors(models.base.name, 1, 32, gate.size, "network", settings, 0)
+    states = PrefixCache(models.base, 1, settings.states_gib)
+    return train_vectors(start, data, states, settings, 0, lambda _: None)
+
+
+TIGHT = ELICIT.model_copy(
+    update={"positions_per_pass": 1, "logits_gib": 1e-9, "activations_gib": 1e-9}
+)
 
 
 @EVERYWHERE
@@ -211,27 +216,30 @@ def test_vectors_and_gates_are_the_same(placed: tuple[ModelPair, ModelPair]) -> 
     plain, moved = placed
     rollouts = collected(plain.thinking)
     questions = [problem.question for problem in PROBLEMS]
-    expected = find_decisions(plain, 1, rollouts, questions, 2)
-    found = find_decisions(moved, 1, rollouts, questions, 2)
+    draw = ProbeDraw.of((0, 2), [len(rollout.ids) for rollout in rollouts], 40)
+    expected = find_decisions(plain, 1, rollouts, questions, ELICIT, probe=draw)
+    found = find_decisions(moved, 1, rollouts, questions, ELICIT, probe=draw)
     for own, other in zip(found, expected, strict=True):
         assert (own.ids, own.positions, own.targets) == (other.ids, other.positions, other.targets)
         assert torch.equal(own.states, other.states)
         assert torch.equal(own.soft.probs, other.soft.probs)
+        assert torch.equal(own.base_losses, other.base_losses)
+        assert torch.equal(own.probe.features, other.probe.features)
     assert sum(len(answer.positions) for answer in expected) > 20
-    before, after = trained(plain, expected, 4), trained(moved, found, 4)
-    assert after.validation_losses == before.validation_losses
-    assert before.validation_losses[-1] < before.validation_losses[0]
-    for name, tensor in before.vectors.tensors().items():
-        assert torch.equal(after.vectors.tensors()[name], tensor)
+    for settings in (ELICIT, TIGHT, TIGHT.model_copy(update={"states_gib": 1e-9})):
+        before, after = (trained(models, expected, settings) for models in (plain, moved))
+        assert after.validation_losses == before.validation_losses
+        assert before.validation_losses[-1] != before.validation_losses[0]
+        for name, tensor in before.vectors.tensors().items():
+            assert torch.equal(after.vectors.tensors()[name], tensor)
     gate = factories.make_gate()
-    labels = label_positions(found, gate)
-    probe, scores = train_self_gate(plain.base, (0, 2), 4, labels, labels, ELICIT)
-    moved_probe, moved_scores = train_self_gate(moved.base, (0, 2), 4, labels, labels, ELICIT)
-    assert moved_scores == scores
-    assert torch.equal(moved_probe.hidden, probe.hidden)
+    data = ProbeData.of(found, gate)
+    _, scores = train_self_gate(moved.base.name, (0, 2), 4, data, data, ELICIT)
+    assert scores.positions == 40
     site = GateSite(gate.model, 1, gate.mean, gate.titles)
     following = [[0] * len(answer.positions) for answer in found]
-    clusters = make_gate("clusters", factories.make_taxonomy(), site, found, following, 0)
+    drawn = LabelledDecisions.draw(found, following, 30)
+    clusters = make_gate("clusters", factories.make_taxonomy(), site, drawn, 0)
     assert clusters.size == 4
 
 

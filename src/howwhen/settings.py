@@ -28,6 +28,7 @@ Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float, Field(ge=0)]
+Gib = Annotated[float, Field(gt=0)]
 Preset = Literal["smoke", "small", "paper"]
 ConvertFormat = Literal["safetensors", "gguf", "saelens"]
 """What `howwhen convert` writes."""
@@ -336,6 +337,28 @@ class ElicitSettings(_Settings):
     """Training steps of the self-gate's probe."""
     probe_hidden: Count = 128
     """Width of the probe."""
+    positions_per_pass: Count = 16_384
+    """Memory: positions of answers, padding included, that go through a model at a time. A batch
+    with more is split, and its gradients are added up."""
+    positions_per_answer: Count = 256
+    """Memory: steered positions of an answer whose loss counts in one training step. Where there
+    are more, they are drawn anew at each step."""
+    logits_gib: Gib = 0.5
+    """Memory: GiB for logits, which are computed for as many positions at a time as fit."""
+    activations_gib: Gib = 2.0
+    """Memory: GiB for what a training step keeps for its backward pass. With more, every block is
+    computed again in the backward pass instead, with the same result."""
+    states_gib: Gib = 4.0
+    """Memory: GiB in the host's memory for the keys and values that training attends to. Answers
+    whose states do not fit at the same time are trained on in turn, by all seeds together."""
+    validation_answers: Count = 64
+    """Maximum number of questions held out for early stopping."""
+    gate_decisions: Count = 50_000
+    """Memory: disagreements that gates are fitted on and compared on, drawn at random if there are
+    more."""
+    probe_positions: Count = 400_000
+    """Memory: positions that the self-gate learns from, drawn at random if there are more. Their
+    activations are on disk."""
 
     @property
     def chosen_form(self) -> Form:

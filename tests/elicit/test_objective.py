@@ -1,20 +1,40 @@
+import json
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
-from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample, find_decisions
+from howwhen.elicit.examples import (
+    UNCOUNTED,
+    Decisions,
+    SoftTargets,
+    SteeredWindow,
+    TrainingExample,
+    find_decisions,
+)
 from howwhen.elicit.objective import (
-    PrefixCache,
+    Drawn,
+    batch_losses,
     by_category,
+    counted,
     distribution_losses,
     make_batch,
-    steered_logits,
-    token_losses,
+    micro_batches,
+    position_losses,
+    steered_hidden,
 )
-from howwhen.elicit.spans import Sentence, bias_examples, choose_sentences, span_examples
-from howwhen.elicit.training import choose_training, new_vectors, split_examples, train_vectors
+from howwhen.elicit.spans import Sentence, bias_example, choose_sentences, span_examples
+from howwhen.elicit.states import PrefixCache
+from howwhen.elicit.training import (
+    Trainer,
+    choose_training,
+    new_vectors,
+    split_examples,
+    train_together,
+    train_vectors,
+)
 from howwhen.errors import SteeringError
 from howwhen.lm.alignment import ModelPair
 from howwhen.records import Rollout
@@ -30,17 +50,30 @@ from tests.oracles.naive import next_logits, next_logits_with, residual_at
 PROBLEMS = tally_problems(5, seed=11)
 QUESTIONS = [problem.question for problem in PROBLEMS]
 GATE = make_gate()
+READING = ElicitSettings(batch_size=2)
 Found = tuple[ModelPair, list[Rollout], list[Decisions]]
 
 
 def find(make_model: MakeModel, architecture: str = "llama") -> Found:
     models = make_models(make_model, architecture)
     rollouts = collect_rollouts(models.thinking, PROBLEMS, CollectSettings(max_new_tokens=15))
-    return models, rollouts, find_decisions(models, GATE.layer, rollouts, QUESTIONS, 2)
+    return models, rollouts, find_decisions(models, GATE.layer, rollouts, QUESTIONS, READING)
 
 
 def examples_of(found: list[Decisions]) -> list[TrainingExample]:
     return [one.example(GATE) for one in found]
+
+
+def whole(examples: list[TrainingExample]) -> list[Drawn]:
+    return [Drawn(example, example) for example in examples]
+
+
+def logits_of(
+    states: PrefixCache, examples: list[TrainingExample], vectors: VectorSet
+) -> torch.Tensor:
+    batch = make_batch(examples, is_shared=False)
+    hidden, head = steered_hidden(states, whole(examples), batch, vectors)
+    return head(hidden)
 
 
 def spans_of(found: list[Decisions]) -> list[TrainingExample]:
@@ -68,7 +101,7 @@ def test_decisions_are_where_the_naive_base_would_go_elsewhere(make_model: MakeM
             if int(logits.argmax()) != token:
                 positions.append(len(prompt) + step - 1)
         assert list(one.positions) == positions
-        assert one.base_losses == pytest.approx(losses, abs=1e-3)
+        assert one.base_losses.tolist() == pytest.approx(losses, abs=1e-3)
         shift = len(other) - len(prompt)
         states = residual_at(models.thinking, other + list(rollout.ids), GATE.layer)
         chosen = states[[p + shift for p in positions]]
@@ -86,7 +119,7 @@ def test_decisions_of_foreign_answers_want_the_thinking_models_greedy_token(
 ) -> None:
     models, _, _ = find(make_model)
     answers = collect_rollouts(models.base, PROBLEMS, CollectSettings(max_new_tokens=8))
-    found = find_decisions(models, GATE.layer, answers, QUESTIONS, 2, is_own=False)
+    found = find_decisions(models, GATE.layer, answers, QUESTIONS, READING, is_own=False)
     for question, answer, one in zip(QUESTIONS, answers, found, strict=True):
         wanted = []
         for step in range(len(answer.ids)):
@@ -123,9 +156,7 @@ def test_all_windows_in_one_pass_equal_one_naive_pass_each(
     models, _, found = find(make_model, architecture)
     examples = examples_of(found) if kind == "decision" else spans_of(found)
     vectors = make_vectors(model=models.base.name)
-    batch = make_batch(examples, is_shared=False)
-    states = PrefixCache(models.base, vectors.layer)
-    logits = steered_logits(states, examples, batch, vectors)
+    logits = logits_of(PrefixCache(models.base, vectors.layer), examples, vectors)
     expected = [
         naive_logits(models, example, vectors, window, position)
         for example in examples
@@ -139,23 +170,10 @@ def test_all_windows_in_one_pass_equal_one_naive_pass_each(
 def test_every_form_is_trained_as_it_is_used(make_model: MakeModel, form: str) -> None:
     models, _, found = find(make_model)
     examples, vectors = spans_of(found)[:2], make_forms()[form]
-    batch = make_batch(examples, is_shared=False)
-    logits = steered_logits(PrefixCache(models.base, 1), examples, batch, vectors)
+    logits = logits_of(PrefixCache(models.base, 1), examples, vectors)
     window = examples[0].windows[0]
     expected = naive_logits(models, examples[0], vectors, window, window.start + 2)
     torch.testing.assert_close(logits[2], expected, atol=3e-4, rtol=3e-4)
-
-
-def test_keeping_states_changes_nothing(make_model: MakeModel) -> None:
-    models, _, found = find(make_model)
-    examples, vectors = examples_of(found), make_vectors()
-    batch = make_batch(examples, is_shared=False)
-    keeping, forgetful = PrefixCache(models.base, 1), PrefixCache(models.base, 1, 0)
-    first = steered_logits(keeping, examples, batch, vectors)
-    assert torch.equal(first, steered_logits(keeping, examples, batch, vectors))
-    torch.testing.assert_close(first, steered_logits(forgetful, examples, batch, vectors))
-    assert len(keeping.kept) == len(examples)
-    assert not forgetful.kept
 
 
 def test_the_loss_weighs_categories_not_positions() -> None:
@@ -167,7 +185,9 @@ def test_the_loss_weighs_categories_not_positions() -> None:
     for row, target in enumerate([2, 3, 4]):
         logits[row, target] = probabilities[row].log()
         logits[row, 0] = (1 - probabilities[row]).log()
-    losses = by_category(token_losses(logits, batch), batch, 3)
+    losses = by_category(
+        position_losses(logits, lambda x: x, batch.targets[0], 6, 1.0), batch.categories[0], 3
+    )
     expected = ((0.5 * torch.tensor([2.0, 4.0]).log().sum()) + torch.tensor(8.0).log()) / 2
     torch.testing.assert_close(losses.mean(), expected)
 
@@ -179,8 +199,12 @@ def test_the_distribution_loss_is_cross_entropy_with_the_thinking_model(
     examples = examples_of(found)
     count = sum(len(one.positions) for one in found)
     logits = random(count, 200, seed=3)
-    losses = distribution_losses(logits, examples)
     soft = found[0].soft
+    every = SoftTargets(
+        torch.cat([example.soft.ids for example in examples if example.soft]),
+        torch.cat([example.soft.probs for example in examples if example.soft]),
+    )
+    losses = distribution_losses(logits, every)
     expected = -(soft.probs[0] * logits[0].log_softmax(0)[soft.ids[0]]).sum()
     torch.testing.assert_close(losses[0], expected)
     assert losses.shape == (count,)
@@ -202,7 +226,7 @@ def test_training_lowers_the_loss_of_the_frozen_base_and_repeats(
     examples = examples_of(found)
     before = models.base.model(input_ids=torch.tensor([examples[0].ids])).logits
     settings = SETTINGS.model_copy(update={"objective": objective})
-    data = split_examples(examples, examples[:2], 4, settings)
+    data = split_examples(examples, examples[:2], settings)
     states = PrefixCache(models.base, 1)
     first, again = (
         train_vectors(fresh(4, form), data, states, settings, 0, lambda _: None) for _ in range(2)
@@ -219,7 +243,7 @@ def test_a_bias_vector_stays_as_it_is(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
     bias = random(32, seed=1)
     start = replace(fresh(4, "linear"), bias=bias)
-    data = split_examples(spans_of(found), [], 4, SETTINGS)
+    data = split_examples(spans_of(found), [], SETTINGS)
     states = PrefixCache(models.base, 1)
     trained = train_vectors(start, data, states, SETTINGS, 0, lambda _: None).vectors
     assert trained.bias is not None
@@ -230,7 +254,7 @@ def test_a_bias_vector_stays_as_it_is(make_model: MakeModel) -> None:
 
 def test_a_shared_vector_is_trained_on_every_position(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
-    data = split_examples(examples_of(found), [], 1, SETTINGS)
+    data = split_examples(examples_of(found), [], SETTINGS)
     batch = make_batch(data.train, is_shared=True)
     assert set(batch.categories[batch.is_real].tolist()) == {0}
     assert int(batch.is_real.sum()) == sum(len(one.positions) for one in data.train)
@@ -242,7 +266,7 @@ def test_a_shared_vector_is_trained_on_every_position(make_model: MakeModel) -> 
 def test_the_kept_seed_has_the_lowest_selection_loss(make_model: MakeModel) -> None:
     models, _, found = find(make_model)
     examples = examples_of(found)
-    data = split_examples(examples, examples[:2], 4, SETTINGS)
+    data = split_examples(examples, examples[:2], SETTINGS)
     quick = SETTINGS.model_copy(update={"steps": 10})
     states = PrefixCache(models.base, 1)
     trainings = [
@@ -260,7 +284,7 @@ def test_no_question_is_trained_on_and_validated_on() -> None:
         for answer in range(3)
         for question in range(10)
     ]
-    data = split_examples(examples, [], 1, ElicitSettings(validation_fraction=0.3))
+    data = split_examples(examples, [], ElicitSettings(validation_fraction=0.3))
     parts = [{example.ids[0] for example in part} for part in (data.train, data.validation)]
     assert len(data.validation) == 9
     assert len(data.train) == 21
@@ -270,7 +294,7 @@ def test_no_question_is_trained_on_and_validated_on() -> None:
 def test_rollouts_without_decisions_cannot_be_trained_on() -> None:
     silent = [TrainingExample((1, 2, 3), (), ())] * 5
     with pytest.raises(SteeringError, match="only 0 questions of 5 training rollouts hold"):
-        split_examples(silent, [], 4, SETTINGS)
+        split_examples(silent, [], SETTINGS)
 
 
 def test_sentences_are_chosen_by_activation_then_by_the_bases_surprise() -> None:
@@ -294,7 +318,7 @@ def test_span_windows_predict_exactly_the_sentences_tokens(make_model: MakeModel
         for problem, text in zip(PROBLEMS, texts, strict=True)
     ]
     told: list[int] = []
-    read = find_decisions(models, GATE.layer, rollouts, QUESTIONS, 2, report=told.append)
+    read = find_decisions(models, GATE.layer, rollouts, QUESTIONS, READING, report=told.append)
     assert told == [2, 4, 5]
     scores = random(sum(len(one.spans) for one in rollouts), 3)
     examples = span_examples(rollouts, read, scores, 10**6, min_words=1)
@@ -312,6 +336,148 @@ def test_span_windows_predict_exactly_the_sentences_tokens(make_model: MakeModel
 
 def test_the_bias_sees_whole_answers(make_model: MakeModel) -> None:
     _, rollouts, found = find(make_model)
-    for rollout, example in zip(rollouts, bias_examples(found), strict=True):
+    for rollout, one in zip(rollouts, found, strict=True):
+        example = bias_example(one)
         assert example.targets == rollout.ids
         assert set(example.categories) == {0}
+
+
+def test_a_draw_keeps_only_what_the_losses_that_count_depend_on() -> None:
+    windows = (SteeredWindow(2, 3, 1), SteeredWindow(4, 8, 2), SteeredWindow(9, 10, 3))
+    ids, targets = tuple(range(12)), (3, 5, 6, 7, 8, 10)
+    example = TrainingExample(ids, windows, targets, prompt=2)
+    assert example.draw(6, Random(0)) is example
+    seen = set()
+    for seed in range(60):
+        drawn = example.draw(2, Random(seed))
+        counts = [p for p, t in zip(drawn.positions, drawn.targets, strict=True) if t != UNCOUNTED]
+        assert len(counts) == 2
+        assert all(ids[p + 1] in drawn.targets for p in counts)
+        for window in drawn.windows:
+            assert window.end - 1 in counts
+            assert window.start in {2, 4, 9}
+        assert int(counted([drawn], 4).sum()) == 2
+        seen.update(counts)
+    assert seen == set(example.positions)
+
+
+def test_a_draw_of_decisions_keeps_their_distributions(make_model: MakeModel) -> None:
+    _, _, found = find(make_model)
+    example = max(examples_of(found), key=lambda one: len(one.positions))
+    drawn = example.draw(3, Random(1))
+    assert example.soft is not None
+    assert drawn.soft is not None
+    rows = [example.positions.index(position) for position in drawn.positions]
+    assert torch.equal(drawn.soft.ids, example.soft.ids[rows])
+    assert drawn.targets == tuple(example.targets[row] for row in rows)
+
+
+def test_what_counts_is_the_same_whatever_else_is_drawn(make_model: MakeModel) -> None:
+    """Losses of the drawn positions, from an example that has more windows and longer ones."""
+    models, _, found = find(make_model)
+    examples, vectors = spans_of(found), make_vectors(model=models.base.name)
+    states = PrefixCache(models.base, vectors.layer)
+    every = logits_of(states, examples, vectors).log_softmax(1)
+    drawn = [Drawn(one, one.draw(3, Random(5))) for one in examples]
+    expected, first = 0.0, 0
+    for one in drawn:
+        places = {position: row for row, position in enumerate(one.whole.positions)}
+        for position, target in zip(one.part.positions, one.part.targets, strict=True):
+            if target != UNCOUNTED:
+                expected -= float(every[first + places[position], target])
+        first += len(one.whole.positions)
+    losses = batch_losses(states, drawn, vectors, SETTINGS)
+    assert int(losses.counts.sum()) == 3 * len(examples)
+    assert float(losses.sums.sum()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_passes_hold_as_many_positions_as_they_may() -> None:
+    examples = [
+        TrainingExample(tuple(range(9)), (SteeredWindow(start, start + 1, 0),), (1,))
+        for start in (3, 5, 1, 1, 7)
+    ]  # keys: 4, 6, 2, 2, 8
+    sizes = [
+        [len(part) for part in micro_batches(whole(examples), positions)]
+        for positions in (1, 12, 24, 999)
+    ]
+    assert sizes == [[1] * 5, [2, 2, 1], [4, 1], [5]]
+
+
+TIGHT: dict[str, dict[str, float]] = {
+    "passes of one text": {"positions_per_pass": 1},
+    "logits of one position": {"logits_gib": 1e-9},
+    "recomputed blocks": {"activations_gib": 1e-9},
+}
+
+
+@pytest.mark.parametrize("kind", ["decision", "span"])
+@pytest.mark.parametrize("how", TIGHT)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_tight_budget_trains_the_same_vectors(
+    make_model: MakeModel, architecture: str, how: str, kind: str
+) -> None:
+    models, _, found = find(make_model, architecture)
+    examples = examples_of(found) if kind == "decision" else spans_of(found)
+    quick = SETTINGS.model_copy(update={"steps": 6, "validate_every": 3})
+    data = split_examples(examples, [], quick)
+    trainings = [
+        train_vectors(fresh(4), data, PrefixCache(models.base, 1), settings, 0, lambda _: None)
+        for settings in (quick, quick.model_copy(update=TIGHT[how]))
+    ]
+    first, second = (training.vectors.tensors() for training in trainings)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4)
+    losses = [training.validation_losses for training in trainings]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert losses[0][-1] < losses[0][0]
+    if how == "recomputed blocks":
+        assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("share", [2, 0.6, 0])
+def test_training_resumed_after_any_evaluation_ends_the_same(
+    make_model: MakeModel, share: float
+) -> None:
+    """With states that fit at once, in chapters, and one at a time."""
+    models, _, found = find(make_model)
+    settings = SETTINGS.model_copy(update={"steps": 12, "validate_every": 4, "batch_size": 2})
+    data = split_examples(examples_of(found), [], settings)
+    gib = PrefixCache(models.base, 1).size(data.train) * share / 2**30
+
+    def make() -> tuple[PrefixCache, list[Trainer]]:
+        states = PrefixCache(models.base, 1, gib)
+        return states, [
+            Trainer(name, fresh(size), seed, states, settings)
+            for name, size in (("vectors", 4), ("shared", 1))
+            for seed in (0, 1)
+        ]
+
+    states, first = make()
+    saved: dict[int, list[tuple[dict[str, torch.Tensor], str]]] = {}
+
+    def save(step: int) -> None:
+        saved[step] = [
+            (
+                {name: value.clone() for name, value in one.tensors().items()},
+                json.dumps(one.notes()),
+            )
+            for one in first
+        ]
+
+    train_together(first, data, states, settings, lambda _: None, save)
+    assert list(saved) == [4, 8, 12]
+    for done, kept in saved.items():
+        states, second = make()
+        for trainer, (tensors, notes) in zip(second, kept, strict=True):
+            trainer.restore(tensors, json.loads(notes))
+        train_together(second, data, states, settings, lambda _: None, done=done)
+        for one, other in zip(first, second, strict=True):
+            assert one.result().notes == other.result().notes
+            for name, tensor in one.result().vectors.tensors().items():
+                assert torch.equal(other.result().vectors.tensors()[name], tensor)
+
+
+def test_a_training_that_is_not_finished_has_no_result(make_model: MakeModel) -> None:
+    trainer = Trainer("vectors", fresh(4), 7, PrefixCache(make_model("llama"), 1), SETTINGS)
+    with pytest.raises(ValueError, match="vectors-7 is not finished; call train_together first"):
+        trainer.result()

@@ -5,8 +5,10 @@ sentence exists. So there are two alternatives: a probe trained to predict the c
 sentence that the disagreement leads into, and clusters of the disagreement positions themselves.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import get_args
 
 import numpy as np
@@ -42,8 +44,41 @@ class GateSite:
         return len(self.titles)
 
 
+@dataclass(frozen=True)
+class LabelledDecisions:
+    """Disagreements of some answers, with the category of the sentence that each leads into."""
+
+    states: Float[Tensor, "decision d_model"]
+    """The thinking model's residual at each."""
+    next_categories: Sequence[int]
+    """-1 where no sentence follows."""
+
+    @classmethod
+    def draw(
+        cls, found: Iterable[Decisions], next_categories: Sequence[Sequence[int]], count: int
+    ) -> "LabelledDecisions":
+        """Draw `count` disagreements with equal chances, or take all if there are no more.
+
+        Args:
+            found: disagreements of some answers; gone through once, and only what is drawn is kept.
+            next_categories: of every disagreement of every answer.
+            count: how many are drawn.
+        """
+        total = sum(map(len, next_categories))
+        drawn = sorted(Random("gate").sample(range(total), min(count, total)))
+        states, chosen, first = [], [], 0
+        for answer, categories in zip(found, next_categories, strict=True):
+            last = first + len(categories)
+            own = drawn[bisect_left(drawn, first) : bisect_left(drawn, last)]
+            rows = [number - first for number in own]
+            states.append(answer.states[rows].float())
+            chosen += [categories[row] for row in rows]
+            first = last
+        return cls(torch.cat(states) if states else torch.zeros(0, 0), chosen)
+
+
 def find_site(
-    taxonomy: Taxonomy, thinking: str, layer: int, found: Sequence[Decisions]
+    taxonomy: Taxonomy, thinking: str, layer: int, found: Float[Tensor, "decision d_model"]
 ) -> GateSite:
     """The taxonomy's own site; where another model read the sentences, one in the thinking model.
 
@@ -51,20 +86,18 @@ def find_site(
         taxonomy: the chosen taxonomy.
         thinking: name of the thinking model.
         layer: 0-based block that the disagreements' states are from.
-        found: disagreements of the training rollouts.
+        found: the thinking model's residuals at disagreements of the training rollouts.
     """
     if taxonomy.model == thinking:
         return GateSite(thinking, taxonomy.layer, taxonomy.mean, taxonomy.titles)
-    mean = torch.cat([answer.states for answer in found]).mean(0)
-    return GateSite(thinking, layer, mean, taxonomy.titles)
+    return GateSite(thinking, layer, found.mean(0), taxonomy.titles)
 
 
 def make_gate(
     kind: GateKind,
     taxonomy: Taxonomy,
     site: GateSite,
-    found: Sequence[Decisions],
-    next_categories: Sequence[Sequence[int]],
+    train: LabelledDecisions,
     seed: int,
 ) -> Gate:
     """The gate of that kind.
@@ -73,9 +106,7 @@ def make_gate(
         kind: which.
         taxonomy: the categories.
         site: where the gate reads.
-        found: disagreements of the training rollouts.
-        next_categories: for every disagreement the category of the sentence that it leads into; -1
-            for none.
+        train: disagreements of the training rollouts.
         seed: of the clustering.
 
     Raises:
@@ -84,11 +115,10 @@ def make_gate(
     if kind == "taxonomy":
         check_gate(kind, taxonomy.model, site.model)
         return taxonomy.gate()
-    states = torch.cat([answer.states for answer in found])
-    inputs = normalise(states, site.mean)
+    inputs = normalise(train.states, site.mean)
     if kind == "clusters":
         return _clusters(site, inputs, seed)
-    return _probe(site, inputs, [category for answer in next_categories for category in answer])
+    return _probe(site, inputs, train.next_categories)
 
 
 def check_gate(kind: str, reader: str, thinking: str) -> None:
@@ -110,48 +140,39 @@ def check_gate(kind: str, reader: str, thinking: str) -> None:
 
 
 def next_sentence_categories(
-    rollouts: Sequence[Rollout], found: Sequence[Decisions], assignments: Sequence[int]
+    rollouts: Sequence[Rollout], steps: Sequence[Sequence[int]], assignments: Sequence[int]
 ) -> list[list[int]]:
     """For every disagreement, the category of the sentence that holds the token it leads to.
 
     Args:
         rollouts: the collected answers.
-        found: their disagreements.
+        steps: which of their tokens the disagreements lead to.
         assignments: category of every sentence of every rollout, in order.
     """
     next_categories = []
     by_rollout = split_by_rollout(rollouts, assignments)
-    for rollout, answer, categories in zip(rollouts, found, by_rollout, strict=True):
+    for rollout, own, categories in zip(rollouts, steps, by_rollout, strict=True):
         of_token = {
             token: category
             for span, category in zip(rollout.spans, categories, strict=True)
             for token in range(span.start_token, span.end_token)
         }
-        next_categories.append([of_token.get(p + 1 - answer.prompt, -1) for p in answer.positions])
+        next_categories.append([of_token.get(step, -1) for step in own])
     return next_categories
 
 
-def gate_sentence_agreement(
-    gate: Gate, decisions: Sequence[Decisions], next_categories: Sequence[Sequence[int]]
-) -> GateAgreement:
+def gate_sentence_agreement(gate: Gate, labelled: LabelledDecisions) -> GateAgreement:
     """How often a gate's category equals that of the sentence that follows."""
+    if not labelled.next_categories:
+        return GateAgreement(None, 0)
+    named = gate.categorise(labelled.states).tolist()
     pairs = [
-        (named, category)
-        for answer, categories in zip(decisions, next_categories, strict=True)
-        for named, category in zip(gate.categorise(answer.states).tolist(), categories, strict=True)
+        (one, category)
+        for one, category in zip(named, labelled.next_categories, strict=True)
         if category >= 0
     ]
-    agreeing = sum(named == category for named, category in pairs)
+    agreeing = sum(one == category for one, category in pairs)
     return GateAgreement(agreeing / len(pairs) if pairs else None, len(pairs))
-
-
-@dataclass(frozen=True)
-class LabelledDecisions:
-    """Disagreements of some answers, with the category of the sentence that each leads into."""
-
-    decisions: Sequence[Decisions]
-    next_categories: Sequence[Sequence[int]]
-    """-1 where no sentence follows."""
 
 
 def choose_gate(
@@ -175,7 +196,7 @@ def choose_gate(
     Raises:
         SteeringError: the gate that is to be kept cannot be fitted.
     """
-    made = (taxonomy, site, train.decisions, train.next_categories, seed)
+    made = (taxonomy, site, train, seed)
     chosen = make_gate(kind, *made)
     agreement: dict[str, GateAgreement] = {}
     for other in GATE_KINDS:
@@ -184,9 +205,7 @@ def choose_gate(
         except SteeringError as error:
             agreement[other] = GateAgreement(None, 0, str(error))
         else:
-            agreement[other] = gate_sentence_agreement(
-                gate, heldout.decisions, heldout.next_categories
-            )
+            agreement[other] = gate_sentence_agreement(gate, heldout)
     return chosen, agreement
 
 

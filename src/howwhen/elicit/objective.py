@@ -6,85 +6,25 @@ their texts' cached keys and values. Nothing below the steer layer depends on th
 residual is computed once, and only the blocks above run, forward and backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
-from howwhen.elicit.examples import TrainingExample
+from howwhen.elicit.examples import UNCOUNTED, SoftTargets, TrainingExample
+from howwhen.elicit.states import PrefixCache, UnsteeredStates
+from howwhen.lm.logits import Head, chunks, split_forward
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import additive_mask, cache_of, pad
-from howwhen.lm.residual import capture_residuals, resume_from_layer
+from howwhen.lm.padding import FixedLayer, additive_mask, cache_of, pad
+from howwhen.lm.residual import recompute_after_layer, resume_from_layer
+from howwhen.settings import ElicitSettings
 from howwhen.vectors import VectorSet
-
-CACHE_BYTES = 4 * 2**30
-"""Most memory spent on keeping states between steps."""
-
-
-@dataclass(frozen=True)
-class CachedStates:
-    """The unsteered states that one example needs."""
-
-    residual: Float[Tensor, "query d_model"]
-    """At the steer layer, of every steered position."""
-    upper: dict[int, tuple[Tensor, Tensor]]
-    """Keys and values of the blocks above, (head, position, d_head), up to the last window."""
-
-    @property
-    def nbytes(self) -> int:
-        """Memory taken."""
-        pairs = (tensor.nbytes for pair in self.upper.values() for tensor in pair)
-        return self.residual.nbytes + sum(pairs)
-
-
-class PrefixCache:
-    """Computes the unsteered states of every example, and keeps them within a memory budget."""
-
-    def __init__(self, base: LanguageModel, layer: int, max_bytes: int = CACHE_BYTES) -> None:
-        self.base, self.layer = base, layer
-        self.kept: dict[int, tuple[TrainingExample, CachedStates]] = {}
-        self.bytes_left = max_bytes
-
-    def get(self, examples: Sequence[TrainingExample]) -> list[CachedStates]:
-        """States of each example."""
-        missing = [example for example in examples if id(example) not in self.kept]
-        fresh = {id(example): self._compute(example) for example in missing}
-        states = [fresh.get(id(example)) or self.kept[id(example)][1] for example in examples]
-        for example in missing:
-            needed = fresh[id(example)].nbytes
-            if needed <= self.bytes_left and id(example) not in self.kept:
-                self.bytes_left -= needed
-                self.kept[id(example)] = (example, fresh[id(example)])
-        return states
-
-    @torch.no_grad()
-    def _compute(self, example: TrainingExample) -> CachedStates:
-        """States of one example.
-
-        Never of a batch: matrix products of different sizes round differently on some processors.
-        The last bits would depend on the other examples, and resuming would change them.
-        """
-        cache = DynamicCache()
-        with capture_residuals(self.base.model, [self.layer]) as captured:
-            self.base.model(
-                **pad([example.ids], device=self.base.device).inputs(),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        end = max(window.start for window in example.windows)
-        upper = {
-            number: (
-                cache.layers[number].keys[0, :, :end].clone(),
-                cache.layers[number].values[0, :, :end].clone(),
-            )
-            for number in range(self.layer + 1, self.base.layer_count)
-        }
-        return CachedStates(captured[self.layer][0, list(example.positions)].float(), upper)
 
 
 @dataclass(frozen=True)
@@ -98,6 +38,7 @@ class Batch:
     """First position of that window."""
     categories: Int[Tensor, "batch query"]
     targets: Int[Tensor, "batch query"]
+    """Token wanted after each; `UNCOUNTED` for none."""
 
     @property
     def is_real(self) -> Bool[Tensor, "batch query"]:
@@ -135,45 +76,123 @@ def make_batch(
     )
 
 
-def steered_logits(
-    states: PrefixCache, examples: Sequence[TrainingExample], batch: Batch, vectors: VectorSet
-) -> Float[Tensor, "steered vocabulary"]:
-    """Logits at every steered position, row by row, each window blind to all other steering."""
-    kept, real = states.get(examples), batch.is_real
-    unsteered = torch.cat([states.residual for states in kept])
+@dataclass(frozen=True)
+class Drawn:
+    """An example, and the part of it whose losses count this time."""
+
+    whole: TrainingExample
+    """What states are computed of."""
+    part: TrainingExample
+    """Its windows are among those of the whole, or begin like them."""
+
+    def states(self, cache: PrefixCache) -> UnsteeredStates:
+        """Those of the part."""
+        found = cache.get(self.whole)
+        if self.part is self.whole:
+            return found
+        places = {position: row for row, position in enumerate(self.whole.positions)}
+        rows = [places[position] for position in self.part.positions]
+        upper = {
+            number: (keys[:, : self.part.last_start], values[:, : self.part.last_start])
+            for number, (keys, values) in found.upper.items()
+        }
+        return UnsteeredStates(found.residual[rows], upper)
+
+    @property
+    def keys(self) -> int:
+        """Positions that it attends to or steers."""
+        return self.part.last_start + len(self.part.targets)
+
+
+def micro_batches(drawn: Sequence[Drawn], positions: int) -> Iterator[Sequence[Drawn]]:
+    """Neighbouring examples that fit in one pass when padded, one at least."""
+    start = 0
+    while start < len(drawn):
+        end, longest = start, 0
+        while end < len(drawn):
+            longest = max(longest, drawn[end].keys)
+            if end > start and longest * (end - start + 1) > positions:
+                break
+            end += 1
+        yield drawn[start:end]
+        start = end
+
+
+def steered_hidden(
+    cache: PrefixCache,
+    drawn: Sequence[Drawn],
+    batch: Batch,
+    vectors: VectorSet,
+    activations_gib: float = 2.0,
+) -> tuple[Float[Tensor, "steered d_model"], Head]:
+    """Hidden states at every steered position, row by row, each window blind to other steering.
+
+    Args:
+        cache: has the unsteered states.
+        drawn: the examples.
+        batch: their windows, stacked.
+        vectors: what is added.
+        activations_gib: blocks are computed again in the backward pass if they would keep more.
+
+    Returns:
+        What the output embedding reads, and the map from that to logits.
+    """
+    kept, real = [one.states(cache) for one in drawn], batch.is_real
+    base, layer = cache.base, cache.layer
+    unsteered = torch.cat([states.residual for states in kept]).to(base.layer_device(layer)).float()
     where = real.to(unsteered.device)
     residual = unsteered.new_zeros(*real.shape, unsteered.shape[1])
     residual[where] = unsteered
     delta = vectors.delta(unsteered, batch.categories[real].to(unsteered.device))
     steered = residual.index_put((where,), delta, accumulate=True)
-    cache, width = _stack(kept)
-    model = states.base.model
-    with resume_from_layer(model, states.layer, steered.to(model.dtype)):
-        output = model(
+    upper, width = _stack(base, kept)
+    model = base.model
+    needed = _activations(base, layer, real.numel(), width * len(kept))
+    is_recomputed = torch.is_grad_enabled() and needed > activations_gib * 2**30
+    with (
+        resume_from_layer(model, layer, steered.to(model.dtype)),
+        recompute_after_layer(model, layer) if is_recomputed else nullcontext(),
+    ):
+        hidden, head = split_forward(
+            model,
             input_ids=torch.zeros_like(batch.positions),
             position_ids=batch.positions,
             attention_mask=additive_mask(batch.allowed(width), model.dtype),
-            past_key_values=cache,
+            past_key_values=upper,
             use_cache=True,
         )
-    logits: Tensor = output.logits[real.to(output.logits.device)]
-    return logits.float()
+    return hidden[real.to(hidden.device)], head
 
 
-def _stack(kept: Sequence[CachedStates]) -> tuple[DynamicCache, int]:
+def _stack(base: LanguageModel, kept: Sequence[UnsteeredStates]) -> tuple[DynamicCache, int]:
     """A cache over the batch, padded on the right, and its width in positions."""
     lengths = [s.upper[min(s.upper)][0].shape[1] if s.upper else 0 for s in kept]
     width = max(lengths)
 
     def stacked(number: int, which: int) -> Tensor:
+        device = base.layer_device(number)
         return torch.stack(
             [
-                functional.pad(states.upper[number][which], (0, 0, 0, width - length))
+                functional.pad(states.upper[number][which].to(device), (0, 0, 0, width - length))
                 for states, length in zip(kept, lengths, strict=True)
             ]
         )
 
-    return cache_of({i: (stacked(i, 0), stacked(i, 1)) for i in kept[0].upper}), width
+    layers = {number: (stacked(number, 0), stacked(number, 1)) for number in kept[0].upper}
+    return cache_of(layers, FixedLayer), width
+
+
+def _activations(base: LanguageModel, layer: int, queries: int, keys: int) -> int:
+    """About how many bytes the blocks above a layer keep for a backward pass."""
+    config = base.model.config
+    width: int = config.hidden_size
+    inner: int = getattr(config, "intermediate_size", None) or 4 * width
+    heads = config.num_attention_heads
+    head_width: int = getattr(config, "head_dim", None) or width // heads
+    per_query = 8 * width + 3 * inner
+    per_key = 2 * heads * head_width  # keys and values, repeated for every head
+    kept = queries * per_query + (queries + keys) * per_key
+    return int((base.layer_count - 1 - layer) * kept * base.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -186,32 +205,100 @@ class CategoryLosses:
     def __add__(self, other: "CategoryLosses") -> "CategoryLosses":
         return CategoryLosses(self.sums + other.sums, self.counts + other.counts)
 
-    def mean(self) -> Float[Tensor, ""]:
-        """Mean within each category that has positions, then over those categories."""
-        present = self.counts > 0
-        return (self.sums[present] / self.counts[present]).mean()
+    def mean(self, counts: Int[Tensor, " category"] | None = None) -> Float[Tensor, ""]:
+        """Mean within each category that has positions, then over those categories.
+
+        Args:
+            counts: of the whole batch, where this is a part of it; the parts' means add up.
+        """
+        of = self.counts if counts is None else counts.to(self.sums.device)
+        present = of > 0
+        return (self.sums[present] / of[present]).mean()
 
 
-def token_losses(
-    logits: Float[Tensor, "steered vocabulary"], batch: Batch
+def counted(examples: Sequence[TrainingExample], size: int) -> Int[Tensor, " category"]:
+    """Positions of each of `size` categories whose loss counts; with one category, all are its."""
+    named = [
+        0 if size == 1 else category
+        for example in examples
+        for category, target in zip(example.categories, example.targets, strict=True)
+        if target != UNCOUNTED
+    ]
+    return torch.tensor(named, dtype=torch.long).bincount(minlength=size)
+
+
+def batch_losses(
+    cache: PrefixCache, drawn: Sequence[Drawn], vectors: VectorSet, settings: ElicitSettings
+) -> CategoryLosses:
+    """Losses of examples that fit in one pass, by category of the vectors."""
+    size = len(vectors.vectors)
+    batch = make_batch([one.part for one in drawn], size == 1, cache.base.device)
+    hidden, head = steered_hidden(cache, drawn, batch, vectors, settings.activations_gib)
+    real = batch.is_real
+    targets, categories = batch.targets[real], batch.categories[real]
+    soft = None
+    if settings.objective == "distribution":
+        soft = _join([one.part.soft for one in drawn if one.part.soft is not None])
+    is_counted = targets != UNCOUNTED
+    if not is_counted.all():
+        hidden = hidden[is_counted.to(hidden.device)]
+        targets, categories = targets[is_counted], categories[is_counted]
+    wanted = targets if soft is None else soft
+    losses = position_losses(hidden, head, wanted, cache.base.vocabulary_size, settings.logits_gib)
+    return by_category(losses, categories, size)
+
+
+def _join(parts: Sequence[SoftTargets]) -> SoftTargets:
+    ids, probs = [part.ids for part in parts], [part.probs for part in parts]
+    return SoftTargets(torch.cat(ids), torch.cat(probs))
+
+
+def position_losses(
+    hidden: Float[Tensor, "steered d_model"],
+    head: Head,
+    wanted: Int[Tensor, " steered"] | SoftTargets,
+    vocabulary: int,
+    logits_gib: float,
 ) -> Float[Tensor, " steered"]:
-    """Cross-entropy on the tokens the thinking model wrote."""
-    targets = batch.targets[batch.is_real].to(logits.device)
-    return functional.cross_entropy(logits, targets, reduction="none")
+    """Cross-entropy in nats on the tokens or distributions wanted, some positions at a time.
+
+    Args:
+        hidden: what the output embedding reads.
+        head: maps it to logits.
+        wanted: after each position.
+        vocabulary: size of the logits of one position.
+        logits_gib: most memory for logits, in GiB; where they need more, they are computed again
+            in the backward pass.
+    """
+
+    def losses(hidden: Tensor, rows: slice) -> Tensor:
+        logits = head(hidden)
+        if isinstance(wanted, SoftTargets):
+            return distribution_losses(logits, SoftTargets(wanted.ids[rows], wanted.probs[rows]))
+        return functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="none")
+
+    parts = list(chunks(len(hidden), vocabulary, logits_gib))
+    if len(parts) == 1:
+        return losses(hidden, parts[0])
+    found = [
+        checkpoint(losses, hidden[rows], rows, use_reentrant=False, preserve_rng_state=False)
+        for rows in parts
+    ]
+    return torch.cat(found)
 
 
 def distribution_losses(
-    logits: Float[Tensor, "steered vocabulary"], examples: Sequence[TrainingExample]
+    logits: Float[Tensor, "steered vocabulary"], soft: SoftTargets
 ) -> Float[Tensor, " steered"]:
     """Cross-entropy on the thinking model's likeliest tokens, weighted by their probability."""
-    soft = [example.soft for example in examples if example.soft is not None]
-    ids = torch.cat([targets.ids for targets in soft]).to(logits.device)
-    probs = torch.cat([targets.probs for targets in soft]).to(logits.device)
+    ids, probs = soft.ids.to(logits.device), soft.probs.to(logits.device)
     return -(logits.log_softmax(1).gather(1, ids) * probs).sum(1)
 
 
-def by_category(losses: Float[Tensor, " steered"], batch: Batch, size: int) -> CategoryLosses:
+def by_category(
+    losses: Float[Tensor, " steered"], categories: Int[Tensor, " steered"], size: int
+) -> CategoryLosses:
     """Losses summed within each of `size` categories."""
-    categories = batch.categories[batch.is_real].to(losses.device)
+    categories = categories.to(losses.device)
     sums = losses.new_zeros(size).index_add(0, categories, losses)
     return CategoryLosses(sums, categories.bincount(minlength=size))

@@ -7,70 +7,43 @@ and Bagnell, 2011) with the thinking model as the expert.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from howwhen.elicit.examples import Decisions, find_decisions
+from howwhen.elicit.examples import TrainingExample
 from howwhen.elicit.training import DataSplit, Fit, split_examples
-from howwhen.lm.alignment import ModelPair
-from howwhen.probes import Gate
-from howwhen.records import Rollout
 from howwhen.settings import ElicitSettings
 from howwhen.vectors import VectorSet
 
-Decode = Callable[[int, VectorSet], Sequence[Rollout]]
-"""The hybrid's answers to the training problems, from the number of the round and its vectors."""
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """What on-policy rounds need."""
-
-    models: ModelPair
-    questions: Sequence[str]
-    """Those that `decode` answers, in order."""
-    decode: Decode
+OnPolicyRound = Callable[[int, VectorSet], Sequence[TrainingExample]]
+"""Lets the hybrid answer the training problems, from the number of the round and its vectors, and
+returns where the thinking model wants something else in its answers."""
 
 
 def train_at_disagreements(
-    gate: Gate,
-    train: Sequence[Decisions],
-    selection: Sequence[Decisions],
+    size: int,
+    train: Sequence[TrainingExample],
+    selection: Sequence[TrainingExample],
     settings: ElicitSettings,
     fit: Fit,
-    on_policy: OnPolicy,
-) -> tuple[DataSplit, list[Decisions]]:
+    on_policy: OnPolicyRound,
+) -> DataSplit:
     """Train a vector per category, and a shared one, where the base would go elsewhere.
 
     Args:
-        gate: names the disagreements.
+        size: number of categories.
         train: disagreements of the training rollouts.
         selection: those of the rollouts that choose among the seeds.
-        settings: number of rounds and batch size, apart from what `fit` needs.
+        settings: number of rounds, apart from what `fit` needs.
         fit: trains, under the names `vectors`, `shared` and `before-on-policy-N`.
-        on_policy: writes the hybrid's own answers.
+        on_policy: finds those of the hybrid's own answers.
 
     Returns:
-        What the vectors were trained on, and the disagreements found on policy.
+        What the vectors were trained on.
     """
-    examples = [decisions.example(gate) for decisions in train]
-    chosen = [decisions.example(gate) for decisions in selection]
-    found: list[Decisions] = []
+    examples = list(train)
     for number in range(settings.on_policy_rounds):
-        data = split_examples(examples, chosen, gate.size, settings)
-        vectors = fit(f"before-on-policy-{number}", data)
-        answers = on_policy.decode(number, vectors)
-        labelled = find_decisions(
-            on_policy.models,
-            gate.layer,
-            answers,
-            on_policy.questions,
-            settings.batch_size,
-            is_own=False,
-        )
-        found += labelled
-        examples += [decisions.example(gate) for decisions in labelled]
-    data = split_examples(examples, chosen, gate.size, settings)
-    shared = split_examples(examples, chosen, 1, settings)
-    fit("vectors", data)
-    fit("shared", shared)
-    return data, found
+        name = f"before-on-policy-{number}"
+        vectors = fit(split_examples(examples, selection, settings), {name: size})[name]
+        examples += on_policy(number, vectors)
+    data = split_examples(examples, selection, settings)
+    fit(data, {"vectors": size, "shared": 1})
+    return data

@@ -4,7 +4,7 @@ It learns from recorded disagreements, in the thinking model's answers and in a 
 hybrid run without any thinking model (a probe gate, or router).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,89 +15,121 @@ from torch.nn import functional
 from howwhen.elicit.examples import Decisions
 from howwhen.elicit.report import ProbeScores
 from howwhen.errors import SteeringError
-from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import pad
-from howwhen.lm.residual import residuals
 from howwhen.probes import Gate, SelfGate
 from howwhen.settings import ElicitSettings
 
 POSITIONS_PER_STEP = 512
 LEARNING_RATE = 1e-3
+ROWS_AT_A_TIME = 65_536
+"""Positions that are converted to float32 and read at a time."""
 
 
 @dataclass(frozen=True)
-class LabelledAnswer:
-    """The category due at every position of one answer."""
+class ProbeData:
+    """What a probe learns from, or is scored on."""
 
-    ids: tuple[int, ...]
-    first: int
-    """Position that predicts the answer's first token."""
-    categories: tuple[int, ...]
-    """Category at each position from `first` on; -1 where the two models agree."""
+    inputs: Float[Tensor, "position features"]
+    """The base's residuals, concatenated over layers, in its own precision."""
+    labels: Int[Tensor, " position"]
+    """The category due there; -1 where the two models agree."""
 
+    @classmethod
+    def of(cls, found: Iterable[Decisions], gate: Gate) -> "ProbeData":
+        """The positions drawn of some answers, whose disagreements a gate names.
 
-def label_positions(found: Sequence[Decisions], gate: Gate) -> list[LabelledAnswer]:
-    """Recorded disagreements as the probe learns them."""
-    labelled = []
-    for answer in found:
-        named = dict(zip(answer.positions, gate.categorise(answer.states).tolist(), strict=True))
-        first = answer.prompt - 1
-        categories = tuple(named.get(p, -1) for p in range(first, len(answer.ids) - 1))
-        labelled.append(LabelledAnswer(answer.ids, first, categories))
-    return labelled
+        Args:
+            found: gone through once; only what is drawn of an answer is kept.
+            gate: names them.
+        """
+        inputs, labels = [], []
+        for answer in found:
+            if not answer.probe.steps:
+                continue
+            named = dict(zip(answer.positions, answer.categories(gate), strict=True))
+            first = answer.prompt - 1
+            due = [named.get(first + step, -1) for step in answer.probe.steps]
+            inputs.append(answer.probe.features)
+            labels.append(torch.tensor(due, dtype=torch.long))
+        if not inputs:
+            return cls(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))
+        return cls(torch.cat(inputs), torch.cat(labels))
+
+    def __add__(self, other: "ProbeData") -> "ProbeData":
+        if not len(other.labels):
+            return self
+        return ProbeData(
+            torch.cat([self.inputs, other.inputs]), torch.cat([self.labels, other.labels])
+        )
+
+    @property
+    def decisions(self) -> int:
+        """Positions at which the two models disagree."""
+        return int((self.labels >= 0).sum())
+
+    def moments(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
+        """Mean and standard deviation of every feature, summed in float64."""
+        count = len(self.labels)
+        mean = torch.stack([part.double().sum(0) for part in self._parts()]).sum(0) / count
+        squares = [(part.double() - mean).square().sum(0) for part in self._parts()]
+        deviation = (torch.stack(squares).sum(0) / max(1, count - 1)).sqrt()
+        return mean.float(), deviation.float()
+
+    def _parts(self) -> Sequence[Tensor]:
+        return torch.split(self.inputs, ROWS_AT_A_TIME)
+
+    def read(self, probe: SelfGate) -> Float[Tensor, "position outputs"]:
+        """What a probe says at every position."""
+        return torch.cat([probe.read(part.float()) for part in self._parts()])
 
 
 def train_self_gate(
-    base: LanguageModel,
+    base: str,
     layers: tuple[int, ...],
     size: int,
-    train: Sequence[LabelledAnswer],
-    held_out: Sequence[LabelledAnswer],
+    train: ProbeData,
+    held_out: ProbeData,
     settings: ElicitSettings,
 ) -> tuple[SelfGate, ProbeScores]:
     """Train a probe, and choose its threshold on answers held out.
 
     Args:
-        base: the frozen base model.
+        base: name of the frozen base model.
         layers: 0-based blocks whose residuals it reads, concatenated.
         size: number of categories.
-        train: answers to learn from.
-        held_out: answers to choose the threshold on (best F1) and to score by.
+        train: what it learns from.
+        held_out: what its threshold is chosen on (best F1), and its scores are of.
         settings: steps and width.
 
     Raises:
         SteeringError: no decision to learn from, or none held out.
     """
-    inputs, labels = _examples(base, layers, train, settings.batch_size)
-    unseen, truth = _examples(base, layers, held_out, settings.batch_size)
-    for name, found in (("training", labels), ("selection", truth)):
-        if not (found >= 0).any():
+    for name, data in (("training", train), ("selection", held_out)):
+        if not data.decisions:
             raise SteeringError(
                 f"the {name} answers hold no decision, so a self-gate cannot be trained; collect "
                 "more problems (--collect.limit), or ask whether these two models differ at all"
             )
-    probe = _fit(base.name, layers, size, inputs, labels, settings)
-    read = probe.read(unseen)
-    probe = replace(probe, threshold=_best_threshold(read[:, 0], truth >= 0))
-    return probe, _score(probe, read, truth)
+    probe = _fit(base, layers, size, train, settings)
+    read = held_out.read(probe)
+    probe = replace(probe, threshold=_best_threshold(read[:, 0], held_out.labels >= 0))
+    return probe, _score(probe, read, held_out.labels)
 
 
 def _fit(
     model: str,
     layers: tuple[int, ...],
     size: int,
-    inputs: Float[Tensor, "n features"],
-    labels: Int[Tensor, " n"],
+    data: ProbeData,
     settings: ElicitSettings,
 ) -> SelfGate:
     generator = torch.Generator().manual_seed(settings.seeds[0])
-    width, hidden = inputs.shape[1], settings.probe_hidden
-    scale = 1 / inputs.std(0).clamp(min=1e-6)
+    width, hidden = data.inputs.shape[1], settings.probe_hidden
+    mean, deviation = data.moments()
     probe = SelfGate(
         model=model,
         layers=layers,
-        mean=inputs.mean(0),
-        scale=scale,
+        mean=mean,
+        scale=1 / deviation.clamp(min=1e-6),
         hidden=nn.Parameter(torch.randn(hidden, width, generator=generator) / width**0.5),
         hidden_bias=nn.Parameter(torch.zeros(hidden)),
         outputs=nn.Parameter(torch.randn(size + 1, hidden, generator=generator) / hidden**0.5),
@@ -109,8 +141,8 @@ def _fit(
     for step in range(settings.probe_steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - step / settings.probe_steps)
-        rows = torch.randint(len(inputs), (POSITIONS_PER_STEP,), generator=generator)
-        loss = _loss(probe.read(inputs[rows]), labels[rows])
+        rows = torch.randint(len(data.labels), (POSITIONS_PER_STEP,), generator=generator)
+        loss = _loss(probe.read(data.inputs[rows].float()), data.labels[rows])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -125,27 +157,6 @@ def _loss(read: Float[Tensor, "n outputs"], labels: Int[Tensor, " n"]) -> Tensor
         return when
     which = functional.cross_entropy(read[is_decision, 1:], labels[is_decision])
     return when + which * is_decision.float().mean()
-
-
-@torch.no_grad()
-def _examples(
-    base: LanguageModel,
-    layers: tuple[int, ...],
-    labelled: Sequence[LabelledAnswer],
-    batch_size: int,
-) -> tuple[Float[Tensor, "n features"], Int[Tensor, " n"]]:
-    """Residuals of the base at every position of the answers, and the category due there."""
-    inputs, labels = [], []
-    for start in range(0, len(labelled), batch_size):
-        rows = labelled[start : start + batch_size]
-        batch = pad([answer.ids for answer in rows], device=base.device)
-        captured = residuals(base.model, layers, **batch.inputs())
-        for row, answer in enumerate(rows):
-            cut = slice(answer.first, answer.first + len(answer.categories))
-            parts = [captured[layer][row, cut].float().cpu() for layer in layers]
-            inputs.append(torch.cat(parts, dim=1))
-            labels.append(torch.tensor(answer.categories, dtype=torch.long))
-    return torch.cat(inputs), torch.cat(labels)
 
 
 def _best_threshold(log_odds: Float[Tensor, " n"], truth: Tensor) -> float:

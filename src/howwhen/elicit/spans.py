@@ -4,15 +4,15 @@ Of every category's sentences, the 4N with the highest activation are considered
 base finds least likely are kept (paper, first version, section 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample
 from howwhen.elicit.training import DataSplit, Fit, split_examples
-from howwhen.probes import Gate
 from howwhen.records import Rollout
 from howwhen.settings import ElicitSettings
 
@@ -37,7 +37,7 @@ class Sentence:
 
 def span_examples(
     rollouts: Sequence[Rollout],
-    read: Sequence[Decisions],
+    read: Iterable[Decisions],
     scores: Float[Tensor, "sentence category"],
     per_category: int,
     min_words: int,
@@ -46,22 +46,26 @@ def span_examples(
 
     Args:
         rollouts: the collected answers.
-        read: the same answers as the base reads them.
+        read: the same answers as the base reads them, gone through once.
         scores: activation of every category on every sentence, in order of rollouts and spans.
         per_category: most sentences kept of a category.
         min_words: shorter sentences are left out.
     """
-    sentences = _sentences(rollouts, read, scores, min_words)
-    kept = [
-        sentence
-        for category in range(scores.shape[1])
-        for sentence in choose_sentences(
-            [s for s in sentences if s.window.category == category], per_category
-        )
-    ]
+    answers: list[_Answer] = []
+    sentences: list[Sentence] = []
+    first = 0
+    for rollout, answer in zip(rollouts, read, strict=True):
+        rows = scores[first : first + len(rollout.spans)]
+        sentences += _sentences(len(answers), rollout, answer, rows, min_words)
+        answers.append(_Answer(answer.ids, answer.prompt))
+        first += len(rollout.spans)
+    chosen: list[list[SteeredWindow]] = [[] for _ in rollouts]
+    for category in range(scores.shape[1]):
+        own = [sentence for sentence in sentences if sentence.window.category == category]
+        for sentence in choose_sentences(own, per_category):
+            chosen[sentence.rollout].append(sentence.window)
     return [
-        _example(read[number], sorted(s.window for s in kept if s.rollout == number))
-        for number in range(len(rollouts))
+        _example(answer, sorted(windows)) for answer, windows in zip(answers, chosen, strict=True)
     ]
 
 
@@ -72,7 +76,7 @@ def choose_sentences(sentences: Sequence[Sentence], count: int) -> list[Sentence
 
 
 def train_on_sentences(
-    gate: Gate,
+    size: int,
     answers: AnswerParts,
     sentences: AnswerParts,
     settings: ElicitSettings,
@@ -81,8 +85,8 @@ def train_on_sentences(
     """Train a bias vector on whole answers, then vectors on whole sentences on top of it.
 
     Args:
-        gate: has the categories.
-        answers: whole answers, of `bias_examples`, to train and to select on.
+        size: number of categories.
+        answers: whole answers, of `bias_example`, to train and to select on.
         sentences: the chosen sentences, of `span_examples`, likewise.
         settings: sizes of the parts.
         fit: trains, under the names `bias`, `vectors` and `shared`.
@@ -90,45 +94,49 @@ def train_on_sentences(
     Returns:
         What the vectors were trained on.
     """
-    bias = fit("bias", split_examples(*answers, 1, settings), form="linear").vectors[0]
-    data = split_examples(*sentences, gate.size, settings)
-    shared = split_examples(*sentences, 1, settings)
-    fit("vectors", data, bias)
-    fit("shared", shared, bias)
+    bias = fit(split_examples(*answers, settings), {"bias": 1}, form="linear")["bias"].vectors[0]
+    data = split_examples(*sentences, settings)
+    fit(data, {"vectors": size, "shared": 1}, bias)
     return data
 
 
-def bias_examples(read: Sequence[Decisions]) -> list[TrainingExample]:
-    """Every answer as one window of the single category 0."""
-    return [
-        _example(answer, [SteeredWindow(answer.prompt - 1, len(answer.ids) - 1, 0)])
-        for answer in read
-        if len(answer.ids) > answer.prompt
-    ]
+def bias_example(answer: Decisions) -> TrainingExample:
+    """An answer as one window of the single category 0; without a window if it has no token."""
+    whole = SteeredWindow(answer.prompt - 1, len(answer.ids) - 1, 0)
+    windows = [whole] if len(answer.ids) > answer.prompt else []
+    return _example(_Answer(answer.ids, answer.prompt), windows)
+
+
+class _Answer(NamedTuple):
+    """An answer as the base reads it."""
+
+    ids: tuple[int, ...]
+    prompt: int
 
 
 def _sentences(
-    rollouts: Sequence[Rollout],
-    read: Sequence[Decisions],
+    number: int,
+    rollout: Rollout,
+    answer: Decisions,
     scores: Float[Tensor, "sentence category"],
     min_words: int,
 ) -> list[Sentence]:
+    """The sentences of one answer that are long enough."""
     best = scores.max(dim=1)
-    sentences, number = [], 0
-    for index, (rollout, answer) in enumerate(zip(rollouts, read, strict=True)):
-        for span, text in zip(rollout.spans, rollout.sentences(), strict=True):
-            losses = answer.base_losses[span.start_token : span.end_token]
-            if len(text.split()) >= min_words:
-                first = answer.prompt - 1
-                window = SteeredWindow(
-                    first + span.start_token, first + span.end_token, int(best.indices[number])
-                )
-                loss = sum(losses) / len(losses)
-                sentences.append(Sentence(index, window, float(best.values[number]), loss))
-            number += 1
+    losses: list[float] = answer.base_losses.tolist()
+    sentences = []
+    for row, (span, text) in enumerate(zip(rollout.spans, rollout.sentences(), strict=True)):
+        own = losses[span.start_token : span.end_token]
+        if len(text.split()) >= min_words:
+            first = answer.prompt - 1
+            window = SteeredWindow(
+                first + span.start_token, first + span.end_token, int(best.indices[row])
+            )
+            loss = sum(own) / len(own)
+            sentences.append(Sentence(number, window, float(best.values[row]), loss))
     return sentences
 
 
-def _example(read: Decisions, windows: Sequence[SteeredWindow]) -> TrainingExample:
-    targets = tuple(read.ids[p + 1] for w in windows for p in range(w.start, w.end))
-    return TrainingExample(read.ids, tuple(windows), targets, prompt=read.prompt)
+def _example(answer: _Answer, windows: Sequence[SteeredWindow]) -> TrainingExample:
+    targets = tuple(answer.ids[p + 1] for w in windows for p in range(w.start, w.end))
+    return TrainingExample(answer.ids, tuple(windows), targets, prompt=answer.prompt)

@@ -1,31 +1,30 @@
 """Training steering vectors in the frozen base model: one loop for every method and form.
 
 All categories train in one batch. The loss is the mean within each category, then over categories.
-Vectors start at zero, and those of the best evaluation on a validation set are kept.
+Vectors start at zero, and those of the best evaluation on a validation set are kept. All seeds, and
+the vectors per category together with the shared one, advance side by side, since they need the
+same states of the base.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
-from operator import add
 from random import Random
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from howwhen.elicit.examples import TrainingExample
 from howwhen.elicit.objective import (
     CategoryLosses,
-    PrefixCache,
-    by_category,
-    distribution_losses,
-    make_batch,
-    steered_logits,
-    token_losses,
+    Drawn,
+    batch_losses,
+    counted,
+    micro_batches,
 )
 from howwhen.elicit.report import SeedTraining
+from howwhen.elicit.states import Chapter, PrefixCache
 from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings, Form
 from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
@@ -36,13 +35,11 @@ Report = Callable[[int], None]
 
 @dataclass(frozen=True)
 class DataSplit:
-    """What one training learns from, and with how many categories."""
+    """What a training learns from."""
 
     train: Sequence[TrainingExample]
     validation: Sequence[TrainingExample]
     selection: Sequence[TrainingExample]
-    size: int
-    """Number of categories; 1 trains a single shared vector on the same positions."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +58,22 @@ class Training(SeedTraining):
 
 @runtime_checkable
 class Fit(Protocol):
-    """Trains every seed on some data, keeps all of them, and returns the best vectors."""
+    """Trains vectors on some data with every seed, keeps all of them, and returns the best."""
 
     def __call__(
         self,
-        name: str,
         data: DataSplit,
+        sizes: Mapping[str, int],
         /,
         bias: Tensor | None = None,
         form: Form | None = None,
-    ) -> VectorSet:
+    ) -> Mapping[str, VectorSet]:
         """Train.
 
         Args:
-            name: of the vectors.
             data: what they are trained on.
+            sizes: number of categories of each set of vectors, by its name; a single category
+                means one vector for all positions.
             bias: a vector that is always added, as it is.
             form: of the vectors; that of the settings by default.
         """
@@ -84,7 +82,6 @@ class Fit(Protocol):
 def split_examples(
     train: Sequence[TrainingExample],
     selection: Sequence[TrainingExample],
-    size: int,
     settings: ElicitSettings,
 ) -> DataSplit:
     """Leave out texts without windows and set some questions aside for validation.
@@ -99,6 +96,7 @@ def split_examples(
         if example.windows:
             useful.setdefault(example.ids[: example.prompt] or example.ids, []).append(example)
     held_out = max(1, round(len(useful) * settings.validation_fraction))
+    held_out = min(held_out, settings.validation_answers)
     if len(useful) - held_out < 1:
         raise SteeringError(
             f"only {len(useful)} questions of {len(train)} training rollouts hold anything to "
@@ -113,7 +111,7 @@ def split_examples(
         [example for group in part for example in group]
         for part in (groups[:held_out], groups[held_out:])
     )
-    return DataSplit(rest, validation, chosen or validation, size)
+    return DataSplit(rest, validation, chosen or validation)
 
 
 def new_vectors(
@@ -161,59 +159,126 @@ def train_vectors(
         seed: of the order of batches.
         report: called with the steps taken.
     """
-    trainer = _Trainer(start, data, states, settings)
-    optimizer = trainer.optimizer()
-    best, best_evaluation = trainer.frozen(), 0
-    evaluations, losses, recent = [trainer.loss(best, data.validation)], [], []
-    order, step = Random(f"batches-{seed}"), 0
-    for step in range(1, settings.steps + 1):
-        recent.append(trainer.step(optimizer, order))
-        if step % settings.validate_every and step != settings.steps:
-            continue
-        losses.append(sum(recent) / len(recent))
-        recent.clear()
-        current = trainer.frozen()
-        evaluations.append(trainer.loss(current, data.validation))
-        report(step)
-        if evaluations[-1] < evaluations[best_evaluation]:
-            best, best_evaluation = current, len(evaluations) - 1
-        elif len(evaluations) - 1 - best_evaluation >= settings.patience:
-            break
-    selection = trainer.loss(best, data.selection)
-    vectors = best.to(torch.device("cpu"))
-    return Training(seed, step, tuple(losses), tuple(evaluations), selection, vectors)
+    trainer = Trainer("vectors", start, seed, states, settings)
+    train_together([trainer], data, states, settings, report)
+    return trainer.result()
 
 
-def train_seeds(
-    start: Callable[[int], VectorSet],
+def train_together(
+    trainers: Sequence["Trainer"],
     data: DataSplit,
     states: PrefixCache,
     settings: ElicitSettings,
-    *,
-    load: Callable[[int], Training | None],
-    save: Callable[[Training], None],
-    progress: Callable[[int], AbstractContextManager[Report]],
-) -> list[Training]:
-    """Train with every seed.
+    report: Report,
+    save: Callable[[int], None] = lambda step: None,
+    done: int = 0,
+) -> None:
+    """Let all trainers take their steps, until each has stopped improving.
 
     Args:
-        start: where a seed starts from.
-        data: examples.
+        trainers: new, or as they were when `save` was called.
+        data: what all of them learn from.
         states: the frozen base, at the layer of the vectors.
-        settings: seeds, rates, sizes, patience.
-        load: returns a seed that was finished before, or None.
-        save: called with every seed that was trained now.
-        progress: opened around a seed's training; what it yields is called with the steps taken.
+        settings: rates, sizes, patience.
+        report: called with the steps taken.
+        save: called with the steps taken after every evaluation.
+        done: steps taken already.
     """
-    trainings = []
-    for seed in settings.seeds:
-        training = load(seed)
-        if training is None:
-            with progress(seed) as report:
-                training = train_vectors(start(seed), data, states, settings, seed, report)
-            save(training)
-        trainings.append(training)
-    return trainings
+    others = [*data.validation, *data.selection]
+    chapters = states.chapters(data.train, others, settings.batch_size, settings.seeds[0])
+    entered: Chapter | None = None
+    for chapter, start, end in _stretches(chapters, settings):
+        running = [trainer for trainer in trainers if trainer.is_running]
+        if not running:
+            break
+        if end <= done:
+            continue
+        if chapter is not entered:
+            states.enter(chapter)
+            entered = chapter
+        if not start:
+            _look(running, data.validation, states, settings)
+        _advance(running, chapter, end - start, states)
+        if end % settings.validate_every and end != settings.steps:
+            continue
+        _look(running, data.validation, states, settings)
+        save(end)
+        report(end)
+    best = [trainer.best for trainer in trainers]
+    for trainer, loss in zip(
+        trainers, _evaluate(best, data.selection, states, settings), strict=True
+    ):
+        trainer.selection_loss = loss
+
+
+def _stretches(
+    chapters: Iterable[Chapter], settings: ElicitSettings
+) -> Iterator[tuple[Chapter, int, int]]:
+    """Steps between two evaluations in the same chapter: half-open, from 0."""
+    step = 0
+    for chapter in chapters:
+        last = settings.steps if chapter.steps is None else step + chapter.steps
+        while step < min(last, settings.steps):
+            look = step - step % settings.validate_every + settings.validate_every
+            end = min(last, look, settings.steps)
+            yield chapter, step, end
+            step = end
+        if step == settings.steps:
+            return
+
+
+def _advance(
+    trainers: Sequence["Trainer"], chapter: Chapter, steps: int, states: PrefixCache
+) -> None:
+    """Let every trainer take some steps in a chapter."""
+    if not chapter.is_one_batch:
+        for trainer in trainers:
+            for _ in range(steps):
+                trainer.begin(trainer.pick(chapter.examples))
+                trainer.accumulate(range(trainer.batch_count))
+                trainer.apply()
+        return
+    for trainer in trainers:
+        trainer.begin(chapter.examples)
+    first = 0
+    for part in states.groups(chapter.examples):
+        for trainer in trainers:
+            trainer.accumulate(range(first, first + len(part)))
+        first += len(part)
+    for trainer in trainers:
+        trainer.apply()
+
+
+def _look(
+    trainers: Sequence["Trainer"],
+    validation: Sequence[TrainingExample],
+    states: PrefixCache,
+    settings: ElicitSettings,
+) -> None:
+    """Evaluate every trainer as it is now."""
+    current = [trainer.frozen() for trainer in trainers]
+    losses = _evaluate(current, validation, states, settings)
+    for trainer, vectors, loss in zip(trainers, current, losses, strict=True):
+        trainer.note(vectors, loss)
+
+
+@torch.no_grad()
+def _evaluate(
+    candidates: Sequence[VectorSet],
+    examples: Sequence[TrainingExample],
+    states: PrefixCache,
+    settings: ElicitSettings,
+) -> list[float]:
+    """Loss over all examples: every category weighs the same, whatever the batches."""
+    sums: list[CategoryLosses | None] = [None] * len(candidates)
+    for start in range(0, len(examples), settings.batch_size):
+        for part in states.groups(examples[start : start + settings.batch_size]):
+            whole = [Drawn(example, example) for example in part]
+            for rows in micro_batches(whole, settings.positions_per_pass):
+                for number, vectors in enumerate(candidates):
+                    found, before = batch_losses(states, rows, vectors, settings), sums[number]
+                    sums[number] = found if before is None else before + found
+    return [float(one.mean()) for one in sums if one is not None]
 
 
 def choose_training(trainings: Sequence[Training]) -> Training:
@@ -221,23 +286,51 @@ def choose_training(trainings: Sequence[Training]) -> Training:
     return min(trainings, key=lambda training: training.selection_loss)
 
 
-class _Trainer:
-    """One training's parameters and fixed surroundings: step and loss."""
+class Trainer:
+    """One seed of one set of vectors: its parameters and optimiser, and how it has gone so far."""
 
     def __init__(
         self,
+        name: str,
         start: VectorSet,
-        data: DataSplit,
+        seed: int,
         states: PrefixCache,
         settings: ElicitSettings,
     ) -> None:
-        self.data, self.states, self.settings = data, states, settings
+        """Start a training.
+
+        Args:
+            name: of the vectors.
+            start: where to start from; its bias vector, if any, stays as it is.
+            seed: of the order of batches.
+            states: the frozen base, at the layer of `start`.
+            settings: rates, sizes, patience.
+        """
+        self.name, self.seed, self.states, self.settings = name, seed, states, settings
         self.start = start.to(states.base.layer_device(states.layer))
         self.parameters = {
             name: tensor.clone().requires_grad_()
             for name, tensor in self.start.tensors().items()
             if name != "bias"
         }
+        self.optimizer = self._optimizer()
+        self.order = Random(f"batches-{seed}")
+        self.steps = 0
+        self.is_running = True
+        self.best = self.frozen()
+        self.best_evaluation = 0
+        self.selection_loss: float | None = None
+        self._losses: list[float] = []
+        self._recent: list[float] = []
+        self._evaluations: list[float] = []
+        self._drawn: Sequence[Drawn] = ()
+        self._counts: Int[Tensor, " category"] = torch.zeros(0, dtype=torch.long)
+        self._loss = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its name among all trainings."""
+        return f"{self.name}-{self.seed}"
 
     @property
     def live(self) -> VectorSet:
@@ -249,7 +342,7 @@ class _Trainer:
         copies = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
         return self.start.with_tensors({**self.start.tensors(), **copies})
 
-    def optimizer(self) -> torch.optim.Optimizer:
+    def _optimizer(self) -> torch.optim.Optimizer:
         """AdamW, with a separate rate for the vectors."""
         others = [tensor for name, tensor in self.parameters.items() if name != "vectors"]
         groups = [
@@ -259,27 +352,111 @@ class _Trainer:
         used = [group for group in groups if group["params"]]
         return torch.optim.AdamW(used, weight_decay=self.settings.weight_decay)
 
-    def step(self, optimizer: torch.optim.Optimizer, order: Random) -> float:
-        """One batch; returns its loss in nats."""
-        count = min(self.settings.batch_size, len(self.data.train))
-        loss = self._losses(self.live, order.sample(list(self.data.train), count)).mean()
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        return float(loss.detach())
+    def pick(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+        """A batch, drawn at random."""
+        return self.order.sample(list(examples), min(self.settings.batch_size, len(examples)))
 
-    @torch.no_grad()
-    def loss(self, vectors: VectorSet, examples: Sequence[TrainingExample]) -> float:
-        """Loss over all of `examples`: every category weighs the same, whatever the batches."""
-        size = self.settings.batch_size
-        batches = (examples[start : start + size] for start in range(0, len(examples), size))
-        return float(reduce(add, (self._losses(vectors, rows) for rows in batches)).mean())
+    @property
+    def batch_count(self) -> int:
+        """Examples of the step that has begun."""
+        return len(self._drawn)
 
-    def _losses(self, vectors: VectorSet, examples: Sequence[TrainingExample]) -> CategoryLosses:
-        batch = make_batch(examples, self.data.size == 1, self.states.base.device)
-        logits = steered_logits(self.states, examples, batch, vectors)
-        if self.settings.objective == "distribution":
-            losses = distribution_losses(logits, examples)
-        else:
-            losses = token_losses(logits, batch)
-        return by_category(losses, batch, self.data.size)
+    def begin(self, examples: Sequence[TrainingExample]) -> None:
+        """Begin a step on a batch."""
+        random = Random(f"positions-{self.seed}-{self.steps}")
+        count = self.settings.positions_per_answer
+        self._drawn = [Drawn(example, example.draw(count, random)) for example in examples]
+        size = len(self.start.vectors)
+        self._counts = counted([drawn.part for drawn in self._drawn], size)
+        self._loss = 0.0
+        self.optimizer.zero_grad()
+
+    def accumulate(self, rows: range) -> None:
+        """Add the gradients of some examples of the batch, a pass at a time."""
+        drawn = self._drawn[rows.start : rows.stop]
+        for part in micro_batches(drawn, self.settings.positions_per_pass):
+            losses = batch_losses(self.states, part, self.live, self.settings)
+            loss = losses.mean(self._counts)
+            torch.autograd.backward(loss)
+            self._loss += float(loss.detach())
+
+    def apply(self) -> None:
+        """Finish the step."""
+        self.optimizer.step()
+        self.steps += 1
+        self._recent.append(self._loss)
+
+    def note(self, vectors: VectorSet, loss: float) -> None:
+        """Take note of an evaluation, and stop after too many without improvement."""
+        if self._recent:
+            self._losses.append(sum(self._recent) / len(self._recent))
+            self._recent.clear()
+        self._evaluations.append(loss)
+        latest = len(self._evaluations) - 1
+        if loss < self._evaluations[self.best_evaluation]:
+            self.best, self.best_evaluation = vectors, latest
+        elif latest - self.best_evaluation >= self.settings.patience:
+            self.is_running = False
+
+    def result(self) -> Training:
+        """How it went, with the vectors of the best evaluation.
+
+        Raises:
+            ValueError: it is not finished.
+        """
+        if self.selection_loss is None:
+            raise ValueError(f"the training {self.key} is not finished; call train_together first")
+        return Training(
+            self.seed,
+            self.steps,
+            tuple(self._losses),
+            tuple(self._evaluations),
+            self.selection_loss,
+            self.best.to(torch.device("cpu")),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that the next step depends on, and those of the best evaluation."""
+        entries = self.optimizer.state_dict()["state"]
+        return {
+            **{f"now.{name}": tensor.detach() for name, tensor in self.parameters.items()},
+            **{f"best.{name}": tensor for name, tensor in self.best.tensors().items()},
+            **{
+                f"optimizer.{number}.{name}": value
+                for number, entry in entries.items()
+                for name, value in entry.items()
+            },
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """Everything else that the next step depends on, as JSON."""
+        return {
+            "order": self.order.getstate(),
+            "steps": self.steps,
+            "is_running": self.is_running,
+            "best_evaluation": self.best_evaluation,
+            "losses": self._losses,
+            "evaluations": self._evaluations,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `notes` gave after an evaluation."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        best = dict(self.best.tensors())
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "now":
+                self.parameters[name].data.copy_(value)
+            elif kind == "best":
+                best[name] = value.to(best[name].device)
+            else:
+                number, _, entry = name.partition(".")
+                entries.setdefault(int(number), {})[entry] = value
+        self.best = self.best.with_tensors(best)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        kind, words, rest = notes["order"]
+        self.order.setstate((kind, tuple(words), rest))
+        self.steps, self.is_running = notes["steps"], notes["is_running"]
+        self.best_evaluation = notes["best_evaluation"]
+        self._losses, self._evaluations = list(notes["losses"]), list(notes["evaluations"])

@@ -93,6 +93,12 @@ class LanguageModel:
         return len(find_blocks(self.model))
 
     @property
+    def vocabulary_size(self) -> int:
+        """Rows of its output embedding: numbers in the logits of one position."""
+        head = self.model.get_output_embeddings()
+        return int(self.model.config.vocab_size if head is None else head.weight.shape[0])
+
+    @property
     def matmul_params(self) -> int:
         """Parameters used in matrix products: all except an input embedding that is only looked up.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,10 +73,26 @@ def additive_mask(
     return mask.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def cache_of(layers: Mapping[int, tuple[Tensor, Tensor]]) -> DynamicCache:
+class FixedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one block that attention sees in addition to its own, and never grows.
+
+    So a block can be computed twice with the same result, as recomputation in a backward pass does.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What is attended to; nothing is kept."""
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        return keys, torch.cat([self.values, value_states], dim=-2)
+
+
+def cache_of(
+    layers: Mapping[int, tuple[Tensor, Tensor]], kind: type[DynamicLayer] = DynamicLayer
+) -> DynamicCache:
     """A cache of the given keys and values, (batch, head, position, d_head) each, by layer."""
     cache = DynamicCache()
-    cache.layers = [DynamicLayer() for _ in range(max(layers) + 1)] if layers else []
+    cache.layers = [kind() for _ in range(max(layers) + 1)] if layers else []
     for number, (keys, values) in layers.items():
         cache.layers[number].lazy_initialization(keys, values)
         cache.layers[number].keys, cache.layers[number].values = keys, values

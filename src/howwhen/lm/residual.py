@@ -6,12 +6,14 @@ function restores the model. Nothing here depends on tokens or categories.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from howwhen.errors import ModelError
 
@@ -135,11 +137,36 @@ def resume_from_layer(model: nn.Module, layer: int, residual: Residual) -> Itera
     try:
         yield
     finally:
-        for block, forward in zip(blocks, originals, strict=True):
-            if forward is None:
-                del vars(block)["forward"]
-            else:
-                vars(block)["forward"] = forward
+        _put_back(blocks, originals)
+
+
+@contextmanager
+def recompute_after_layer(model: nn.Module, layer: int) -> Iterator[None]:
+    """Within the context, the blocks above `layer` keep only their input for a backward pass.
+
+    They are computed again when their gradients are wanted. A cache must stay as it is when it is
+    read, so that the second time gives the same.
+    """
+    blocks = list(find_blocks(model))[check_layer(model, layer) + 1 :]
+    originals = [vars(block).get("forward") for block in blocks]
+    for block in blocks:
+        # Nothing random is in a frozen model, so the states of random numbers need not be kept.
+        vars(block)["forward"] = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+    try:
+        yield
+    finally:
+        _put_back(blocks, originals)
+
+
+def _put_back(blocks: Sequence[nn.Module], originals: Sequence[Any]) -> None:
+    """Give blocks their own `forward` again; None for that of their class."""
+    for block, forward in zip(blocks, originals, strict=True):
+        if forward is None:
+            del vars(block)["forward"]
+        else:
+            vars(block)["forward"] = forward
 
 
 _TUPLES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -1,22 +1,20 @@
 """Step 3: steering vectors, and the self-gate."""
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from torch import Tensor
 
-from howwhen.elicit.examples import Decisions, TrainingExample, find_decisions
+from howwhen.elicit.examples import Decisions, TrainingExample
 from howwhen.elicit.gates import (
     LabelledDecisions,
     choose_gate,
     find_site,
     next_sentence_categories,
 )
-from howwhen.elicit.objective import PrefixCache
-from howwhen.elicit.on_policy import OnPolicy, train_at_disagreements
+from howwhen.elicit.on_policy import train_at_disagreements
 from howwhen.elicit.report import (
     ElicitReport,
     GateAgreement,
@@ -24,20 +22,22 @@ from howwhen.elicit.report import (
     SeedTraining,
     TrainingSummary,
 )
-from howwhen.elicit.self_gate import label_positions, train_self_gate
-from howwhen.elicit.spans import bias_examples, span_examples, train_on_sentences
+from howwhen.elicit.self_gate import ProbeData, train_self_gate
+from howwhen.elicit.spans import bias_example, span_examples, train_on_sentences
+from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import (
     DataSplit,
-    Report,
+    Trainer,
     Training,
     choose_training,
     new_vectors,
-    train_seeds,
+    train_together,
 )
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.context import ELICIT_REPORT, Run
+from howwhen.pipeline.decisions import FOLDER, Comparison, StoredDecisions, read_decisions
 from howwhen.pipeline.rungs import chosen_strength
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate
@@ -65,29 +65,26 @@ class ElicitCounts:
 
 def elicit(run: Run, step: StepFolder) -> ElicitCounts:
     """Find disagreements, name them with a gate, train vectors and the self-gate."""
-    models, answers = run.models(), _read(run)
-    models.base.check_steering(run.steer_layer)
+    settings = run.settings.elicit
+    answers = _read(run, step)
     gate, agreement = _choose_gate(run, answers)
     step.write_gate("gate.safetensors", gate)
-    fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer))
-    on_policy: list[Decisions] = []
-    if run.settings.elicit.method == "span":
+    if not settings.on_policy_rounds:
+        run.pair.release("base")
+    run.pair.base.check_steering(run.steer_layer)
+    named = [_example(run, one, gate) for one in answers.found]
+    fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer, settings.states_gib))
+    on_policy = _OnPolicy(run, step, gate)
+    if settings.method == "span":
         data = _train_spans(run, answers, gate, fit)
     else:
-        data, on_policy = train_at_disagreements(
-            gate,
-            answers.train,
-            answers.selection,
-            run.settings.elicit,
-            fit,
-            _on_policy(run, step, models, gate),
-        )
+        data = train_at_disagreements(gate.size, *answers.split(named), settings, fit, on_policy)
     if data.selection is data.validation:
         run.reporter.say(
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
             "the seeds"
         )
-    per_category = _per_category([one.example(gate) for one in answers.decisions], gate.size)
+    per_category = _per_category(named, gate.size)
     step.write_record(
         ELICIT_REPORT,
         ElicitReport(
@@ -95,7 +92,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
             shared=fit.summaries["shared"],
             bias=fit.summaries.get("bias"),
             gate_sentence_agreement=agreement,
-            self_gate=_train_self_gate(run, step, gate, answers, on_policy),
+            self_gate=_train_self_gate(run, step, gate, answers, on_policy.found),
             decisions_per_category=per_category,
         ),
     )
@@ -106,10 +103,10 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
             f"  WARNING: nothing to train on for categories {list(silent)}; their vectors are zero"
         )
     return ElicitCounts(
-        rollouts=len(answers.decisions),
-        rollouts_without_decision=sum(not one.positions for one in answers.decisions),
-        decisions=sum(len(one.positions) for one in answers.decisions),
-        decisions_unwritable=sum(one.banned_targets for one in answers.decisions),
+        rollouts=len(answers.found),
+        rollouts_without_decision=sum(not steps for steps in answers.found.steps),
+        decisions=sum(map(len, answers.found.steps)),
+        decisions_unwritable=answers.found.unwritable,
         decisions_per_category=per_category,
         positions_trained_per_category=trained,
         categories_without_training=silent,
@@ -121,7 +118,7 @@ class _Answers:
     """The collected rollouts, as both models read them."""
 
     rollouts: Sequence[Rollout]
-    decisions: Sequence[Decisions]
+    found: StoredDecisions
     is_selection: Sequence[bool]
     """Whether a rollout answers a problem that chooses among the seeds."""
 
@@ -130,61 +127,96 @@ class _Answers:
         pairs = list(zip(items, self.is_selection, strict=True))
         return [i for i, chosen in pairs if not chosen], [i for i, chosen in pairs if chosen]
 
-    @property
-    def train(self) -> list[Decisions]:
-        """Disagreements of the training answers."""
-        return self.split(self.decisions)[0]
-
-    @property
-    def selection(self) -> list[Decisions]:
-        """Disagreements of the selection problems' answers."""
-        return self.split(self.decisions)[1]
+    def part(self, *, is_selection: bool) -> Iterator[Decisions]:
+        """Disagreements of the training answers, or of the selection problems' answers."""
+        for one, chosen in zip(self.found, self.is_selection, strict=True):
+            if chosen == is_selection:
+                yield one
 
 
-def _read(run: Run) -> _Answers:
+def _compare(
+    run: Run, step: StepFolder, folder: str, label: str, compared: Comparison
+) -> StoredDecisions:
+    """Teacher-force answers, and report how far it is."""
+    one_sided = run.settings.hybrid.one_sided_tokens
+    outlines = ModelPair(run.pair.base_outline, run.pair.thinking_outline, one_sided)
+    with run.reporter.task(label, len(compared.rollouts)) as advance:
+        return read_decisions(step, folder, outlines, run.models, compared, advance)
+
+
+def _probe_layers(run: Run) -> tuple[int, ...]:
+    """The base's blocks that the self-gate reads."""
+    return tuple(sorted({run.steer_layer, run.pair.base_outline.layer_count - 1}))
+
+
+def _read(run: Run, step: StepFolder) -> _Answers:
     """Teacher-force every rollout."""
     rollouts, questions = run.rollouts_with_questions()
-    layer, size = run.gate_layer, run.settings.elicit.batch_size
-    with run.reporter.task("rollouts compared", len(rollouts)) as advance:
-        decisions = find_decisions(run.models(), layer, rollouts, questions, size, report=advance)
+    compared = Comparison(
+        rollouts, questions, run.gate_layer, _probe_layers(run), run.settings.elicit
+    )
+    found = _compare(run, step, FOLDER, "rollouts compared", compared)
     chosen = {problem.id for problem in run.problems(Split.SELECTION)}
-    return _Answers(rollouts, decisions, [rollout.problem_id in chosen for rollout in rollouts])
+    return _Answers(rollouts, found, [rollout.problem_id in chosen for rollout in rollouts])
+
+
+def _example(run: Run, found: Decisions, gate: Gate) -> TrainingExample:
+    """Disagreements as training uses them, without distributions that it would not look at."""
+    example = found.example(gate)
+    is_soft = run.settings.elicit.objective == "distribution"
+    return example if is_soft else replace(example, soft=None)
 
 
 def _choose_gate(run: Run, answers: _Answers) -> tuple[Gate, dict[str, GateAgreement]]:
     settings, taxonomy = run.settings.elicit, run.taxonomy()
     assignments = [annotation.category for annotation in run.annotations()]
-    categories = answers.split(
-        next_sentence_categories(answers.rollouts, answers.decisions, assignments)
+    following = next_sentence_categories(answers.rollouts, answers.found.steps, assignments)
+    train, heldout = (
+        LabelledDecisions.draw(
+            answers.part(is_selection=is_selection), categories, settings.gate_decisions
+        )
+        for is_selection, categories in zip((False, True), answers.split(following), strict=True)
     )
-    return choose_gate(
-        settings.gate,
-        taxonomy,
-        find_site(taxonomy, run.pair.thinking_source, run.gate_layer, answers.train),
-        LabelledDecisions(answers.train, categories[0]),
-        LabelledDecisions(answers.selection, categories[1]),
-        settings.seeds[0],
-    )
+    site = find_site(taxonomy, run.pair.thinking_source, run.gate_layer, train.states)
+    return choose_gate(settings.gate, taxonomy, site, train, heldout, settings.seeds[0])
 
 
-def _on_policy(run: Run, step: StepFolder, models: ModelPair, gate: Gate) -> OnPolicy:
+@dataclass
+class _OnPolicy:
     """Lets the hybrid answer the training problems."""
-    problems, settings = run.problems(Split.TRAIN), run.settings.hybrid
 
-    def answer(number: int, vectors: VectorSet) -> list[Rollout]:
-        rung = Steer(gate, vectors, chosen_strength(run.settings))
+    run: Run
+    step: StepFolder
+    gate: Gate
+    found: list[StoredDecisions] = field(default_factory=list)
+    """Disagreements in the hybrid's answers of every round so far."""
+
+    def __call__(self, number: int, vectors: VectorSet) -> list[TrainingExample]:
+        """As `howwhen.elicit.on_policy.OnPolicyRound`."""
+        run, problems = self.run, self.run.problems(Split.TRAIN)
+        rung = Steer(self.gate, vectors, chosen_strength(run.settings))
+        settings = run.settings.hybrid
         with run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
-            traces = step.grow_records(
+            traces = self.step.grow_records(
                 f"on-policy-{number}.jsonl",
                 HybridTrace,
                 problems,
                 settings.batch_size,
-                lambda batch: decode(models, batch, rung, settings),
+                lambda batch: decode(run.models(), batch, rung, settings),
                 advance,
             )
-        return [Rollout(t.problem_id, t.ids, t.text, t.finish, ()) for t in traces]
-
-    return OnPolicy(models, [problem.question for problem in problems], answer)
+        compared = Comparison(
+            [Rollout(t.problem_id, t.ids, t.text, t.finish, ()) for t in traces],
+            [problem.question for problem in problems],
+            self.gate.layer,
+            _probe_layers(run),
+            run.settings.elicit,
+            is_own=False,
+        )
+        folder = f"{FOLDER}-on-policy-{number}"
+        found = _compare(run, self.step, folder, "answers compared", compared)
+        self.found.append(found)
+        return [_example(run, one, self.gate) for one in found]
 
 
 def _train_spans(run: Run, answers: _Answers, gate: Gate, fit: "_Fit") -> DataSplit:
@@ -192,33 +224,34 @@ def _train_spans(run: Run, answers: _Answers, gate: Gate, fit: "_Fit") -> DataSp
     tensors, _ = run.folder.step("discover").read_tensors("sentence_scores.safetensors")
     examples = span_examples(
         answers.rollouts,
-        answers.decisions,
+        answers.found,
         tensors["scores"],
         settings.sentences_per_category,
         settings.min_words,
     )
-    whole = bias_examples(answers.train), bias_examples(answers.selection)
-    return train_on_sentences(gate, whole, answers.split(examples), settings, fit)
+    whole = answers.split([bias_example(one) for one in answers.found])
+    return train_on_sentences(gate.size, whole, answers.split(examples), settings, fit)
 
 
 def _train_self_gate(
-    run: Run, step: StepFolder, gate: Gate, answers: _Answers, on_policy: Sequence[Decisions]
+    run: Run,
+    step: StepFolder,
+    gate: Gate,
+    answers: _Answers,
+    on_policy: Sequence[StoredDecisions],
 ) -> ProbeScores:
-    heldout = answers.selection
-    if not any(one.positions for one in heldout):
-        heldout = answers.train
+    train = ProbeData.of(answers.part(is_selection=False), gate)
+    heldout = ProbeData.of(answers.part(is_selection=True), gate)
+    if not heldout.decisions:
+        heldout = train
         run.reporter.say(
             "  WARNING: no selection answer holds a decision, so the self-gate's threshold and "
             "scores are those of the answers it was trained on"
         )
-    base = run.pair.base
+    for found in on_policy:
+        train += ProbeData.of(found, gate)
     probe, scores = train_self_gate(
-        base,
-        tuple(sorted({run.steer_layer, base.layer_count - 1})),
-        gate.size,
-        label_positions([*answers.train, *on_policy], gate),
-        label_positions(heldout, gate),
-        run.settings.elicit,
+        run.pair.base.name, _probe_layers(run), gate.size, train, heldout, run.settings.elicit
     )
     step.write_gate("self_gate.safetensors", probe)
     return scores
@@ -226,7 +259,7 @@ def _train_self_gate(
 
 @dataclass
 class _Fit:
-    """Trains every seed, writes each as soon as it is finished, and reads those that were."""
+    """Trains all seeds, keeps how far they are after every evaluation, and goes on from there."""
 
     run: Run
     step: StepFolder
@@ -235,44 +268,90 @@ class _Fit:
     """By name of the vectors."""
 
     def __call__(
-        self, name: str, data: DataSplit, /, bias: Tensor | None = None, form: Form | None = None
-    ) -> VectorSet:
+        self,
+        data: DataSplit,
+        sizes: Mapping[str, int],
+        /,
+        bias: Tensor | None = None,
+        form: Form | None = None,
+    ) -> Mapping[str, VectorSet]:
         """As `howwhen.elicit.training.Fit`."""
-        settings, base = self.run.settings.elicit, self.run.pair.base
+        seeds = self.run.settings.elicit.seeds
+        if not all(self._is_finished(name, seed) for name in sizes for seed in seeds):
+            self._train(data, sizes, bias, form)
+        chosen = {}
+        for name in sizes:
+            trainings = [self._load(name, seed) for seed in seeds]
+            best = choose_training(trainings)
+            self.step.write_vectors(f"{name}.safetensors", best.vectors)
+            notes = tuple(training.notes for training in trainings)
+            self.summaries[name] = TrainingSummary(best.seed, notes)
+            chosen[name] = best.vectors
+        return chosen
+
+    def _train(
+        self, data: DataSplit, sizes: Mapping[str, int], bias: Tensor | None, form: Form | None
+    ) -> None:
+        settings, base, layer = self.run.settings.elicit, self.run.pair.base, self.states.layer
         width = base.model.config.hidden_size
+        trainers = []
+        for name, size in sizes.items():
+            for seed in settings.seeds:
+                kind = form or settings.chosen_form
+                start = new_vectors(base.name, layer, width, size, kind, settings, seed)
+                start = replace(start, bias=bias)
+                trainers.append(Trainer(name, start, seed, self.states, settings))
+        names = " and ".join(sizes)
+        unfinished = f"parts/unfinished-{'-'.join(sizes)}.safetensors"
+        done = self._restore(unfinished, trainers)
+        with self.run.reporter.task(f"training steps of {names}", settings.steps) as advance:
+            train_together(
+                trainers,
+                data,
+                self.states,
+                settings,
+                advance,
+                lambda step: self._save(unfinished, trainers, step),
+                done,
+            )
+        for trainer in trainers:
+            self._finish(trainer.name, trainer.result())
+        (self.step.path / unfinished).unlink(missing_ok=True)
 
-        def start(seed: int) -> VectorSet:
-            chosen = form or settings.chosen_form
-            layer = self.states.layer
-            vectors = new_vectors(base.name, layer, width, data.size, chosen, settings, seed)
-            return replace(vectors, bias=bias)
+    def _save(self, file: str, trainers: Sequence[Trainer], steps: int) -> None:
+        """Write how far the trainings are."""
+        tensors = {
+            f"{trainer.key}/{name}": tensor
+            for trainer in trainers
+            for name, tensor in trainer.tensors().items()
+        }
+        notes = {"steps": steps, "trainers": {one.key: one.notes() for one in trainers}}
+        self.step.write_tensors(file, tensors, notes)
 
-        def progress(seed: int) -> AbstractContextManager[Report]:
-            return self.run.reporter.task(f"{name}-{seed}", settings.steps)
+    def _restore(self, file: str, trainers: Sequence[Trainer]) -> int:
+        """Go on from where the trainings were; returns the steps taken."""
+        if not (self.step.path / file).exists():
+            return 0
+        tensors, notes = self.step.read_tensors(file)
+        for trainer in trainers:
+            prefix = f"{trainer.key}/"
+            own = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
+            trainer.restore(own, notes["trainers"][trainer.key])
+        return int(notes["steps"])
 
-        trainings = train_seeds(
-            start,
-            data,
-            self.states,
-            settings,
-            load=lambda seed: self._load(name, seed),
-            save=lambda training: self._save(name, training),
-            progress=progress,
-        )
-        best = choose_training(trainings)
-        self.step.write_vectors(f"{name}.safetensors", best.vectors)
-        notes = tuple(training.notes for training in trainings)
-        self.summaries[name] = TrainingSummary(best.seed, notes)
-        return best.vectors
+    def _is_finished(self, name: str, seed: int) -> bool:
+        return (self.step.path / f"parts/{name}-{seed}.json").exists()
 
-    def _load(self, name: str, seed: int) -> Training | None:
+    def _load(self, name: str, seed: int) -> Training:
         part = f"parts/{name}-{seed}"
-        if not (self.step.path / f"{part}.json").exists():
-            return None
         notes = self.step.read_record(f"{part}.json", SeedTraining)
         return Training(**vars(notes), vectors=self.step.read_vectors(f"{part}.safetensors"))
 
-    def _save(self, name: str, training: Training) -> None:
+    def _finish(self, name: str, training: Training) -> None:
         """Write a finished seed; the JSON file is written last and marks it as done."""
         losses = training.validation_losses
         self.run.reporter.say(

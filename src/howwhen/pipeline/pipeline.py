@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.errors import RedoError
 from howwhen.lm.residual import check_layer
-from howwhen.pipeline import shards
+from howwhen.pipeline import decisions, shards
 from howwhen.pipeline.collect import collect
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.discover import discover
@@ -37,7 +37,10 @@ STEP_FUNCTIONS: dict[StepName, Callable[[Run, StepFolder], object]] = {
     "present": present,
 }
 """What each step does."""
-PRESERVED_FOLDERS: dict[StepName, tuple[str, ...]] = {"discover": (shards.FOLDER,)}
+PRESERVED_FOLDERS: dict[StepName, tuple[str, ...]] = {
+    "discover": (shards.FOLDER,),
+    "elicit": (decisions.FOLDER,),
+}
 """Folders of a step that know themselves whether they fit."""
 
 
