@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from benchmarks.pairs import Bench, smol_shape, tally
 from benchmarks.timing import Result, compare
 from howwhen.discover.activations import ReaderInput, _batches, sentence_means
-from howwhen.discover.sae import Shape, evaluate, init_latents, train_grid
+from howwhen.discover.sae import Shape, Training, evaluate, init_latents, train_grid
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import find_blocks
@@ -42,7 +42,7 @@ def grid_against_one_by_one(width: int, steps: int) -> Result:
     inputs = clustered_sentences(4000, width)
     shapes = [Shape(size, 3) for size in SIZES]
     settings = DiscoverSettings(steps=steps)
-    starts = init_latents(inputs, list(SIZES), 0)  # only the grid's own time counts them
+    starts = init_latents(Training(inputs, 0), list(SIZES))  # only the grid's own time counts them
     apart: list[Sae] = []
     together: list[Sae] = []
 

@@ -5,10 +5,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from howwhen.lm.alignment import ModelPair
-from howwhen.lm.models import LanguageModel
+from howwhen.lm.models import LanguageModel, wrap_model
 from howwhen.probes import Gate, SelfGate
 from howwhen.records import Problem
 from howwhen.vectors import Network, VectorSet
@@ -69,21 +74,30 @@ def smol_shape() -> Bench:
         tie_word_embeddings=True,
         eos_token_id=0,
     )
-    words = {f"w{number}": number for number in range(VOCABULARY)}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w1"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w1", eos_token="w0")
-    base = LlamaForCausalLM(config).eval().requires_grad_(False)
-    thinking = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
-        theirs.copy_(ours + NOISE * ours.std() * torch.randn_like(ours))
-    pair = ModelPair(
-        LanguageModel("shape-base", "", base, tokenizer, "{question}"),
-        LanguageModel("shape-thinking", "", thinking, tokenizer, "{question}"),
-    )
+    pair = random_pair("shape", config)
     text = " ".join(f"w{number}" for number in range(100, 180))
     problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]
     return _bench("135M shape", pair, problems)
+
+
+def random_pair(name: str, config: PretrainedConfig) -> ModelPair:
+    """Two models of random weights, the second the first with a little noise.
+
+    They are made on torch's default device, in its default type of number.
+    """
+    words = {f"w{number}": number for number in range(config.vocab_size)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="w1", eos_token="w0")
+    base, thinking = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    base.requires_grad_(False)
+    thinking.requires_grad_(False)
+    for ours, theirs in zip(base.parameters(), thinking.parameters(), strict=True):
+        theirs.copy_(ours + NOISE * ours.std() * torch.randn_like(ours))
+    return ModelPair(
+        wrap_model(base, tokenizer, prompt="{question}", name=f"{name}-base"),
+        wrap_model(thinking, tokenizer, prompt="{question}", name=f"{name}-thinking"),
+    )
 
 
 def _bench(name: str, pair: ModelPair, problems: list[Problem]) -> Bench:

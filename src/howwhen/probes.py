@@ -3,6 +3,7 @@
 They are frozen values of tensors. They know their own arithmetic and nothing of models or files.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +33,37 @@ def normalise(
 ) -> Float[Tensor, "n d_model"]:
     """Residuals as every taxonomy and gate reads them: minus the corpus mean, at unit norm."""
     return functional.normalize(residual - mean, dim=-1)
+
+
+def normalise_in_place(
+    residual: Float[Tensor, "n d_model"], mean: Float[Tensor, " d_model"]
+) -> Float[Tensor, "n d_model"]:
+    """The same, in the memory of the residuals themselves."""
+    return functional.normalize(residual.sub_(mean), dim=-1, out=residual)
+
+
+ROWS_AT_A_TIME = 16_384
+"""Rows that are worked on at a time, so that copies of many never exist."""
+
+
+def in_parts(
+    rows: Float[Tensor, "n d"], chosen: Int[Tensor, " m"] | None = None
+) -> Iterator[Float[Tensor, "part d"]]:
+    """All rows or some of them, some at a time."""
+    if chosen is None:
+        yield from torch.split(rows, ROWS_AT_A_TIME)
+    else:
+        for part in torch.split(chosen, ROWS_AT_A_TIME):
+            yield rows[part]
+
+
+def mean_in_parts(
+    rows: Float[Tensor, "n d"], chosen: Int[Tensor, " m"] | None = None
+) -> Float[Tensor, " d"]:
+    """Mean of all rows or of some."""
+    count = len(rows) if chosen is None else len(chosen)
+    means = [part.mean(0) * (len(part) / count) for part in in_parts(rows, chosen)]
+    return torch.stack(means).sum(0)
 
 
 @dataclass(frozen=True)

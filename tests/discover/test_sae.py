@@ -41,13 +41,13 @@ def _matching(category: torch.Tensor, which: torch.Tensor) -> list[tuple[int, in
 def test_the_first_latents_are_cuts_of_one_hierarchy_of_the_seeds_sample() -> None:
     inputs, which = planted()
     truth = torch.stack([inputs[which == one].mean(0) for one in range(3)]) - inputs.mean(0)
-    three, six, again = init_latents(inputs, [3, 6, 3], 0)
+    three, six, again = init_latents(Training(inputs, 0), [3, 6, 3])
     cosines = functional.normalize(truth, dim=1) @ three.T
     assert (cosines.amax(1) > 0.99).all()
     assert (six @ three.T).amax(1).min() > 0.3  # each lies within one of the three
     torch.testing.assert_close(six.norm(dim=1), torch.ones(6))
     assert torch.equal(three, again)
-    assert not torch.equal(three, init_latents(inputs, [3], 1)[0])
+    assert not torch.equal(three, init_latents(Training(inputs, 1), [3])[0])
 
 
 def test_equal_sentences_start_and_train_without_a_nan() -> None:
@@ -89,7 +89,7 @@ def test_gradients_through_gram_matrices_are_those_of_autograd() -> None:
 def test_the_grid_ends_where_plain_training_ends() -> None:
     inputs, _ = planted()
     shapes = [Shape(4, 1), Shape(9, 3)]
-    starts = init_latents(inputs, [4, 9], 0)
+    starts = init_latents(Training(inputs, 0), [4, 9])
     grid = train_grid(inputs, shapes, SETTINGS, 0)
     for sae, start, shape in zip(grid, starts, shapes, strict=True):
         plain = evaluate(train_plainly(inputs, start, shape, SETTINGS, 0), inputs).fvu

@@ -1,18 +1,19 @@
 """The sentences of all answers: as each layer of the reader sees them, and as a namer does."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from howwhen.discover.taxonomy import LayerSentences, heldout_layers, scoring_sample
 from howwhen.discover.titles import CategorisedSentences
-from howwhen.probes import Taxonomy, normalise
+from howwhen.probes import Taxonomy, normalise, normalise_in_place
 from howwhen.records import Rollout
 
 MAX_TRACES = 3
@@ -31,6 +32,11 @@ class SentenceActivations(Protocol):
         self, layer: int, wanted: Sequence[int] | None = None
     ) -> Float[Tensor, "sentence d_model"]:
         """Raw means of all sentences, or of the wanted ones, which ascend."""
+
+    def parts(
+        self, layer: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[Float[Tensor, "part d_model"]]:
+        """The same, some at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Corpus:
         return LayerSentences(
             layer=layer,
             mean=mean,
-            inputs=normalise(activations.rows(layer, self.trained), mean),
+            inputs=normalise_in_place(activations.rows(layer, self.trained), mean),
             texts=self.select_trained(self.texts),
             labels=self.trained_labels,
             sample_rows=sample_rows,
@@ -99,8 +105,7 @@ class Corpus:
         self, activations: SentenceActivations, taxonomy: Taxonomy
     ) -> CategorisedSentences:
         """The training sentences with their categories, as a namer sees them."""
-        scores = taxonomy.scores(activations.rows(taxonomy.layer, self.trained))
-        strengths, categories = scores.max(1)
+        strengths, categories = score_all(activations, taxonomy, self.trained).max(1)
         return CategorisedSentences(
             texts=self.select_trained(self.texts),
             categories=categories.tolist(),
@@ -108,6 +113,14 @@ class Corpus:
             size=taxonomy.size,
             traces=[rollout.text for rollout in self.rollouts[:MAX_TRACES]],
         )
+
+
+def score_all(
+    activations: SentenceActivations, taxonomy: Taxonomy, wanted: Sequence[int] | None = None
+) -> Float[Tensor, "sentence category"]:
+    """A taxonomy's scores of all sentences, or of the wanted ones, which ascend."""
+    parts = activations.parts(taxonomy.layer, wanted)
+    return torch.cat([taxonomy.scores(part) for part in parts])
 
 
 def count_per_category(categories: Sequence[int], size: int) -> tuple[int, ...]:

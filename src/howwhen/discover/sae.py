@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.errors import InputError
-from howwhen.probes import Sae
+from howwhen.probes import Sae, in_parts, mean_in_parts
 from howwhen.settings import DiscoverSettings
 
 MAX_MERGED = 4096
@@ -51,10 +51,23 @@ class SaeMetrics:
 class Training:
     """What one training of the grid starts from."""
 
-    inputs: Float[Tensor, "n d"]
+    inputs: Float[Tensor, "all d"]
     """Normalised sentence activations."""
     seed: int
     """Draws the batches and the sample that the first latents come from."""
+    chosen: Int[Tensor, " n"] | None = None
+    """The rows that are trained on, where not all are; they are not copied."""
+
+    def __len__(self) -> int:
+        return len(self.inputs if self.chosen is None else self.chosen)
+
+    def rows(self, numbers: Int[Tensor, " m"]) -> Float[Tensor, "m d"]:
+        """Some of the rows that are trained on."""
+        return self.inputs[numbers if self.chosen is None else self.chosen[numbers]]
+
+    def mean(self) -> Float[Tensor, " d"]:
+        """Mean of the rows that are trained on."""
+        return mean_in_parts(self.inputs, self.chosen)
 
 
 def train_grid(
@@ -79,10 +92,10 @@ def train_grids(
         InputError: fewer sentences than latents, or a k above its size.
     """
     for training, shape in product(trainings, shapes):
-        _check(shape, len(training.inputs))
+        _check(shape, len(training))
     if not shapes:
         return [[] for _ in trainings]
-    sizes = [min(settings.sentences_per_step, len(training.inputs)) for training in trainings]
+    sizes = [min(settings.sentences_per_step, len(training)) for training in trainings]
     saes: dict[int, list[Sae]] = {}
     for size in dict.fromkeys(sizes):
         numbers = [number for number, other in enumerate(sizes) if other == size]
@@ -105,7 +118,7 @@ def _train_together(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - step / settings.steps)
         batches = [
-            training.inputs[torch.randint(len(training.inputs), (batch_size,), generator=generator)]
+            training.rows(torch.randint(len(training), (batch_size,), generator=generator))
             for training, generator in zip(trainings, generators, strict=True)
         ]
         grid.fill_gradients(torch.stack(batches))
@@ -117,14 +130,16 @@ def _train_together(
 @torch.no_grad()
 def evaluate(sae: Sae, inputs: Float[Tensor, "n d"]) -> SaeMetrics:
     """FVU, L0 and dead latents on these sentences."""
-    kept = sae.scores(inputs).topk(sae.k, dim=1)
-    error = (inputs - sae.reconstruct(inputs)).square().sum()
-    uses = kept.indices[kept.values != 0].bincount(minlength=len(sae.encoder))
-    return SaeMetrics(
-        fvu=float(error / (inputs - inputs.mean(0)).square().sum()),
-        l0=float((kept.values != 0).sum(1).float().mean()),
-        dead=int((uses == 0).sum()),
-    )
+    mean = mean_in_parts(inputs)
+    error, deviation, nonzero = inputs.new_zeros(3)
+    uses = torch.zeros(len(sae.encoder), dtype=torch.long)
+    for rows in in_parts(inputs):
+        kept = sae.scores(rows).topk(sae.k, dim=1)
+        error += (rows - sae.reconstruct(rows)).square().sum()
+        deviation += (rows - mean).square().sum()
+        uses += kept.indices[kept.values != 0].bincount(minlength=len(sae.encoder))
+        nonzero += (kept.values != 0).sum(1).float().mean() * (len(rows) / len(inputs))
+    return SaeMetrics(fvu=float(error / deviation), l0=float(nonzero), dead=int((uses == 0).sum()))
 
 
 class _Grid:
@@ -146,16 +161,11 @@ class _Grid:
         self.ks = [shape.k for shape in shapes]
         self.cells = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
         self.owner = torch.arange(len(shapes)).repeat_interleave(torch.tensor(sizes))
-        starts = torch.stack(
-            [
-                torch.cat(init_latents(training.inputs, sizes, training.seed))
-                for training in trainings
-            ]
-        )
+        starts = torch.stack([torch.cat(init_latents(training, sizes)) for training in trainings])
         self.rows = torch.stack([starts, starts], dim=1)
         """Encoders, then decoders: (training, 2, latent, d)."""
         self.encoder_bias = torch.zeros(starts.shape[:2])
-        means = torch.stack([training.inputs.mean(0) for training in trainings])
+        means = torch.stack([training.mean() for training in trainings])
         self.decoder_bias = means[:, None].repeat(1, len(shapes), 1)
         """(training, cell, d)."""
         self.stacks = self.rows, self.encoder_bias, self.decoder_bias
@@ -265,18 +275,17 @@ def max_latents(sentences: int) -> int:
     return min(MAX_MERGED, int(SHARE_MERGED * sentences))
 
 
-def init_latents(
-    inputs: Float[Tensor, "n d"], sizes: Sequence[int], seed: int
-) -> list[Float[Tensor, "latent d"]]:
+def init_latents(training: Training, sizes: Sequence[int]) -> list[Float[Tensor, "latent d"]]:
     """Directions to start from, for every size: the clusters of Ward's hierarchy of a sample.
 
     All sizes are cuts of one hierarchy. Compared with draws of k-means++, this left less variance
     unexplained, seeds agreed more, and no latent started dead.
     """
-    drawn = np.random.default_rng(seed).permutation(len(inputs))[: max_latents(len(inputs))]
-    sample = inputs[torch.from_numpy(drawn)]
+    count = len(training)
+    drawn = np.random.default_rng(training.seed).permutation(count)[: max_latents(count)]
+    sample = training.rows(torch.from_numpy(drawn))
     merges = ward(torch.pdist(sample).double().numpy())
-    centered = sample - inputs.mean(0)
+    centered = sample - training.mean()
     sums = {
         size: torch.zeros(size, centered.shape[1]).index_add_(0, _cut(merges, size), centered)
         for size in set(sizes)

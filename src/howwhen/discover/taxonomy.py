@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from howwhen.discover.clusters import fit_clusters
@@ -21,7 +21,7 @@ from howwhen.discover.validate import (
     score_against_truth,
 )
 from howwhen.errors import InputError, SettingsError
-from howwhen.probes import Clusters, Sae, Taxonomy
+from howwhen.probes import Clusters, Sae, Taxonomy, in_parts
 from howwhen.records import Annotation, Rollout
 from howwhen.settings import DiscoverSettings
 
@@ -145,7 +145,7 @@ def _train_saes(
     """For every shape the kept autoencoder, then those of the other seeds and of the two halves."""
     inputs = sentences.inputs
     trainings = [Training(inputs, seed) for seed in settings.seeds]
-    trainings += [Training(half, settings.seeds[0]) for half in _halves(inputs)]
+    trainings += [Training(inputs, settings.seeds[0], half) for half in _halves(inputs)]
     saes = train_grids(trainings, shapes, settings)
     seeded, halves = saes[:-2], saes[-2:]
     found = []
@@ -167,17 +167,17 @@ def _train_baselines(
     found = []
     for method, size in product(methods, sizes):
         runs = [(inputs, seed) for seed in settings.seeds]
-        runs += [(half, settings.seeds[0]) for half in _halves(inputs)]
+        runs += [(inputs[half], settings.seeds[0]) for half in _halves(inputs)]
         own, *others = [fit_clusters(method, x, size, dimensions, seed) for x, seed in runs]
         found.append((own, others))
     return found
 
 
-def _halves(inputs: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "a d"], Float[Tensor, "b d"]]:
-    """Two disjoint halves, drawn at random."""
+def _halves(inputs: Float[Tensor, "n d"]) -> tuple[Int[Tensor, " a"], Int[Tensor, " b"]]:
+    """Rows of two disjoint halves, drawn at random."""
     order = torch.from_numpy(np.random.default_rng(len(inputs)).permutation(len(inputs)))
     middle = (len(inputs) + 1) // 2
-    return inputs[order[:middle]], inputs[order[middle:]]
+    return order[:middle], order[middle:]
 
 
 def _partition(own: Scorer, others: Sequence[Scorer], sentences: LayerSentences) -> Partition:
@@ -187,7 +187,7 @@ def _partition(own: Scorer, others: Sequence[Scorer], sentences: LayerSentences)
 
 
 def _account(own: Scorer, offline: OfflineScores, sentences: LayerSentences) -> CellScores:
-    categories = own.scores(sentences.inputs).argmax(1)
+    categories = torch.cat([own.scores(rows).argmax(1) for rows in in_parts(sentences.inputs)])
     size = len(own.weights)
     return CellScores(
         layer=sentences.layer,

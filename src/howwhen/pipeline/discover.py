@@ -13,7 +13,7 @@ from howwhen.discover.categories import (
     count_transitions,
     summarize_categories,
 )
-from howwhen.discover.corpus import Corpus, count_per_category
+from howwhen.discover.corpus import Corpus, count_per_category, score_all
 from howwhen.discover.judging import judge_cells
 from howwhen.discover.page import PageInput, make_page
 from howwhen.discover.reader_inputs import own_tokens, retokenized
@@ -160,7 +160,7 @@ def _write_taxonomy(
     names: Sequence[Name],
 ) -> list[int]:
     """Write the chosen taxonomy and its categories; returns the category of every sentence."""
-    scores = taxonomy.scores(activations.rows(taxonomy.layer))
+    scores = score_all(activations, taxonomy)
     annotations = annotate(corpus.rollouts, scores)
     step.write_taxonomy(taxonomy)
     step.discard(SAELENS)

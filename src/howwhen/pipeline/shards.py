@@ -4,7 +4,7 @@ Each shard is written whole, so a killed run resumes after its last one.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from howwhen.errors import StoreError
 from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.store import StepFolder
+from howwhen.probes import ROWS_AT_A_TIME
 from howwhen.settings import DiscoverSettings
 
 FOLDER = "activations"
@@ -56,16 +57,38 @@ class Activations:
         self, layer: int, wanted: Sequence[int] | None = None
     ) -> Float[Tensor, "sentence d_model"]:
         """The raw means of all sentences, or of the wanted ones, which ascend."""
-        parts, start = [], 0
+        found, width = None, len(self) if wanted is None else len(wanted)
+        first = 0
+        for part in self._by_shard(layer, wanted):
+            if found is None:
+                found = part.new_empty(width, part.shape[1])
+            found[first : first + len(part)] = part
+            first += len(part)
+        return torch.zeros(0, 0) if found is None else found
+
+    def parts(
+        self, layer: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[Float[Tensor, "part d_model"]]:
+        """The same, at least `ROWS_AT_A_TIME` at a time if there are more."""
+        waiting: list[Tensor] = []
+        for part in self._by_shard(layer, wanted):
+            waiting.append(part)
+            if sum(map(len, waiting)) >= ROWS_AT_A_TIME:
+                yield torch.cat(waiting)
+                waiting = []
+        if waiting:
+            yield torch.cat(waiting)
+
+    def _by_shard(self, layer: int, wanted: Sequence[int] | None) -> Iterator[Tensor]:
+        start = 0
         chosen = None if wanted is None else torch.tensor(wanted, dtype=torch.long)
         for number, count in enumerate(self.counts):
             part = self.step.read_tensor(_name(number), f"layer.{layer}")
             if chosen is not None:
                 inside = chosen[(chosen >= start) & (chosen < start + count)]
                 part = part[inside - start]
-            parts.append(part)
+            yield part
             start += count
-        return torch.cat(parts)
 
 
 def read_activations(
