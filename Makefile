@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 # Every test runs on one thread, so two cores take two files at a time.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
-.PHONY: demo examples test test-all test-browser check bench smol clean
+.PHONY: demo examples test test-all test-browser test-gpu bench-gpu check bench smol clean
 
 demo: $(VENV)/ready
 	$(BIN)/howwhen run tally-rl --preset small --out runs/demo
@@ -27,6 +27,13 @@ test-all: check
 test-browser: $(VENV)/dev-ready
 	command -v chromium >/dev/null || apt-get install -y -qq chromium >/dev/null || echo "chromium cannot be installed here: install it by hand"
 	$(BIN)/python -m pytest tests/browser -rs
+
+# For machines with a GPU, with a torch for CUDA in the virtual environment.
+test-gpu: $(VENV)/dev-ready
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+
+bench-gpu: $(VENV)/dev-ready
+	$(BIN)/python -m benchmarks.gpu
 
 check: $(VENV)/dev-ready
 	$(BIN)/ruff check src tests benchmarks docs examples

@@ -57,7 +57,7 @@ def tally() -> Bench:
     """tally-rl, allowed answers of any length."""
     pair = find_pair("tally-rl")
     models = ModelPair(_without_ends(pair.base), _without_ends(pair.thinking))
-    return _bench("tally", models, tally_problems(32, seed=1))
+    return bench_of("tally", models, tally_problems(32, seed=1))
 
 
 def smol_shape() -> Bench:
@@ -77,7 +77,7 @@ def smol_shape() -> Bench:
     pair = random_pair("shape", config)
     text = " ".join(f"w{number}" for number in range(100, 180))
     problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]
-    return _bench("135M shape", pair, problems)
+    return bench_of("135M shape", pair, problems)
 
 
 def random_pair(name: str, config: PretrainedConfig) -> ModelPair:
@@ -100,7 +100,8 @@ def random_pair(name: str, config: PretrainedConfig) -> ModelPair:
     )
 
 
-def _bench(name: str, pair: ModelPair, problems: list[Problem]) -> Bench:
+def bench_of(name: str, pair: ModelPair, problems: list[Problem]) -> Bench:
+    """A pair with a random gate and random vectors."""
     config = pair.base.model.config
     width, layer = config.hidden_size, config.num_hidden_layers // 2
     titles = tuple("abcd")

@@ -113,6 +113,9 @@ class PretendTensor(Tensor):
     def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
+    def data_ptr(self) -> int:
+        return self.content.data_ptr()
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({self.content!r}, {self.place})"
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import ReaderInput, sentence_means
 from howwhen.elicit.examples import Decisions, ProbeDraw, find_decisions
@@ -35,7 +37,9 @@ from howwhen.hybrid.streams import check_streams
 from howwhen.hybrid.strength import sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.placement import Role
 from howwhen.lm.residual import check_steerable
+from howwhen.pipeline.files import STEPS
 from howwhen.probes import SelfGate
 from howwhen.records import Rollout
 from howwhen.settings import (
@@ -44,8 +48,9 @@ from howwhen.settings import (
     ElicitSettings,
     HybridSettings,
 )
+from howwhen.zoo.pairs import Pair
 from howwhen.zoo.tally import tally_problems
-from tests import factories, pretend_gpu
+from tests import factories, killed_run, pretend_gpu
 from tests.conftest import MakeModel
 
 PROBLEMS = tally_problems(5, seed=3)
@@ -241,6 +246,66 @@ def test_vectors_and_gates_are_the_same(placed: tuple[ModelPair, ModelPair]) -> 
     drawn = LabelledDecisions.draw(found, following, 30)
     clusters = make_gate("clusters", factories.make_taxonomy(), site, drawn, 0)
     assert clusters.size == 4
+
+
+RUN = {**killed_run.SETTINGS, "discover": {"sizes": (4,), "ks": (1,), "steps": 20, "layers": (2,)}}
+NOT_COMPARED = ("provenance.json", "run.json", "described.json")
+"""Times, versions of packages, and the device that a model was on when it read."""
+PUT_ROLE: dict[str, dict[Role, Callable[[LanguageModel], None]]] = {
+    "two": {
+        "base": lambda model: pretend_gpu.put(model.model, FIRST),
+        "thinking": lambda model: pretend_gpu.put(model.model, SECOND),
+    },
+    "split": {
+        "base": lambda model: pretend_gpu.split(model, FIRST, SECOND),
+        "thinking": lambda model: pretend_gpu.split(model, SECOND, THIRD),
+    },
+}
+
+
+def files_of_run(folder: Path) -> dict[str, bytes]:
+    """What the first four steps of a run wrote, but for when and with which packages."""
+    with open_run(folder) as opened:
+        pipeline = Pipeline(find_pair("tally-rl"), make_settings(RUN), opened, Reporter())
+        for name in STEPS[:4]:
+            pipeline.do(name)
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in NOT_COMPARED
+    }
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return files_of_run(tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", PUT_ROLE)
+def test_a_whole_run_writes_the_same_files(
+    plain_run: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The outlines stay on the CPU, so that keys are the same."""
+    really = Pair._open
+    moved: list[Role] = []
+
+    def open_elsewhere(
+        pair: Pair, role: Role, source: str | None = None, *, is_outline: bool
+    ) -> LanguageModel:
+        model = really(pair, role, source, is_outline=is_outline)
+        if not is_outline:
+            PUT_ROLE[where][role](model)
+            moved.append(role)
+        return model
+
+    monkeypatch.setattr(Pair, "_open", open_elsewhere)
+    with pretend_gpu.pretending():
+        found = files_of_run(tmp_path / "run")
+    assert set(moved) == {"base", "thinking"}
+    assert found.keys() == plain_run.keys()
+    assert [name for name in plain_run if found[name] != plain_run[name]] == []
+    assert sum(name.startswith("4-hybrid/traces/") for name in found) > 9
 
 
 def test_tensors_on_two_devices_cannot_meet() -> None:

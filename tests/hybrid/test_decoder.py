@@ -25,11 +25,12 @@ from howwhen.hybrid.choice import (
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
 from howwhen.hybrid.ledger import MAX_MARGIN, Opinion
-from howwhen.hybrid.sampling import Sampler, gumbel_noise
+from howwhen.hybrid.sampling import Sampler
 from howwhen.hybrid.streams import PromptCache
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.head import multiply_in_float32
+from howwhen.lm.noise import gumbel_noise
 from howwhen.pipeline.hybrid import _idle_decisions
 from howwhen.probes import SelfGate
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from howwhen.hybrid.sampling import Sampler, gumbel_noise
+from howwhen.hybrid.sampling import Sampler
 from howwhen.hybrid.strength import LEARNED, Strength, Window
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.noise import gumbel_noise
 from howwhen.lm.residual import add_to_residual, residuals
 from howwhen.probes import Gate
 from howwhen.records import Problem

@@ -1,7 +1,6 @@
 """Rollouts: sampled from the thinking model in batches, or made of answers written elsewhere."""
 
 from collections.abc import Sequence
-from random import Random
 
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.collect.sentences import (
@@ -25,14 +24,13 @@ def collect_rollouts(
 ) -> list[Rollout]:
     """The thinking model's answers to one batch of problems.
 
-    The seed depends on the first problem of the batch, so a resumed run with the same batches gives
-    the same answers.
+    Random numbers depend on the seed, the problem and the place in the answer alone.
     """
     prompts = [thinking.prompt_ids(problem.question) for problem in problems]
     check_lengths(thinking, prompts, settings.max_new_tokens)
-    seed = Random(f"{settings.seed}/{problems[0].id}").getrandbits(31)
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, seed)
-    answers = generate(thinking.model, thinking.end_ids, prompts, sampling)
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
+    names = [problem.id for problem in problems]
+    answers = generate(thinking.model, thinking.end_ids, prompts, sampling, names)
     segmenter = find_segmenter(settings)
     return [
         make_rollout(thinking, problem, ids, segmenter)

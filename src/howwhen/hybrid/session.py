@@ -24,11 +24,12 @@ from torch import Tensor
 from howwhen.hybrid.block_size import BlockSizer
 from howwhen.hybrid.choice import Action, DecisionContext, ModelView, Rung
 from howwhen.hybrid.ledger import Opinion, Round
-from howwhen.hybrid.sampling import Sampler, gumbel_noise, uniform_numbers
+from howwhen.hybrid.sampling import Sampler, uniform_numbers
 from howwhen.hybrid.steering import Steered, SteeredPlaces, steer
 from howwhen.hybrid.streams import Streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.noise import gumbel_noise
 from howwhen.records import Problem
 from howwhen.settings import HybridSettings
 

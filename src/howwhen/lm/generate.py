@@ -4,10 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 from howwhen.errors import InputError, LengthError
 from howwhen.lm.models import LanguageModel
+from howwhen.lm.noise import gumbel_noise
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import input_device
 
@@ -20,7 +27,20 @@ class Sampling:
     temperature: float = 0.0
     """0 is greedy."""
     seed: int = 0
-    """Seed of this call's samples. The global random state is left as it was."""
+    """Seed of the samples. The global random state is left as it was."""
+
+
+class _CommonNoise(LogitsProcessor):  # type: ignore[misc]
+    """Makes the likeliest token a sampled one, with noise that depends on seed, name and place."""
+
+    def __init__(self, sampling: Sampling, names: Sequence[str], prompt: int) -> None:
+        self.sampling, self.names, self.prompt = sampling, list(names), prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        places = [input_ids.shape[1] - self.prompt] * len(self.names)
+        size, device = scores.shape[1], scores.device
+        noise = gumbel_noise(self.sampling.seed, self.names, places, size, device)
+        return scores.float() / self.sampling.temperature + noise
 
 
 @torch.no_grad()
@@ -29,6 +49,7 @@ def generate(
     end_ids: frozenset[int],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    names: Sequence[str] | None = None,
 ) -> list[tuple[int, ...]]:
     """Answer a batch of prompts with a key-value cache.
 
@@ -37,6 +58,8 @@ def generate(
         end_ids: tokens that end an answer.
         prompts: token ids.
         sampling: temperature, length and seed. Equal arguments give equal answers.
+        names: of the prompts. With them, samples are a function of seed, name and place, on every
+            device and in every batch; without, of torch's random numbers.
 
     Returns:
         Token ids of each answer, up to and including its end token.
@@ -45,17 +68,26 @@ def generate(
     batch = pad(prompts, left=True, device=device)
     # Set explicitly, since the model's own generation config would fill the gaps.
     sampled = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    is_drawn = sampling.temperature > 0 and names is None
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0 and names is not None:
+        processors.append(_CommonNoise(sampling, names, batch.ids.shape[1]))
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
-        do_sample=sampling.temperature > 0,
+        do_sample=is_drawn,
         repetition_penalty=1.0,
         eos_token_id=sorted(end_ids),
         pad_token_id=min(end_ids),
-        **(sampled if sampling.temperature > 0 else {}),
+        **(sampled if is_drawn else {}),
     )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        output = model.generate(batch.ids, attention_mask=batch.mask, generation_config=config)
+        output = model.generate(
+            batch.ids,
+            attention_mask=batch.mask,
+            generation_config=config,
+            logits_processor=processors,
+        )
     return [_to_end(row, end_ids) for row in output[:, batch.ids.shape[1] :].tolist()]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from howwhen.errors import ModelError
+from howwhen.lm.residual import input_device
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states after the last norm, (position, d_model), to logits, (position, vocabulary),
@@ -70,3 +71,20 @@ def chunks(positions: int, vocabulary: int, gib: float) -> Iterator[slice]:
     size = max(1, int(gib * 2**30 / (_COPIES * 4 * vocabulary)))
     for start in range(0, positions, size):
         yield slice(start, min(start + size, positions))
+
+
+@torch.no_grad()
+def check_split_forward(model: PreTrainedModel) -> None:
+    """Check on a dummy prompt that a forward pass in two parts gives the model's own logits.
+
+    Raises:
+        ModelError: it does not.
+    """
+    ids = torch.arange(1, 5, device=input_device(model))[None]
+    whole = model(input_ids=ids).logits[0].float()
+    hidden, head = split_forward(model, input_ids=ids)
+    if not torch.allclose(head(hidden[0, 2:]), whole[2:], rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"the logits of {type(model).__name__} are not a function of what its backbone returns "
+            "at the same position; howwhen supports plain decoder-only models"
+        )

@@ -33,6 +33,7 @@ from transformers.utils.logging import (
 from howwhen.errors import MissingExtraError, ModelError
 from howwhen.lm.checkpoint import WEIGHTS, commit_of, model_folder, read_header, weights_digest
 from howwhen.lm.head import multiply_in_float32
+from howwhen.lm.logits import check_split_forward
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.placement import Placement
 from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
@@ -145,13 +146,15 @@ class LanguageModel:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def check_steering(self, layer: int) -> None:
-        """Check that block `layer` can be steered.
+        """Check that block `layer` can be steered, and the output embedding used on its own.
 
         Raises:
-            ModelError: there is no such layer, or steering it has no effect.
+            ModelError: there is no such layer, steering it has no effect, or logits depend on more
+                than what the backbone returns.
         """
         check_layer(self.model, layer)
         check_steerable(self.model, layer)
+        check_split_forward(self.model)
 
 
 def load_model(

@@ -195,7 +195,10 @@ def _pack(found: Sequence[Decisions]) -> dict[str, Tensor]:
 def _unpack(
     tensors: dict[str, Tensor], rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]]
 ) -> Iterator[Decisions]:
-    """The opposite of `_pack`."""
+    """The opposite of `_pack`.
+
+    What outlives the shard is copied, since a view would keep the whole file in memory.
+    """
     counts: list[int] = tensors["counts"].tolist()
     probed: list[int] = tensors["probe_counts"].tolist()
     by_decision = ("steps", "targets", "states", "soft_ids", "soft_probs")
@@ -210,8 +213,8 @@ def _unpack(
             positions=tuple(len(prompt) - 1 + step for step in own["steps"].tolist()),
             targets=tuple(own["targets"].tolist()),
             states=own["states"],
-            soft=SoftTargets(own["soft_ids"].long(), own["soft_probs"]),
+            soft=SoftTargets(own["soft_ids"].long(), own["soft_probs"].clone()),
             base_losses=losses[row],
             banned_targets=int(tensors["banned"][row]),
-            probe=ProbeRows(tuple(own["probe_steps"].tolist()), own["features"]),
+            probe=ProbeRows(tuple(own["probe_steps"].tolist()), own["features"].clone()),
         )

@@ -1,0 +1,34 @@
+"""Peak memory of a process on growing inputs stays within the budgets that the settings state."""
+
+import sys
+
+import pytest
+
+from benchmarks import memory
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, which only Linux has"),
+]
+SLACK = 48 * 2**20
+"""Bytes by which equal runs may differ."""
+
+
+@pytest.mark.parametrize(
+    ("piece", "few", "many"),
+    [
+        ("comparing", 20, 80),
+        ("training on answers", 4, 16),
+        ("training at decisions", 8, 32),
+    ],
+)
+def test_four_times_the_input_needs_no_more_memory(piece: str, few: int, many: int) -> None:
+    before, after = memory.measure(piece, few), memory.measure(piece, many)
+    assert after <= 1.1 * before + SLACK
+
+
+def test_a_layer_of_sentences_is_held_once() -> None:
+    """What does not grow with them is in both measurements."""
+    few, many = 60_000, 180_000
+    before, after = (memory.measure("discovering", size) for size in (few, many))
+    assert after - before <= 1.5 * (many - few) * memory.WIDTH * 4
