@@ -21,7 +21,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 from benchmarks.pairs import Bench, bench_of, random_pair
 from howwhen.discover.activations import ReaderInput, sentence_means
-from howwhen.elicit.examples import find_decisions
+from howwhen.elicit.decisions import find_decisions
 from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import DataSplit, new_vectors, train_vectors
 from howwhen.hybrid.choice import Steer

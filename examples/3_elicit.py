@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.nn.functional import cosine_similarity
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.elicit.examples import find_decisions
+from howwhen.elicit.decisions import find_decisions
 from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.settings import PRESETS, read_config

@@ -10,11 +10,12 @@ import torch
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.discover.activations import ReaderInput, sentence_means
-from howwhen.elicit.examples import Decisions, ProbeDraw, find_decisions
+from howwhen.elicit.decisions import Decisions, ProbeDraw, find_decisions
 from howwhen.elicit.gates import GateSite, LabelledDecisions, make_gate
 from howwhen.elicit.self_gate import ProbeData, train_self_gate
 from howwhen.elicit.states import PrefixCache
-from howwhen.elicit.training import Training, new_vectors, split_examples, train_vectors
+from howwhen.elicit.trainer import Training
+from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.hybrid.choice import (
     Base,
     Guardrail,

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.elicit.examples import Decisions, ProbeRows, SoftTargets
+from howwhen.elicit.decisions import Decisions, ProbeRows
+from howwhen.elicit.examples import SoftTargets
 from howwhen.elicit.gates import (
     GateSite,
     LabelledDecisions,

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
-from howwhen.elicit.examples import (
-    UNCOUNTED,
-    Decisions,
-    SoftTargets,
-    SteeredWindow,
-    TrainingExample,
-    find_decisions,
-)
+from howwhen.elicit.decisions import Decisions, find_decisions
+from howwhen.elicit.examples import UNCOUNTED, SoftTargets, SteeredWindow, TrainingExample
 from howwhen.elicit.objective import (
     Drawn,
     batch_losses,
@@ -27,8 +21,8 @@ from howwhen.elicit.objective import (
 )
 from howwhen.elicit.spans import Sentence, bias_example, choose_sentences, span_examples
 from howwhen.elicit.states import PrefixCache
+from howwhen.elicit.trainer import Trainer
 from howwhen.elicit.training import (
-    Trainer,
     choose_training,
     new_vectors,
     split_examples,
@@ -73,7 +67,7 @@ def logits_of(
 ) -> torch.Tensor:
     batch = make_batch(examples, is_shared=False)
     hidden, head = steered_hidden(states, whole(examples), batch, vectors)
-    return head(hidden)
+    return head(hidden[batch.is_real])
 
 
 def spans_of(found: list[Decisions]) -> list[TrainingExample]:
@@ -185,9 +179,8 @@ def test_the_loss_weighs_categories_not_positions() -> None:
     for row, target in enumerate([2, 3, 4]):
         logits[row, target] = probabilities[row].log()
         logits[row, 0] = (1 - probabilities[row]).log()
-    losses = by_category(
-        position_losses(logits, lambda x: x, batch.targets[0], 6, 1.0), batch.categories[0], 3
-    )
+    nats = position_losses(logits, lambda x: x, batch.is_real[0], batch.targets[0], 6, 1.0)
+    losses = by_category(nats, batch.categories[0], 3)
     expected = ((0.5 * torch.tensor([2.0, 4.0]).log().sum()) + torch.tensor(8.0).log()) / 2
     torch.testing.assert_close(losses.mean(), expected)
 

@@ -15,9 +15,10 @@ import torch
 from benchmarks.pairs import Bench, bench_of
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.collect.rollouts import collect_rollouts
-from howwhen.elicit.examples import find_decisions
+from howwhen.elicit.decisions import find_decisions
 from howwhen.elicit.states import PrefixCache
-from howwhen.elicit.training import Training, new_vectors, split_examples, train_vectors
+from howwhen.elicit.trainer import Training
+from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.errors import HowwhenError
 from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
 from howwhen.hybrid.decoder import decode

@@ -18,7 +18,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from howwhen.elicit.examples import Decisions
+from howwhen.elicit.decisions import Decisions
 from howwhen.elicit.report import GateAgreement
 from howwhen.errors import SteeringError
 from howwhen.probes import Gate, GateKind, Taxonomy, normalise

@@ -124,8 +124,8 @@ def steered_hidden(
     batch: Batch,
     vectors: VectorSet,
     activations_gib: float = 2.0,
-) -> tuple[Float[Tensor, "steered d_model"], Head]:
-    """Hidden states at every steered position, row by row, each window blind to other steering.
+) -> tuple[Float[Tensor, "batch query d_model"], Head]:
+    """Hidden states at every steered position, each window blind to all other steering.
 
     Args:
         cache: has the unsteered states.
@@ -161,7 +161,7 @@ def steered_hidden(
             past_key_values=upper,
             use_cache=True,
         )
-    return hidden[real.to(hidden.device)], head
+    return hidden, head
 
 
 def _stack(base: LanguageModel, kept: Sequence[UnsteeredStates]) -> tuple[DynamicCache, int]:
@@ -234,18 +234,20 @@ def batch_losses(
     size = len(vectors.vectors)
     batch = make_batch([one.part for one in drawn], size == 1, cache.base.device)
     hidden, head = steered_hidden(cache, drawn, batch, vectors, settings.activations_gib)
-    real = batch.is_real
-    targets, categories = batch.targets[real], batch.categories[real]
-    soft = None
+    is_counted = batch.is_real & (batch.targets != UNCOUNTED)
+    wanted: Tensor | SoftTargets = batch.targets[is_counted]
     if settings.objective == "distribution":
-        soft = _join([one.part.soft for one in drawn if one.part.soft is not None])
-    is_counted = targets != UNCOUNTED
-    if not is_counted.all():
-        hidden = hidden[is_counted.to(hidden.device)]
-        targets, categories = targets[is_counted], categories[is_counted]
-    wanted = targets if soft is None else soft
-    losses = position_losses(hidden, head, wanted, cache.base.vocabulary_size, settings.logits_gib)
-    return by_category(losses, categories, size)
+        wanted = _join([one.part.soft for one in drawn if one.part.soft is not None])
+    vocabulary = cache.base.vocabulary_size
+    losses = position_losses(
+        hidden.flatten(0, 1),
+        head,
+        is_counted.flatten(),
+        wanted,
+        vocabulary,
+        settings.logits_gib,
+    )
+    return by_category(losses, batch.categories[is_counted], size)
 
 
 def _join(parts: Sequence[SoftTargets]) -> SoftTargets:
@@ -254,28 +256,35 @@ def _join(parts: Sequence[SoftTargets]) -> SoftTargets:
 
 
 def position_losses(
-    hidden: Float[Tensor, "steered d_model"],
+    hidden: Float[Tensor, "position d_model"],
     head: Head,
-    wanted: Int[Tensor, " steered"] | SoftTargets,
+    is_counted: Bool[Tensor, " position"],
+    wanted: Int[Tensor, " counted"] | SoftTargets,
     vocabulary: int,
     logits_gib: float,
-) -> Float[Tensor, " steered"]:
+) -> Float[Tensor, " counted"]:
     """Cross-entropy in nats on the tokens or distributions wanted, some positions at a time.
+
+    Logits of padding are computed too: a product's last bits depend on how many rows it has.
 
     Args:
         hidden: what the output embedding reads.
         head: maps it to logits.
-        wanted: after each position.
+        is_counted: where the loss counts.
+        wanted: after each of these positions.
         vocabulary: size of the logits of one position.
         logits_gib: most memory for logits, in GiB; where they need more, they are computed again
             in the backward pass.
     """
+    firsts = is_counted.cumsum(0).tolist()
 
     def losses(hidden: Tensor, rows: slice) -> Tensor:
         logits = head(hidden)
+        logits = logits[is_counted[rows].to(logits.device)]
+        own = slice(firsts[rows.start - 1] if rows.start else 0, firsts[rows.stop - 1])
         if isinstance(wanted, SoftTargets):
-            return distribution_losses(logits, SoftTargets(wanted.ids[rows], wanted.probs[rows]))
-        return functional.cross_entropy(logits, wanted[rows].to(logits.device), reduction="none")
+            return distribution_losses(logits, SoftTargets(wanted.ids[own], wanted.probs[own]))
+        return functional.cross_entropy(logits, wanted[own].to(logits.device), reduction="none")
 
     parts = list(chunks(len(hidden), vocabulary, logits_gib))
     if len(parts) == 1:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from howwhen.elicit.examples import Decisions
+from howwhen.elicit.decisions import Decisions
 from howwhen.elicit.report import ProbeScores
 from howwhen.errors import SteeringError
 from howwhen.probes import Gate, SelfGate
@@ -52,7 +52,7 @@ class ProbeData:
             labels.append(torch.tensor(due, dtype=torch.long))
         if not inputs:
             return cls(torch.zeros(0, 0), torch.zeros(0, dtype=torch.long))
-        return cls(torch.cat(inputs), torch.cat(labels))
+        return cls(_gathered(inputs), torch.cat(labels))
 
     def __add__(self, other: "ProbeData") -> "ProbeData":
         if not len(other.labels):
@@ -80,6 +80,17 @@ class ProbeData:
     def read(self, probe: SelfGate) -> Float[Tensor, "position outputs"]:
         """What a probe says at every position."""
         return torch.cat([probe.read(part.float()) for part in self._parts()])
+
+
+def _gathered(parts: list[Tensor]) -> Tensor:
+    """All rows in one tensor; the list is emptied on the way, so that both never exist whole."""
+    whole = parts[0].new_empty(sum(map(len, parts)), parts[0].shape[1])
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 def train_self_gate(

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from howwhen.elicit.examples import Decisions, SteeredWindow, TrainingExample
+from howwhen.elicit.decisions import Decisions
+from howwhen.elicit.examples import SteeredWindow, TrainingExample
 from howwhen.elicit.training import DataSplit, Fit, split_examples
 from howwhen.records import Rollout
 from howwhen.settings import ElicitSettings

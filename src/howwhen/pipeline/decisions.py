@@ -11,13 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from howwhen.elicit.examples import (
-    Decisions,
-    ProbeDraw,
-    ProbeRows,
-    SoftTargets,
-    find_decisions,
-)
+from howwhen.elicit.decisions import Decisions, ProbeDraw, ProbeRows, find_decisions
+from howwhen.elicit.examples import SoftTargets
 from howwhen.errors import StoreError
 from howwhen.formats.files import Json
 from howwhen.lm.alignment import ModelPair

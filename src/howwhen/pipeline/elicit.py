@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from howwhen.elicit.examples import Decisions, TrainingExample
+from howwhen.elicit.decisions import Decisions
+from howwhen.elicit.examples import TrainingExample
 from howwhen.elicit.gates import (
     LabelledDecisions,
     choose_gate,
@@ -25,14 +26,8 @@ from howwhen.elicit.report import (
 from howwhen.elicit.self_gate import ProbeData, train_self_gate
 from howwhen.elicit.spans import bias_example, span_examples, train_on_sentences
 from howwhen.elicit.states import PrefixCache
-from howwhen.elicit.training import (
-    DataSplit,
-    Trainer,
-    Training,
-    choose_training,
-    new_vectors,
-    train_together,
-)
+from howwhen.elicit.trainer import Trainer, Training
+from howwhen.elicit.training import DataSplit, choose_training, new_vectors, train_together
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair

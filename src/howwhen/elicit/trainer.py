@@ -1,0 +1,207 @@
+"""One seed of one set of vectors: its parameters, its optimiser, and how it has gone so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from howwhen.elicit.examples import TrainingExample
+from howwhen.elicit.objective import Drawn, batch_losses, counted, micro_batches
+from howwhen.elicit.report import SeedTraining
+from howwhen.elicit.states import PrefixCache
+from howwhen.settings import ElicitSettings
+from howwhen.vectors import VectorSet
+
+
+@dataclass(frozen=True)
+class Training(SeedTraining):
+    """One seed's result."""
+
+    vectors: VectorSet
+    """At the best evaluation."""
+
+    @property
+    def notes(self) -> SeedTraining:
+        """How it went, without the vectors."""
+        names = [field.name for field in fields(SeedTraining)]
+        return SeedTraining(**{name: getattr(self, name) for name in names})
+
+
+class Trainer:
+    """One seed of one set of vectors: its parameters and optimiser, and how it has gone so far."""
+
+    def __init__(
+        self,
+        name: str,
+        start: VectorSet,
+        seed: int,
+        states: PrefixCache,
+        settings: ElicitSettings,
+    ) -> None:
+        """Start a training.
+
+        Args:
+            name: of the vectors.
+            start: where to start from; its bias vector, if any, stays as it is.
+            seed: of the order of batches.
+            states: the frozen base, at the layer of `start`.
+            settings: rates, sizes, patience.
+        """
+        self.name, self.seed, self.states, self.settings = name, seed, states, settings
+        self.start = start.to(states.base.layer_device(states.layer))
+        self.parameters = {
+            name: tensor.clone().requires_grad_()
+            for name, tensor in self.start.tensors().items()
+            if name != "bias"
+        }
+        self.optimizer = self._optimizer()
+        self.order = Random(f"batches-{seed}")
+        self.steps = 0
+        self.is_running = True
+        self.best = self.frozen()
+        self.best_evaluation = 0
+        self.selection_loss: float | None = None
+        self._losses: list[float] = []
+        self._recent: list[float] = []
+        self._evaluations: list[float] = []
+        self._drawn: Sequence[Drawn] = ()
+        self._counts: Int[Tensor, " category"] = torch.zeros(0, dtype=torch.long)
+        self._loss = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its name among all trainings."""
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def live(self) -> VectorSet:
+        """The current values, with gradients."""
+        return self.start.with_tensors({**self.start.tensors(), **self.parameters})
+
+    def frozen(self) -> VectorSet:
+        """A copy of the current values."""
+        copies = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
+        return self.start.with_tensors({**self.start.tensors(), **copies})
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, with a separate rate for the vectors."""
+        others = [tensor for name, tensor in self.parameters.items() if name != "vectors"]
+        groups = [
+            {"params": [self.parameters["vectors"]], "lr": self.settings.vector_learning_rate},
+            {"params": others, "lr": self.settings.network_learning_rate},
+        ]
+        used = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(used, weight_decay=self.settings.weight_decay)
+
+    def pick(self, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
+        """A batch, drawn at random."""
+        return self.order.sample(list(examples), min(self.settings.batch_size, len(examples)))
+
+    @property
+    def batch_count(self) -> int:
+        """Examples of the step that has begun."""
+        return len(self._drawn)
+
+    def begin(self, examples: Sequence[TrainingExample]) -> None:
+        """Begin a step on a batch."""
+        random = Random(f"positions-{self.seed}-{self.steps}")
+        count = self.settings.positions_per_answer
+        self._drawn = [Drawn(example, example.draw(count, random)) for example in examples]
+        size = len(self.start.vectors)
+        self._counts = counted([drawn.part for drawn in self._drawn], size)
+        self._loss = 0.0
+        self.optimizer.zero_grad()
+
+    def accumulate(self, rows: range) -> None:
+        """Add the gradients of some examples of the batch, a pass at a time."""
+        drawn = self._drawn[rows.start : rows.stop]
+        for part in micro_batches(drawn, self.settings.positions_per_pass):
+            losses = batch_losses(self.states, part, self.live, self.settings)
+            loss = losses.mean(self._counts)
+            torch.autograd.backward(loss)
+            self._loss += float(loss.detach())
+
+    def apply(self) -> None:
+        """Finish the step."""
+        self.optimizer.step()
+        self.steps += 1
+        self._recent.append(self._loss)
+
+    def note(self, vectors: VectorSet, loss: float) -> None:
+        """Take note of an evaluation, and stop after too many without improvement."""
+        if self._recent:
+            self._losses.append(sum(self._recent) / len(self._recent))
+            self._recent.clear()
+        self._evaluations.append(loss)
+        latest = len(self._evaluations) - 1
+        if loss < self._evaluations[self.best_evaluation]:
+            self.best, self.best_evaluation = vectors, latest
+        elif latest - self.best_evaluation >= self.settings.patience:
+            self.is_running = False
+
+    def result(self) -> Training:
+        """How it went, with the vectors of the best evaluation.
+
+        Raises:
+            ValueError: it is not finished.
+        """
+        if self.selection_loss is None:
+            raise ValueError(f"the training {self.key} is not finished; call train_together first")
+        return Training(
+            self.seed,
+            self.steps,
+            tuple(self._losses),
+            tuple(self._evaluations),
+            self.selection_loss,
+            self.best.to(torch.device("cpu")),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that the next step depends on, and those of the best evaluation."""
+        entries = self.optimizer.state_dict()["state"]
+        return {
+            **{f"now.{name}": tensor.detach() for name, tensor in self.parameters.items()},
+            **{f"best.{name}": tensor for name, tensor in self.best.tensors().items()},
+            **{
+                f"optimizer.{number}.{name}": value
+                for number, entry in entries.items()
+                for name, value in entry.items()
+            },
+        }
+
+    def notes(self) -> dict[str, Any]:
+        """Everything else that the next step depends on, as JSON."""
+        return {
+            "order": self.order.getstate(),
+            "steps": self.steps,
+            "is_running": self.is_running,
+            "best_evaluation": self.best_evaluation,
+            "losses": self._losses,
+            "evaluations": self._evaluations,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `tensors` and `notes` gave after an evaluation."""
+        entries: dict[int, dict[str, Tensor]] = {}
+        best = dict(self.best.tensors())
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "now":
+                self.parameters[name].data.copy_(value)
+            elif kind == "best":
+                best[name] = value.to(best[name].device)
+            else:
+                number, _, entry = name.partition(".")
+                entries.setdefault(int(number), {})[entry] = value
+        self.best = self.best.with_tensors(best)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        kind, words, rest = notes["order"]
+        self.order.setstate((kind, tuple(words), rest))
+        self.steps, self.is_running = notes["steps"], notes["is_running"]
+        self.best_evaluation = notes["best_evaluation"]
+        self._losses, self._evaluations = list(notes["losses"]), list(notes["evaluations"])
