@@ -350,15 +350,16 @@ class ElicitSettings(_Settings):
     computed again in the backward pass instead, with the same result."""
     states_gib: Gib = 4.0
     """Memory: GiB in the host's memory for the keys and values that training attends to. Answers
-    whose states do not fit at the same time are trained on in turn, by all seeds together."""
+    whose states do not fit at the same time are trained on in turn, by all seeds together. Where
+    not even a batch fits, all seeds draw from the same one."""
     validation_answers: Count = 64
     """Maximum number of questions held out for early stopping."""
     gate_decisions: Count = 50_000
     """Memory: disagreements that gates are fitted on and compared on, drawn at random if there are
     more."""
     probe_positions: Count = 400_000
-    """Memory: positions that the self-gate learns from, drawn at random if there are more. Their
-    activations are on disk."""
+    """Memory: positions of the answers that the self-gate learns from, drawn at random if there are
+    more; each on-policy round adds as many. Their activations are held while it learns."""
 
     @property
     def chosen_form(self) -> Form:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from howwhen.elicit.decisions import Decisions, ProbeRows
+from howwhen.elicit.decisions import Decisions, ProbeDraw, ProbeRows
 from howwhen.elicit.examples import SoftTargets
 from howwhen.elicit.gates import (
     GateSite,
@@ -154,7 +154,24 @@ def test_a_drawn_position_is_due_the_category_that_the_gate_names() -> None:
     assert data.decisions == 2
     both = data + data
     assert both.labels.tolist() == 2 * data.labels.tolist()
-    assert torch.equal((data + ProbeData.of([], gate)).inputs, features)
+    nothing = ProbeData.of([], gate)
+    assert torch.equal((data + nothing).inputs, features)
+    assert torch.equal((nothing + data).inputs, features)
+
+
+def test_positions_are_drawn_with_equal_chances_and_no_more_than_wanted() -> None:
+    assert ProbeDraw.of((1,), [0, 0], 10).steps == [[], []]
+    assert ProbeDraw.of((1,), [3, 0, 2], 99).steps == [[0, 1, 2], [], [0, 1]]
+    drawn = ProbeDraw.of((1,), [1000, 500, 0, 2500], 400).steps
+    assert [len(steps) for steps in drawn] == [100, 50, 0, 250]
+    assert all(list(steps) == sorted(set(steps)) for steps in drawn)
+    assert max(drawn[3]) > 2000
+
+
+def test_clusters_of_nothing_are_refused() -> None:
+    nothing = labelled(torch.zeros(0, 32), [])
+    with pytest.raises(SteeringError, match="no disagreement to cluster; collect more"):
+        make_gate("clusters", make_taxonomy(), own_site(), nothing, 0)
 
 
 def test_moments_and_readings_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:

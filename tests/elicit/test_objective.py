@@ -361,6 +361,7 @@ def test_a_draw_of_decisions_keeps_their_distributions(make_model: MakeModel) ->
     assert example.soft is not None
     assert drawn.soft is not None
     rows = [example.positions.index(position) for position in drawn.positions]
+    assert UNCOUNTED not in drawn.targets
     assert torch.equal(drawn.soft.ids, example.soft.ids[rows])
     assert drawn.targets == tuple(example.targets[row] for row in rows)
 
@@ -388,7 +389,7 @@ def test_passes_hold_as_many_positions_as_they_may() -> None:
     examples = [
         TrainingExample(tuple(range(9)), (SteeredWindow(start, start + 1, 0),), (1,))
         for start in (3, 5, 1, 1, 7)
-    ]  # keys: 4, 6, 2, 2, 8
+    ]  # positions attended to or steered: 4, 6, 2, 2, 8
     sizes = [
         [len(part) for part in micro_batches(whole(examples), positions)]
         for positions in (1, 12, 24, 999)
@@ -474,3 +475,31 @@ def test_a_training_that_is_not_finished_has_no_result(make_model: MakeModel) ->
     trainer = Trainer("vectors", fresh(4), 7, PrefixCache(make_model("llama"), 1), SETTINGS)
     with pytest.raises(ValueError, match="vectors-7 is not finished; call train_together first"):
         trainer.result()
+
+
+def test_seeds_differ_where_they_share_their_batches(make_model: MakeModel) -> None:
+    """Linear vectors start at zero, so that only the batches can tell seeds apart."""
+    models, _, found = find(make_model)
+    data = split_examples(examples_of(found), [], SETTINGS)
+    trainers = [
+        Trainer("vectors", fresh(4, "linear"), seed, PrefixCache(models.base, 1, 1e-9), SETTINGS)
+        for seed in (0, 1)
+    ]
+    train_together(trainers, data, trainers[0].states, SETTINGS, lambda _: None)
+    first, second = (trainer.result() for trainer in trainers)
+    assert not torch.equal(first.vectors.vectors, second.vectors.vectors)
+    for training in (first, second):
+        assert min(training.validation_losses) < training.validation_losses[0]
+
+
+def test_windows_drawn_in_part_keep_the_distributions_that_count(make_model: MakeModel) -> None:
+    models, _, found = find(make_model)
+    settings = SETTINGS.model_copy(update={"objective": "distribution"})
+    example = spans_of(found)[0]
+    sure = SoftTargets(torch.tensor(example.targets)[:, None], torch.ones(8, 1))
+    part = replace(example, soft=sure).draw(3, Random(2))
+    drawn, vectors = [Drawn(example, part)], make_vectors(model=models.base.name)
+    states = PrefixCache(models.base, vectors.layer)
+    soft = batch_losses(states, drawn, vectors, settings)
+    torch.testing.assert_close(soft.sums, batch_losses(states, drawn, vectors, SETTINGS).sums)
+    assert int(soft.counts.sum()) == 3

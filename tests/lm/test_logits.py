@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from howwhen.errors import ModelError
 from howwhen.lm.logits import check_split_forward, chunks, split_forward
@@ -20,7 +27,7 @@ def test_logits_of_some_positions_are_those_of_the_whole_pass(
     hidden, head = split_forward(model, input_ids=IDS)
     rows = [3, 17, 30]
     torch.testing.assert_close(head(hidden[0, rows]), whole[rows])
-    assert "forward" not in vars(model.base_model)
+    assert "forward" not in vars(model.get_decoder())
     assert torch.equal(model(input_ids=IDS).logits[0], whole)
     check_split_forward(model)
 
@@ -35,6 +42,13 @@ def test_scaling_and_soft_caps_of_the_models_own_forward_are_kept() -> None:
         "num_key_value_heads": 2,
         "head_dim": 8,
     }
+    nested = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
+            word_embed_proj_dim=32, max_position_embeddings=64,
+        )
+    ).eval()  # fmt: skip
+    check_split_forward(nested)
     capped = Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=0.05)).eval()
     scaled = GraniteForCausalLM(GraniteConfig(**sizes, logits_scaling=7.0)).eval()
     with torch.no_grad():

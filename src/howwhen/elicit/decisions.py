@@ -91,7 +91,7 @@ class ProbeDraw:
             lengths: of the answers, in tokens.
             count: how many tokens are drawn.
         """
-        total, before = sum(lengths), 0
+        total, before = max(1, sum(lengths)), 0
         steps = []
         for number, length in enumerate(lengths):
             after = before + length

@@ -44,7 +44,7 @@ class TrainingExample:
     targets: tuple[int, ...]
     """Token wanted after each steered position, window by window; `UNCOUNTED` for none."""
     soft: SoftTargets | None = None
-    """The same as distributions, where known."""
+    """The same as distributions, where known, for every target but those that are `UNCOUNTED`."""
     prompt: int = 0
     """Tokens of the base's prompt: texts that share them answer the same question."""
 
@@ -83,10 +83,11 @@ class TrainingExample:
                 windows.append(window._replace(end=window.start + inside[-1] - first + 1))
                 kept += range(first, inside[-1] + 1)
             first += length
+        counted = sorted(drawn)
         return TrainingExample(
             ids=self.ids,
             windows=tuple(windows),
             targets=tuple(self.targets[row] if row in drawn else UNCOUNTED for row in kept),
-            soft=self.soft and SoftTargets(self.soft.ids[kept], self.soft.probs[kept]),
+            soft=self.soft and SoftTargets(self.soft.ids[counted], self.soft.probs[counted]),
             prompt=self.prompt,
         )

@@ -210,6 +210,11 @@ def choose_gate(
 
 
 def _clusters(site: GateSite, inputs: Float[Tensor, "n d"], seed: int) -> Gate:
+    if not len(inputs):
+        raise SteeringError(
+            "there is no disagreement to cluster; collect more problems (--collect.limit) or use "
+            "--elicit.gate taxonomy"
+        )
     size = min(site.size, len(np.unique(inputs.numpy(), axis=0)))
     fitted = KMeans(size, n_init=4, random_state=seed).fit(inputs.numpy())
     centres = torch.from_numpy(fitted.cluster_centers_).float()

@@ -98,20 +98,16 @@ class Drawn:
         }
         return UnsteeredStates(found.residual[rows], upper)
 
-    @property
-    def keys(self) -> int:
-        """Positions that it attends to or steers."""
-        return self.part.last_start + len(self.part.targets)
-
 
 def micro_batches(drawn: Sequence[Drawn], positions: int) -> Iterator[Sequence[Drawn]]:
     """Neighbouring examples that fit in one pass when padded, one at least."""
     start = 0
     while start < len(drawn):
-        end, longest = start, 0
+        end, keys, queries = start, 0, 0
         while end < len(drawn):
-            longest = max(longest, drawn[end].keys)
-            if end > start and longest * (end - start + 1) > positions:
+            keys = max(keys, drawn[end].part.last_start)
+            queries = max(queries, len(drawn[end].part.targets))
+            if end > start and (keys + queries) * (end - start + 1) > positions:
                 break
             end += 1
         yield drawn[start:end]
@@ -147,7 +143,7 @@ def steered_hidden(
     steered = residual.index_put((where,), delta, accumulate=True)
     upper, width = _stack(base, kept)
     model = base.model
-    needed = _activations(base, layer, real.numel(), width * len(kept))
+    needed = _activations(base, layer, real.shape, width)
     is_recomputed = torch.is_grad_enabled() and needed > activations_gib * 2**30
     with (
         resume_from_layer(model, layer, steered.to(model.dtype)),
@@ -182,16 +178,25 @@ def _stack(base: LanguageModel, kept: Sequence[UnsteeredStates]) -> tuple[Dynami
     return cache_of(layers, FixedLayer), width
 
 
-def _activations(base: LanguageModel, layer: int, queries: int, keys: int) -> int:
-    """About how many bytes the blocks above a layer keep for a backward pass."""
+def _activations(base: LanguageModel, layer: int, steered: Sequence[int], cached: int) -> int:
+    """About how many bytes the blocks above a layer keep for a backward pass.
+
+    Args:
+        base: the model.
+        layer: block that is steered.
+        steered: shape of the batch of steered positions.
+        cached: positions of each text that they attend to.
+    """
     config = base.model.config
-    width: int = config.hidden_size
+    (texts, length), width = steered, int(config.hidden_size)
     inner: int = getattr(config, "intermediate_size", None) or 4 * width
     heads = config.num_attention_heads
     head_width: int = getattr(config, "head_dim", None) or width // heads
-    per_query = 8 * width + 3 * inner
-    per_key = 2 * heads * head_width  # keys and values, repeated for every head
-    kept = queries * per_query + (queries + keys) * per_key
+    queries, keys = texts * length, texts * (cached + length)
+    kept = queries * (8 * width + 3 * inner)
+    kept += 2 * keys * heads * head_width  # keys and values, repeated for every head
+    if config._attn_implementation == "eager":
+        kept += 2 * texts * heads * length * (cached + length)  # scores, before and after softmax
     return int((base.layer_count - 1 - layer) * kept * base.model.dtype.itemsize)
 
 

@@ -20,8 +20,8 @@ from howwhen.settings import ElicitSettings
 
 POSITIONS_PER_STEP = 512
 LEARNING_RATE = 1e-3
-ROWS_AT_A_TIME = 65_536
-"""Positions that are converted to float32 and read at a time."""
+ROWS_AT_A_TIME = 8192
+"""Positions that are converted to float32 or float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class ProbeData:
         return cls(_gathered(inputs), torch.cat(labels))
 
     def __add__(self, other: "ProbeData") -> "ProbeData":
-        if not len(other.labels):
-            return self
+        if not (len(self.labels) and len(other.labels)):
+            return self if len(self.labels) else other
         return ProbeData(
             torch.cat([self.inputs, other.inputs]), torch.cat([self.labels, other.labels])
         )

@@ -3,8 +3,8 @@
 They do not depend on the vectors, so all trainings share them. If those of all answers fit in the
 budget, they are computed once. If not, training goes through the answers in chapters: the states of
 some answers are computed, every training takes as many steps on them as there are batches in them,
-and the next answers follow. If not even a batch fits, all trainings take their steps on the same
-batches, whose states are computed in parts and whose gradients are added up.
+and the next answers follow. If not even a batch fits, its states are computed in parts, and every
+training draws from the same batch, with replacement, so that seeds differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -87,6 +87,10 @@ class PrefixCache:
         for example in chapter.held:
             if id(example) not in self.kept:
                 self.kept[id(example)] = (example, self._compute(example))
+
+    def clear(self) -> None:
+        """Keep nothing any more."""
+        self.kept, self._keeps_all = {}, False
 
     def size(self, examples: Sequence[TrainingExample]) -> int:
         """Bytes that the states of these examples take."""

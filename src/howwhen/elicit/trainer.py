@@ -101,11 +101,6 @@ class Trainer:
         """A batch, drawn at random."""
         return self.order.sample(list(examples), min(self.settings.batch_size, len(examples)))
 
-    @property
-    def batch_count(self) -> int:
-        """Examples of the step that has begun."""
-        return len(self._drawn)
-
     def begin(self, examples: Sequence[TrainingExample]) -> None:
         """Begin a step on a batch."""
         random = Random(f"positions-{self.seed}-{self.steps}")
@@ -116,9 +111,10 @@ class Trainer:
         self._loss = 0.0
         self.optimizer.zero_grad()
 
-    def accumulate(self, rows: range) -> None:
-        """Add the gradients of some examples of the batch, a pass at a time."""
-        drawn = self._drawn[rows.start : rows.stop]
+    def accumulate(self, among: Sequence[TrainingExample]) -> None:
+        """Add the gradients of those of the batch that are among some examples."""
+        there = {id(example) for example in among}
+        drawn = [one for one in self._drawn if id(one.whole) in there]
         for part in micro_batches(drawn, self.settings.positions_per_pass):
             losses = batch_losses(self.states, part, self.live, self.settings)
             loss = losses.mean(self._counts)

@@ -7,7 +7,8 @@ same states of the base.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from random import Random
 from typing import Protocol, runtime_checkable
 
@@ -163,10 +164,12 @@ def train_together(
         save: called with the steps taken after every evaluation.
         done: steps taken already.
     """
-    others = [*data.validation, *data.selection]
+    is_both = data.selection is data.validation
+    others = data.validation if is_both else [*data.validation, *data.selection]
     chapters = states.chapters(data.train, others, settings.batch_size, settings.seeds[0])
+    first = next(chapters)
     entered: Chapter | None = None
-    for chapter, start, end in _stretches(chapters, settings):
+    for chapter, start, end in _stretches(chain([first], chapters), settings):
         running = [trainer for trainer in trainers if trainer.is_running]
         if not running:
             break
@@ -183,6 +186,8 @@ def train_together(
         _look(running, data.validation, states, settings)
         save(end)
         report(end)
+    # What is held decides in which parts the answers are evaluated, also after resuming here.
+    states.enter(first if first.steps is None else replace(first, examples=(), held=()))
     best = [trainer.best for trainer in trainers]
     for trainer, loss in zip(
         trainers, _evaluate(best, data.selection, states, settings), strict=True
@@ -214,16 +219,14 @@ def _advance(
         for trainer in trainers:
             for _ in range(steps):
                 trainer.begin(trainer.pick(chapter.examples))
-                trainer.accumulate(range(trainer.batch_count))
+                trainer.accumulate(chapter.examples)
                 trainer.apply()
         return
     for trainer in trainers:
-        trainer.begin(chapter.examples)
-    first = 0
+        trainer.begin(trainer.order.choices(chapter.examples, k=len(chapter.examples)))
     for part in states.groups(chapter.examples):
         for trainer in trainers:
-            trainer.accumulate(range(first, first + len(part)))
-        first += len(part)
+            trainer.accumulate(part)
     for trainer in trainers:
         trainer.apply()
 

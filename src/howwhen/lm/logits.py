@@ -35,7 +35,7 @@ def split_forward(
     Raises:
         ModelError: the model has no backbone of its own.
     """
-    backbone = model.base_model
+    backbone = model.get_decoder()
     if backbone is model:
         raise ModelError(
             f"{type(model).__name__} has no backbone apart from its output embedding; howwhen "

@@ -79,6 +79,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
             "the seeds"
         )
+    fit.states.clear()
     per_category = _per_category(named, gate.size)
     step.write_record(
         ELICIT_REPORT,
@@ -240,8 +241,8 @@ def _train_self_gate(
     if not heldout.decisions:
         heldout = train
         run.reporter.say(
-            "  WARNING: no selection answer holds a decision, so the self-gate's threshold and "
-            "scores are those of the answers it was trained on"
+            "  WARNING: no position drawn of the selection answers is a decision, so the "
+            "self-gate's threshold and scores are those of the answers it was trained on"
         )
     for found in on_policy:
         train += ProbeData.of(found, gate)
