@@ -18,7 +18,6 @@ import torch
 from transformers import LlamaConfig
 
 from benchmarks.pairs import random_pair
-from howwhen.discover.sae import Training, train_grids
 from howwhen.discover.taxonomy import LayerSentences, discover_layer, scoring_sample
 from howwhen.elicit.examples import SteeredWindow, TrainingExample
 from howwhen.elicit.self_gate import ProbeData
@@ -145,9 +144,6 @@ def discovering(size: int) -> Piece:
         discover_layer("reader", sentences, settings, lambda text: None)
         folder.cleanup()
 
-    # What scikit-learn and the hierarchy take once does not grow with the sentences.
-    few = torch.randn(200, WIDTH, generator=generator)
-    train_grids([Training(few, 0)], [], settings)
     return run
 
 

@@ -15,11 +15,11 @@ from howwhen.elicit.gates import (
     next_sentence_categories,
 )
 from howwhen.elicit.report import GateAgreement
-from howwhen.elicit.self_gate import ROWS_AT_A_TIME, ProbeData, train_self_gate
+from howwhen.elicit.self_gate import ProbeData, train_self_gate
 from howwhen.errors import SteeringError
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.residual import residuals
-from howwhen.probes import SelfGate
+from howwhen.probes import ROWS_AT_A_TIME, SelfGate
 from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import ElicitSettings
 from tests.conftest import MakeModel
@@ -189,7 +189,7 @@ def test_moments_and_readings_do_not_depend_on_the_parts(monkeypatch: pytest.Mon
     )
     whole = data.read(probe)
     for rows in (7, ROWS_AT_A_TIME):
-        monkeypatch.setattr("howwhen.elicit.self_gate.ROWS_AT_A_TIME", rows)
+        monkeypatch.setattr("howwhen.probes.ROWS_AT_A_TIME", rows)
         mean, deviation = data.moments()
         torch.testing.assert_close(mean, data.inputs.mean(0))
         torch.testing.assert_close(deviation, data.inputs.std(0))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from howwhen.errors import InputError
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import pad
+from howwhen.lm.padding import fitting, pad
 from howwhen.lm.residual import residuals
 from howwhen.settings import DiscoverSettings
 
@@ -78,14 +78,9 @@ def sentence_means(
 
 def _batches(reader_inputs: Sequence[ReaderInput], batch_tokens: int) -> Iterator[list[int]]:
     """Numbers of the passages, those of similar length together."""
-    batch: list[int] = []
-    for number in sorted(range(len(reader_inputs)), key=lambda n: reader_inputs[n].length):
-        if batch and (len(batch) + 1) * reader_inputs[number].length > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
+    order = sorted(range(len(reader_inputs)), key=lambda n: reader_inputs[n].length)
+    for rows in fitting([(reader_inputs[number].length,) for number in order], batch_tokens):
+        yield order[rows]
 
 
 def _pooling(reader_inputs: Sequence[ReaderInput]) -> Callable[[Tensor], Tensor]:

@@ -18,7 +18,7 @@ from howwhen.errors import PairError
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.logits import Head, chunks, split_forward
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import pad
+from howwhen.lm.padding import fitting, pad
 from howwhen.lm.residual import capture_residuals
 from howwhen.probes import Gate
 from howwhen.records import Rollout
@@ -141,30 +141,16 @@ def find_decisions(
     reading = _Reading(models, layer, settings, is_own, probe or ProbeDraw())
     prompts = [models.base.prompt_ids(question) for question in questions]
     others = [models.thinking.prompt_ids(question) for question in questions]
-    lengths = [
-        max(len(prompt), len(other)) + len(rollout.ids)
+    sizes = [
+        (max(len(prompt), len(other)) + len(rollout.ids),)
         for prompt, other, rollout in zip(prompts, others, rollouts, strict=True)
     ]
     found: list[Decisions] = []
-    for rows in passes(lengths, settings):
+    for rows in fitting(sizes, settings.positions_per_pass, settings.batch_size):
         found += reading.read(rollouts[rows], prompts[rows], others[rows], rows)
         if report is not None:
             report(len(found))
     return found
-
-
-def passes(lengths: Sequence[int], settings: ElicitSettings) -> Iterator[slice]:
-    """Neighbouring texts that are run together: one at least, and no more than fit when padded."""
-    start = 0
-    while start < len(lengths):
-        end, longest = start, 0
-        while end < len(lengths) and end - start < settings.batch_size:
-            longest = max(longest, lengths[end])
-            if end > start and longest * (end - start + 1) > settings.positions_per_pass:
-                break
-            end += 1
-        yield slice(start, end)
-        start = end
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from howwhen.elicit.examples import UNCOUNTED, SoftTargets, TrainingExample
 from howwhen.elicit.states import PrefixCache, UnsteeredStates
 from howwhen.lm.logits import Head, chunks, split_forward
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import FixedLayer, additive_mask, cache_of, pad
+from howwhen.lm.padding import FixedLayer, additive_mask, cache_of, fitting, pad
 from howwhen.lm.residual import recompute_after_layer, resume_from_layer
 from howwhen.settings import ElicitSettings
 from howwhen.vectors import VectorSet
@@ -101,17 +101,9 @@ class Drawn:
 
 def micro_batches(drawn: Sequence[Drawn], positions: int) -> Iterator[Sequence[Drawn]]:
     """Neighbouring examples that fit in one pass when padded, one at least."""
-    start = 0
-    while start < len(drawn):
-        end, keys, queries = start, 0, 0
-        while end < len(drawn):
-            keys = max(keys, drawn[end].part.last_start)
-            queries = max(queries, len(drawn[end].part.targets))
-            if end > start and (keys + queries) * (end - start + 1) > positions:
-                break
-            end += 1
-        yield drawn[start:end]
-        start = end
+    sizes = [(one.part.last_start, len(one.part.targets)) for one in drawn]
+    for rows in fitting(sizes, positions):
+        yield drawn[rows]
 
 
 def steered_hidden(

@@ -4,7 +4,7 @@ It learns from recorded disagreements, in the thinking model's answers and in a 
 hybrid run without any thinking model (a probe gate, or router).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +15,11 @@ from torch.nn import functional
 from howwhen.elicit.decisions import Decisions
 from howwhen.elicit.report import ProbeScores
 from howwhen.errors import SteeringError
-from howwhen.probes import Gate, SelfGate
+from howwhen.probes import Gate, SelfGate, in_parts
 from howwhen.settings import ElicitSettings
 
 POSITIONS_PER_STEP = 512
 LEARNING_RATE = 1e-3
-ROWS_AT_A_TIME = 8192
-"""Positions that are converted to float32 or float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,14 @@ class ProbeData:
     def moments(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
         """Mean and standard deviation of every feature, summed in float64."""
         count = len(self.labels)
-        mean = torch.stack([part.double().sum(0) for part in self._parts()]).sum(0) / count
-        squares = [(part.double() - mean).square().sum(0) for part in self._parts()]
+        mean = torch.stack([part.double().sum(0) for part in in_parts(self.inputs)]).sum(0) / count
+        squares = [(part.double() - mean).square().sum(0) for part in in_parts(self.inputs)]
         deviation = (torch.stack(squares).sum(0) / max(1, count - 1)).sqrt()
         return mean.float(), deviation.float()
 
-    def _parts(self) -> Sequence[Tensor]:
-        return torch.split(self.inputs, ROWS_AT_A_TIME)
-
     def read(self, probe: SelfGate) -> Float[Tensor, "position outputs"]:
         """What a probe says at every position."""
-        return torch.cat([probe.read(part.float()) for part in self._parts()])
+        return torch.cat([probe.read(part.float()) for part in in_parts(self.inputs)])
 
 
 def _gathered(parts: list[Tensor]) -> Tensor:

@@ -61,9 +61,7 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.order = Random(f"batches-{seed}")
         self.steps = 0
-        self.is_running = True
         self.best = self.frozen()
-        self.best_evaluation = 0
         self.selection_loss: float | None = None
         self._losses: list[float] = []
         self._recent: list[float] = []
@@ -76,6 +74,18 @@ class Trainer:
     def key(self) -> str:
         """Its name among all trainings."""
         return f"{self.name}-{self.seed}"
+
+    @property
+    def best_evaluation(self) -> int:
+        """The first with the lowest loss."""
+        return min(range(len(self._evaluations)), key=self._evaluations.__getitem__)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has improved in its last evaluations."""
+        if not self._evaluations:
+            return True
+        return len(self._evaluations) - 1 - self.best_evaluation < self.settings.patience
 
     @property
     def live(self) -> VectorSet:
@@ -127,17 +137,14 @@ class Trainer:
         self.steps += 1
         self._recent.append(self._loss)
 
-    def note(self, vectors: VectorSet, loss: float) -> None:
-        """Take note of an evaluation, and stop after too many without improvement."""
+    def add_evaluation(self, vectors: VectorSet, loss: float) -> None:
+        """Take note of an evaluation of these vectors, which are the current ones."""
         if self._recent:
             self._losses.append(sum(self._recent) / len(self._recent))
             self._recent.clear()
         self._evaluations.append(loss)
-        latest = len(self._evaluations) - 1
-        if loss < self._evaluations[self.best_evaluation]:
-            self.best, self.best_evaluation = vectors, latest
-        elif latest - self.best_evaluation >= self.settings.patience:
-            self.is_running = False
+        if self.best_evaluation == len(self._evaluations) - 1:
+            self.best = vectors
 
     def result(self) -> Training:
         """How it went, with the vectors of the best evaluation.
@@ -174,8 +181,6 @@ class Trainer:
         return {
             "order": self.order.getstate(),
             "steps": self.steps,
-            "is_running": self.is_running,
-            "best_evaluation": self.best_evaluation,
             "losses": self._losses,
             "evaluations": self._evaluations,
         }
@@ -198,6 +203,5 @@ class Trainer:
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         kind, words, rest = notes["order"]
         self.order.setstate((kind, tuple(words), rest))
-        self.steps, self.is_running = notes["steps"], notes["is_running"]
-        self.best_evaluation = notes["best_evaluation"]
+        self.steps = notes["steps"]
         self._losses, self._evaluations = list(notes["losses"]), list(notes["evaluations"])

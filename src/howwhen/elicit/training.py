@@ -218,8 +218,9 @@ def _advance(
     if not chapter.is_one_batch:
         for trainer in trainers:
             for _ in range(steps):
-                trainer.begin(trainer.pick(chapter.examples))
-                trainer.accumulate(chapter.examples)
+                batch = trainer.pick(chapter.examples)
+                trainer.begin(batch)
+                trainer.accumulate(batch)
                 trainer.apply()
         return
     for trainer in trainers:
@@ -241,7 +242,7 @@ def _look(
     current = [trainer.frozen() for trainer in trainers]
     losses = _evaluate(current, validation, states, settings)
     for trainer, vectors, loss in zip(trainers, current, losses, strict=True):
-        trainer.note(vectors, loss)
+        trainer.add_evaluation(vectors, loss)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from howwhen.errors import ModelError
-from howwhen.lm.residual import input_device
+from howwhen.lm.residual import input_device, replace_forwards
 
 Head = Callable[[Tensor], Tensor]
 """From hidden states after the last norm, (position, d_model), to logits, (position, vocabulary),
@@ -49,16 +49,9 @@ def split_forward(
             return kind(last_hidden_state=hidden[None])
 
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        own = vars(backbone).get("forward")
-        vars(backbone)["forward"] = replay
-        try:
-            logits: Tensor = model(input_ids=ids).logits[0]
-        finally:
-            if own is None:
-                del vars(backbone)["forward"]
-            else:
-                vars(backbone)["forward"] = own
-        return logits.float()
+        with replace_forwards([(backbone, replay)]):
+            logits: Tensor = model(input_ids=ids).logits[0].float()
+        return logits
 
     return output.last_hidden_state, head
 

@@ -1,6 +1,6 @@
 """Batches of token sequences: padding, attention masks, and caches made of given states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,28 @@ def pad(
         mask[row, cells] = 1
     padded = Padded(ids, mask)
     return padded if device is None else padded.to(device)
+
+
+def fitting(
+    sizes: Sequence[Sequence[int]], positions: int, rows: int | None = None
+) -> Iterator[slice]:
+    """Neighbouring texts that fit in one pass when padded, one at least.
+
+    Args:
+        sizes: lengths of the parts of every text that are padded apart.
+        positions: most cells of a pass, padding included.
+        rows: most texts of a pass.
+    """
+    start = 0
+    while start < len(sizes):
+        end, longest = start, [0] * len(sizes[start])
+        while end < len(sizes) and (rows is None or end - start < rows):
+            longest = [max(pair) for pair in zip(longest, sizes[end], strict=True)]
+            if end > start and sum(longest) * (end - start + 1) > positions:
+                break
+            end += 1
+        yield slice(start, end)
+        start = end
 
 
 def additive_mask(

@@ -130,14 +130,8 @@ def resume_from_layer(model: nn.Module, layer: int, residual: Residual) -> Itera
     def resume(*_: Any, **__: Any) -> Any:
         return skip(residual)
 
-    originals = [vars(block).get("forward") for block in blocks]
-    for block in blocks[:-1]:
-        vars(block)["forward"] = skip
-    vars(blocks[-1])["forward"] = resume
-    try:
+    with replace_forwards([*[(block, skip) for block in blocks[:-1]], (blocks[-1], resume)]):
         yield
-    finally:
-        _put_back(blocks, originals)
 
 
 @contextmanager
@@ -148,25 +142,26 @@ def recompute_after_layer(model: nn.Module, layer: int) -> Iterator[None]:
     read, so that the second time gives the same.
     """
     blocks = list(find_blocks(model))[check_layer(model, layer) + 1 :]
-    originals = [vars(block).get("forward") for block in blocks]
-    for block in blocks:
-        # Nothing random is in a frozen model, so the states of random numbers need not be kept.
-        vars(block)["forward"] = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
+    # Nothing random is in a frozen model, so the states of random numbers need not be kept.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    with replace_forwards([(block, partial(again, block.forward)) for block in blocks]):
+        yield
+
+
+@contextmanager
+def replace_forwards(forwards: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Within the context, modules have other forward functions."""
+    originals = [vars(module).get("forward") for module, _ in forwards]
+    for module, forward in forwards:
+        vars(module)["forward"] = forward
     try:
         yield
     finally:
-        _put_back(blocks, originals)
-
-
-def _put_back(blocks: Sequence[nn.Module], originals: Sequence[Any]) -> None:
-    """Give blocks their own `forward` again; None for that of their class."""
-    for block, forward in zip(blocks, originals, strict=True):
-        if forward is None:
-            del vars(block)["forward"]
-        else:
-            vars(block)["forward"] = forward
+        for (module, _), original in zip(forwards, originals, strict=True):
+            if original is None:
+                del vars(module)["forward"]  # its class has it
+            else:
+                vars(module)["forward"] = original
 
 
 _TUPLES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

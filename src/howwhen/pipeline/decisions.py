@@ -17,6 +17,7 @@ from howwhen.errors import StoreError
 from howwhen.formats.files import Json
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.keys import describe_model
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import Rollout
 from howwhen.settings import ElicitSettings
@@ -90,11 +91,8 @@ class Comparison:
             texts.update(repr((question, rollout.ids)).encode())
         names = ("batch_size", "positions_per_pass", "logits_gib", "probe_positions")
         return {
-            **{
-                role: {"name": model.name, "fingerprint": model.fingerprint, "prompt": model.prompt}
-                | model.numerics
-                for role, model in (("base", base), ("thinking", thinking))
-            },
+            "base": describe_model(base),
+            "thinking": describe_model(thinking),
             "answers": texts.hexdigest(),
             "layer": self.layer,
             "probe_layers": list(self.probe_layers),

@@ -31,14 +31,15 @@ def step_key(run: Run, name: StepName) -> Key:
         upstream["problems"] = problems_digest(run.pair, run.settings)
     settings, additive = step_settings(run.pair, run.settings, name)
     outlines = {"base": run.pair.base_outline, "thinking": run.pair.thinking_outline}
-    models: Json = {role: _describe(outlines[role]) for role in MODELS_USED.get(name, ())}
+    models: Json = {role: describe_model(outlines[role]) for role in MODELS_USED.get(name, ())}
     reader = run.settings.discover.reader
     if name == "discover" and not run.pair.is_own_reader(reader):
-        models["reader"] = _describe(run.pair.reader_outline(reader))
+        models["reader"] = describe_model(run.pair.reader_outline(reader))
     return Key({**settings, **_layers(run, name)}, models, upstream, additive)
 
 
-def _describe(model: LanguageModel) -> Json:
+def describe_model(model: LanguageModel) -> Json:
+    """Everything about a model that its output depends on."""
     names = ("name", "revision", "fingerprint", "prompt", "think_tags")
     return {**{name: getattr(model, name) for name in names}, **model.numerics}
 
