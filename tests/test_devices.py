@@ -43,6 +43,7 @@ from howwhen.lm.residual import check_steerable
 from howwhen.pipeline.files import STEPS
 from howwhen.probes import SelfGate
 from howwhen.records import Rollout
+from howwhen.serve.engine import Engine, GenerationRequest
 from howwhen.settings import (
     CollectSettings,
     DiscoverSettings,
@@ -53,6 +54,7 @@ from howwhen.zoo.pairs import Pair
 from howwhen.zoo.tally import tally_problems
 from tests import factories, killed_run, pretend_gpu
 from tests.conftest import MakeModel
+from tests.serve.clients import Inbox
 
 PROBLEMS = tally_problems(5, seed=3)
 FIRST, SECOND, THIRD = (torch.device(f"cuda:{number}") for number in range(3))
@@ -178,6 +180,36 @@ def test_a_live_batch_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]
         return ids
 
     assert written(placed[1]) == written(placed[0])
+
+
+@EVERYWHERE
+def test_a_server_answers_the_same(
+    placed: tuple[ModelPair, ModelPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, moved = placed
+    ladder = rungs(plain.base.name.removesuffix("-0"))
+    work = Engine._work
+
+    def work_on_the_devices(engine: Engine) -> None:
+        """Each thread has its own modes."""
+        with pretend_gpu.PretendMode():
+            work(engine)
+
+    monkeypatch.setattr(Engine, "_work", work_on_the_devices)
+    engine = Engine(moved, lambda name, _: ladder[name][0], batch_size=2)
+    names = [name for name in ladder if ladder[name][1] is SETTINGS] * 2
+    assert len(names) > 20
+    inboxes = [Inbox() for _ in names]
+    for number, (name, inbox) in enumerate(zip(names, inboxes, strict=True)):
+        question = PROBLEMS[number % len(PROBLEMS)].question
+        engine.submit(GenerationRequest(question, name, SETTINGS), inbox)
+    engine.start()
+    for number, (name, inbox) in enumerate(zip(names, inboxes, strict=True)):
+        problem = replace(PROBLEMS[number % len(PROBLEMS)], id="0")
+        (expected,) = decode(plain, [problem], ladder[name][0], SETTINGS)
+        assert inbox.wait() == expected.finish, name
+        assert [token.id for token in inbox.tokens] == [token.id for token in expected.tokens]
+    engine.close()
 
 
 def collected(model: LanguageModel, temperature: float = 0.0) -> list[Rollout]:

@@ -6,14 +6,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from howwhen.collect.rollouts import collect_rollouts
+from howwhen.elicit.decisions import ProbeDraw, find_decisions
 from howwhen.pipeline import hardware
 from howwhen.pipeline.hardware import (
     examine_hardware,
     examine_need,
+    probe_bytes,
     state_bytes,
     weight_bytes,
 )
+from howwhen.settings import CollectSettings, ElicitSettings
 from howwhen.zoo.pairs import find_pair
+from howwhen.zoo.tally import tally_problems
 from tests.conftest import MakeModel
 
 
@@ -61,10 +66,25 @@ def test_every_card_is_described(monkeypatch: pytest.MonkeyPatch, major: int, ad
 def test_what_a_pair_takes_is_what_its_loaded_models_take() -> None:
     pair = find_pair("tally-rl")
     findings = examine_need(pair)
-    assert [finding.what for finding in findings] == ["tally-rl: base", "tally-rl: thinking"]
+    assert [finding.what.removeprefix("tally-rl: ") for finding in findings] == [
+        "base",
+        "thinking",
+        "elicit",
+    ]
     held = sum(weight.nbytes for weight in pair.base.model.parameters())
     assert weight_bytes(pair.base_outline) == held
     assert f"{held / 2**20:.3g} MiB of weights (float32, cpu)" in findings[0].found
+    budgets = ElicitSettings()
+    problems = tally_problems(5, seed=3)
+    rollouts = collect_rollouts(pair.thinking, problems, CollectSettings(max_new_tokens=40))
+    questions = [problem.question for problem in problems]
+    draw = ProbeDraw.of((2, 3), [len(rollout.ids) for rollout in rollouts], 100)
+    read = find_decisions(pair.models(), 2, rollouts, questions, budgets, probe=draw)
+    rows = sum(len(answer.probe.features) for answer in read)
+    assert rows * probe_bytes(pair.base_outline) == sum(a.probe.features.nbytes for a in read)
+    assert findings[2].found.startswith(
+        f"by default up to {budgets.activations_gib + budgets.logits_gib} GiB beside"
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])

@@ -7,33 +7,11 @@ import pytest
 from howwhen.errors import BusyError, SteeringError
 from howwhen.hybrid.choice import BaseStepByStep, Rung
 from howwhen.hybrid.decoder import decode
-from howwhen.records import Finish, HybridToken, Problem
+from howwhen.records import Finish, Problem
 from howwhen.serve.engine import Engine, Event, GenerationRequest, PendingRequest
 from tests.conftest import MakeModel
+from tests.serve.clients import Inbox
 from tests.serve.conftest import QUESTIONS, SETTINGS, make_service
-
-
-class Inbox:
-    """Collects the events of one request."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.is_over = threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-        if isinstance(event, Finish | Exception):
-            self.is_over.set()
-
-    def wait(self) -> Event:
-        assert self.is_over.wait(20)
-        return self.events[-1]
-
-    @property
-    def tokens(self) -> list[HybridToken]:
-        return [
-            token for event in self.events if isinstance(event, list | tuple) for token in event
-        ]
 
 
 def ask(question: str = QUESTIONS[0], rung: str = "hybrid") -> GenerationRequest:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from howwhen.settings import ElicitSettings
 from howwhen.zoo.pairs import Pair
 
 if TYPE_CHECKING:
@@ -94,13 +95,15 @@ def _examine_gpus() -> Iterator[Finding]:
 
 
 def examine_need(pair: Pair) -> list[Finding]:
-    """What the models of a pair take in memory, from their files.
+    """What the models of a pair take in memory, from their files, and what training may add.
 
     Raises:
         ModelError: a model whose files are not to be had.
     """
     outlines = {"base": pair.base_outline, "thinking": pair.thinking_outline}
-    return [
+    budgets = ElicitSettings()
+    probe = budgets.probe_positions * probe_bytes(pair.base_outline)
+    findings = [
         Finding(
             f"{pair.title}: {role}",
             f"{_gigabytes(weight_bytes(model))} of weights ({model.numerics['dtype']}, "
@@ -108,6 +111,19 @@ def examine_need(pair: Pair) -> list[Finding]:
         )
         for role, model in outlines.items()
     ]
+    device = budgets.activations_gib + budgets.logits_gib
+    training = Finding(
+        f"{pair.title}: elicit",
+        f"by default up to {device:g} GiB beside the base's weights, and in host memory "
+        f"{budgets.states_gib:g} GiB of states, then up to {_gigabytes(probe)} for the self-gate",
+    )
+    return [*findings, training]
+
+
+def probe_bytes(base: "LanguageModel") -> int:
+    """Memory of what the self-gate reads at one position: the residuals of two layers."""
+    width = int(base.model.config.get_text_config().hidden_size)
+    return 2 * width * base.model.dtype.itemsize
 
 
 def weight_bytes(model: "LanguageModel") -> int:
