@@ -289,8 +289,27 @@ def _move(name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
     if place is not None and torch.device(place) != place_of(tensor):
         place = torch.device(place)
         _wait(f"to {place}")
-        tensor = _real(tensor) if place == CPU else PretendTensor(_real(tensor), place)
+        moved: Tensor = _Moved.apply(tensor, place)  # type: ignore[no-untyped-call]
+        tensor = moved
     return tensor if dtype is None or dtype == tensor.dtype else tensor.type(dtype)
+
+
+class _Moved(torch.autograd.Function):
+    """A copy on another device, whose gradient goes back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, place: torch.device) -> Tensor:
+        ctx.place = place_of(tensor)
+        return _copied(tensor, place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _copied(gradient, ctx.place), None
+
+
+def _copied(tensor: Tensor, place: torch.device) -> Tensor:
+    real: Tensor = _real(tensor)
+    return real.view_as(real) if place == CPU else PretendTensor(real, place)
 
 
 def put(module: nn.Module, place: torch.device) -> None:
@@ -308,7 +327,8 @@ def put(module: nn.Module, place: torch.device) -> None:
 def split(model: LanguageModel, first: torch.device, second: torch.device) -> None:
     """Put the second half of a model's blocks, its last norm and its head on another device.
 
-    As accelerate does it, whatever enters a block, the norm or the head is moved to its device.
+    As accelerate does it, whatever enters a block, the norm or the head is moved to its device, and
+    logits come back to the device of the token ids.
     """
     whole, blocks = model.model, find_blocks(model.model)
     half = len(blocks) // 2
@@ -317,6 +337,13 @@ def split(model: LanguageModel, first: torch.device, second: torch.device) -> No
         place = first if any(module is block for block in blocks[:half]) else second
         put(module, place)
         module.register_forward_pre_hook(_bring_to(place), with_kwargs=True)
+    whole.register_forward_hook(lambda _module, _args, output: _brought(output, first))
+
+
+def _brought(output: Any, place: torch.device) -> Any:
+    """What a whole model returns, on the device of what it got."""
+    output.logits = output.logits.to(place)
+    return output
 
 
 def _bring_to(place: torch.device) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from howwhen import Pipeline, Reporter, open_run
+from howwhen import Pipeline, Reporter, cli, open_run
 from howwhen.cli import app, main
 from howwhen.errors import HowwhenError, SettingsError
 from howwhen.pipeline.hybrid import hybrid
@@ -61,6 +61,21 @@ def test_an_error_is_one_paragraph_and_exit_code_2(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert lines[0].startswith("howwhen: there is no pair 'tally-xl'; expected one of tally-rl")
     assert not out.exists()
+
+
+def test_a_full_gpu_is_one_paragraph_with_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("howwhen: CUDA out of memory. What is finished is kept")
+    assert "--elicit.positions-per-pass" in printed
 
 
 def test_an_unknown_flag_is_an_error(typed: Typed, tmp_path: Path) -> None:

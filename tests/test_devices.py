@@ -39,7 +39,6 @@ from howwhen.hybrid.strength import sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.placement import Role
-from howwhen.lm.residual import check_steerable
 from howwhen.pipeline.files import STEPS
 from howwhen.probes import SelfGate
 from howwhen.records import Rollout
@@ -163,7 +162,7 @@ def test_every_rung_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]) 
 @EVERYWHERE
 def test_models_are_checked(placed: tuple[ModelPair, ModelPair]) -> None:
     for model in (placed[1].base, placed[1].thinking):
-        check_steerable(model.model, 1)
+        model.check_steering(1)
         check_streams(model, 1)
 
 

@@ -47,6 +47,9 @@ WRONG = [
     ({"discover": {"sizes": (5, 10, 5)}}, r"sizes \[5, 10, 5\]; expected"),
     ({"discover": {"chosen_size": 7}}, r"chosen_size 7 is not in the grid; expected one of \[5, 1"),
     ({"discover": {"chosen_method": "kmeans"}}, "chosen_method kmeans is not in the grid"),
+    ({"models": {"reader_device": "cpu"}}, "reader_device is set, but no model is named by disc"),
+    ({"models": {"judge_revision": "x"}}, "judge_revision is set, but .* discover.judge_local"),
+    ({"models": {"base_device": "mps"}}, "expected cpu, cuda or cuda:N"),
     ({"hybrid": {"cache_policy": "none"}}, "'transient' or 'persistent'"),
 ]
 

@@ -668,9 +668,25 @@ def main() -> None:
         reason = error.strerror or error
         console.print(f"howwhen: cannot use{place}: {reason}", markup=False, soft_wrap=True)
         sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        console.print(f"howwhen: {_too_little_memory(error)}", markup=False, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         console.print("howwhen: interrupted; the same command resumes from here")
         sys.exit(130)
+
+
+def _too_little_memory(error: Exception) -> str:
+    """What to do when a GPU's memory is full. The class is torch's, which is not imported here."""
+    reason = str(error).partition(". ")[0]
+    return (
+        f"{reason}. What is finished is kept, and the same command resumes from here. Lower the "
+        "budgets of the step: --collect.batch-size, --discover.batch-tokens, "
+        "--elicit.positions-per-pass, --elicit.activations-gib, --elicit.logits-gib, "
+        "--hybrid.batch-size. `howwhen doctor --pair PAIR` says what a pair takes"
+    )
 
 
 def _with_new_flags(arguments: Sequence[str]) -> list[str]:

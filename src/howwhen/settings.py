@@ -49,7 +49,7 @@ Method = Literal[
 """Top-K sparse autoencoders, or a clustering (`pca-`: of principal components)."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Numbers that a model's weights and activations are held in."""
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Attention = Literal["sdpa", "eager"]
 """Implementations of attention in transformers."""
 
 Form = Literal["linear", "network", "gated", "low-rank"]
@@ -57,13 +57,13 @@ Form = Literal["linear", "network", "gated", "low-rank"]
 
 
 def _check_device(value: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
-        raise ValueError("expected cpu, cuda, cuda:N (the GPU number N, from 0) or mps")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+        raise ValueError("expected cpu, cuda or cuda:N (the GPU number N, from 0)")
     return value
 
 
 Device = Annotated[str, AfterValidator(_check_device)]
-"""`cpu`, `cuda`, `cuda:1`, ... or `mps`."""
+"""`cpu`, `cuda`, `cuda:1`, ..."""
 
 
 class _Settings(BaseModel):
@@ -99,8 +99,7 @@ class ModelSettings(_Settings):
     attention: Attention | None = None
     """Implementation of attention. Defaults to the library's choice for the model."""
     device_map: Literal["auto"] | None = None
-    """`auto` spreads each model over all GPUs, and over the CPU if they are too small (needs
-    accelerate). Devices are not used then."""
+    """`auto` spreads each model over all GPUs (needs accelerate). Devices are not used then."""
     base_revision: str | None = None
     """Branch, tag or commit of the base on the hub. Defaults to the main branch."""
     thinking_revision: str | None = None
@@ -497,6 +496,18 @@ class RunSettings(_Settings):
     """Step 6."""
     models: ModelSettings = ModelSettings()
     """Where the models are."""
+
+    @model_validator(mode="after")
+    def _places_only_what_there_is(self) -> "RunSettings":
+        sources = {"reader": self.discover.reader, "judge": self.discover.judge_local}
+        for role, source in sources.items():
+            for what in ("device", "revision"):
+                if source is None and getattr(self.models, f"{role}_{what}") is not None:
+                    setting = "reader" if role == "reader" else "judge_local"
+                    raise ValueError(
+                        f"models.{role}_{what} is set, but no model is named by discover.{setting}"
+                    )
+        return self
 
 
 Overrides = dict[str, Any]

@@ -1,11 +1,14 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 import torch
 
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
+from howwhen.elicit import training
 from howwhen.elicit.decisions import Decisions, find_decisions
 from howwhen.elicit.examples import UNCOUNTED, SoftTargets, SteeredWindow, TrainingExample
 from howwhen.elicit.objective import (
@@ -488,8 +491,8 @@ def test_seeds_differ_where_they_share_their_batches(make_model: MakeModel) -> N
     train_together(trainers, data, trainers[0].states, SETTINGS, lambda _: None)
     first, second = (trainer.result() for trainer in trainers)
     assert not torch.equal(first.vectors.vectors, second.vectors.vectors)
-    for training in (first, second):
-        assert min(training.validation_losses) < training.validation_losses[0]
+    for one in (first, second):
+        assert min(one.validation_losses) < one.validation_losses[0]
 
 
 def test_windows_drawn_in_part_keep_the_distributions_that_count(make_model: MakeModel) -> None:
@@ -503,3 +506,61 @@ def test_windows_drawn_in_part_keep_the_distributions_that_count(make_model: Mak
     soft = batch_losses(states, drawn, vectors, settings)
     torch.testing.assert_close(soft.sums, batch_losses(states, drawn, vectors, SETTINGS).sums)
     assert int(soft.counts.sum()) == 3
+
+
+@pytest.mark.parametrize("broken", ["gradient", "evaluation", "selection"])
+def test_a_training_whose_numbers_break_is_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    models, _, found = find(make_model)
+    data = split_examples(examples_of(found), [], SETTINGS)
+    trainer = Trainer("vectors", fresh(4), 7, PrefixCache(models.base, 1), SETTINGS)
+    messages = {
+        "gradient": "failed after 0 steps: the loss or its gradient is nan",
+        "evaluation": "failed after 0 steps: the validation loss is inf",
+        "selection": "the selection loss is nan",
+    }
+    if broken == "gradient":
+        add = Trainer.accumulate
+
+        def spoil(one: Trainer, among: Sequence[TrainingExample]) -> None:
+            add(one, among)
+            gradient = one.parameters["vectors"].grad
+            assert gradient is not None
+            gradient[0, 0] = torch.nan
+
+        monkeypatch.setattr(Trainer, "accumulate", spoil)
+    elif broken == "evaluation":
+        monkeypatch.setattr(training, "_evaluate", lambda *_: [torch.inf])
+    else:
+        evaluate = training._evaluate
+
+        def spoil_last(*args: Any) -> list[float]:
+            losses = evaluate(*args)
+            return [torch.nan] if args[1] is data.selection else losses
+
+        monkeypatch.setattr(training, "_evaluate", spoil_last)
+        data = replace(data, selection=list(data.selection))
+    with pytest.raises(SteeringError, match=f"the training vectors-7 .*{messages[broken]}"):
+        train_together([trainer], data, trainer.states, SETTINGS, lambda _: None)
+
+
+def test_float16_keeps_the_gradients_of_large_batches(make_model: MakeModel) -> None:
+    """A mean over ten thousand positions has gradients that float16 cannot hold."""
+    gradients = {}
+    for dtype in (torch.float32, torch.float16):
+        models, _, found = find(make_model)
+        models.base.model.to(dtype)
+        trainer = Trainer("vectors", fresh(4), 7, PrefixCache(models.base, 1), SETTINGS)
+        examples = examples_of(found)
+        trainer.begin(examples)
+        trainer._counts = trainer._counts * 10_000
+        trainer.accumulate(examples)
+        scale = trainer._scale
+        gradient = trainer.parameters["vectors"].grad
+        assert gradient is not None
+        gradients[dtype] = gradient / scale
+    assert scale > 10_000
+    expected, found_half = gradients.values()
+    cosine = torch.cosine_similarity(expected, found_half, dim=1)
+    assert cosine.min() > 0.99

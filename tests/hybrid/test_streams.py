@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PretrainedConfig
 
 from howwhen.errors import ModelError
@@ -88,6 +89,34 @@ def test_a_model_that_ignores_its_mask_is_refused(
         return forward(*args, **{**kwargs, "attention_mask": None})
 
     monkeypatch.setattr(model.model, "forward", deaf)
+    with pytest.raises(ModelError, match="other logits with a masked cache than without"):
+        check_streams(model, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_that_round_otherwise_for_few_rows_pass_and_a_missing_mask_does_not(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """GPUs sum in parts where there are few rows; here all products with up to four do."""
+    model = make_model()
+    model.model.to(dtype)
+    whole = functional.linear
+
+    def in_parts(
+        x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if x.numel() // x.shape[-1] > 4:
+            return whole(x, w, bias)
+        pairs = zip(x.chunk(4, -1), w.chunk(4, -1), strict=True)
+        total = torch.stack([(part @ own.T).float() for part, own in pairs]).sum(0)
+        return total.to(x.dtype)
+
+    monkeypatch.setattr(functional, "linear", in_parts)
+    check_streams(model, 1)
+    forward = model.model.forward
+    monkeypatch.setattr(
+        model.model, "forward", lambda *args, **kw: forward(*args, **{**kw, "attention_mask": None})
+    )
     with pytest.raises(ModelError, match="other logits with a masked cache than without"):
         check_streams(model, 1)
 

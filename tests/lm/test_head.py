@@ -34,6 +34,18 @@ def test_a_float32_head_and_one_that_is_no_plain_product_are_left_alone(
         assert "forward" not in vars(model.get_output_embeddings())
 
 
+def test_a_weight_that_was_changed_is_multiplied_as_it_is_now(make_model: MakeModel) -> None:
+    model = make_model().model.to(torch.bfloat16)
+    multiply_in_float32(model)
+    before = model(input_ids=IDS).logits
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    hidden = model.base_model(input_ids=IDS).last_hidden_state
+    after = model(input_ids=IDS).logits
+    assert torch.equal(after, hidden.float() @ model.get_output_embeddings().weight.float().T)
+    assert not torch.equal(after, before)
+
+
 def test_a_gpus_kernel_gives_the_same_logits_and_gradients(make_model: MakeModel) -> None:
     gradients, found = [], []
     with pretend_gpu.pretending():

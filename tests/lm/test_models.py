@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from howwhen.errors import ModelError
@@ -107,6 +107,21 @@ def test_a_model_is_put_where_and_as_it_is_wanted(make_model: MakeModel, tmp_pat
     }  # fmt: skip
     with pytest.raises(ModelError, match="there is no cuda:7"):
         load_model(tmp_path, placement=Placement(device="cuda:7"))
+    with pytest.raises(ModelError, match="is a folder, so there is no revision 'v2' of it"):
+        load_model(tmp_path, placement=Placement(revision="v2"))
+
+
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_a_model_that_does_not_fit_on_the_gpus_is_refused(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    made = make_model("qwen2")
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    spread = {"model.layers.0": 0, "model.layers.1": place}
+    monkeypatch.setattr(Qwen2ForCausalLM, "hf_device_map", spread, raising=False)
+    with pytest.raises(ModelError, match=f"does not fit on the GPUs: .* parts of it on {place}"):
+        load_model(tmp_path)
 
 
 def test_on_a_gpu_the_checkpoints_own_numbers_are_the_default(

@@ -8,6 +8,8 @@ import torch
 
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.elicit.decisions import ProbeDraw, find_decisions
+from howwhen.elicit.objective import training_bytes
+from howwhen.lm.head import multiply_in_float32
 from howwhen.pipeline import hardware
 from howwhen.pipeline.hardware import (
     examine_hardware,
@@ -70,6 +72,7 @@ def test_what_a_pair_takes_is_what_its_loaded_models_take() -> None:
         "base",
         "thinking",
         "elicit",
+        "hybrid",
     ]
     held = sum(weight.nbytes for weight in pair.base.model.parameters())
     assert weight_bytes(pair.base_outline) == held
@@ -82,9 +85,10 @@ def test_what_a_pair_takes_is_what_its_loaded_models_take() -> None:
     read = find_decisions(pair.models(), 2, rollouts, questions, budgets, probe=draw)
     rows = sum(len(answer.probe.features) for answer in read)
     assert rows * probe_bytes(pair.base_outline) == sum(a.probe.features.nbytes for a in read)
-    assert findings[2].found.startswith(
-        f"by default up to {budgets.activations_gib + budgets.logits_gib} GiB beside"
-    )
+    told = training_bytes(pair.base_outline, 2, budgets, 2000)
+    assert f"about {told / 2**20:.3g} MiB beside the base's weights" in findings[2].found
+    logits = 5 * 64 * 8 * pair.base.vocabulary_size * 4
+    assert f"about {logits / 2**20:.3g} MiB for logits" in findings[3].found
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
@@ -95,3 +99,15 @@ def test_the_states_of_a_token_are_those_of_a_cache(
     cache = model.model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
     states = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     assert state_bytes(model) == sum(part.nbytes for part in states) / 3
+
+
+def test_a_cpu_holds_the_output_embedding_of_half_precision_twice(
+    make_model: MakeModel,
+) -> None:
+    model = make_model("llama")
+    model.model.to(torch.bfloat16)
+    held = sum(weight.nbytes for weight in model.model.parameters())
+    multiply_in_float32(model.model)
+    head = model.model.get_output_embeddings()
+    head(torch.zeros(1, 1, 32, dtype=torch.bfloat16))
+    assert weight_bytes(model) == held + head._wide_weight.nbytes

@@ -170,6 +170,34 @@ def _stack(base: LanguageModel, kept: Sequence[UnsteeredStates]) -> tuple[Dynami
     return cache_of(layers, FixedLayer), width
 
 
+def training_bytes(
+    base: LanguageModel, layer: int, settings: ElicitSettings, answer: int, prompt: int = 100
+) -> int:
+    """About how much memory a training step on whole answers takes beside the base's weights.
+
+    Steps at single positions take less. An outline of the model suffices.
+
+    Args:
+        base: the model.
+        layer: block that is steered.
+        settings: the budgets.
+        answer: tokens of an answer, all of them steered.
+        prompt: tokens of its prompt.
+    """
+    config = base.model.config
+    texts = max(1, settings.positions_per_pass // answer)
+    positions, width = texts * answer, int(config.hidden_size)
+    blocks, itemsize = base.layer_count - 1 - layer, base.model.dtype.itemsize
+    blocks_kept = _activations(base, layer, (texts, answer), prompt + answer)
+    if blocks_kept > settings.activations_gib * 2**30:
+        blocks_kept = blocks * positions * width * itemsize + blocks_kept // max(1, blocks)
+    head_width: int = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    states: int = 2 * blocks * texts * (prompt + answer) * heads * head_width * itemsize
+    residuals = 4 * positions * width * torch.float32.itemsize  # as read, steered, two gradients
+    return blocks_kept + states + residuals + int(settings.logits_gib * 2**30)
+
+
 def _activations(base: LanguageModel, layer: int, steered: Sequence[int], cached: int) -> int:
     """About how many bytes the blocks above a layer keep for a backward pass.
 
@@ -188,7 +216,9 @@ def _activations(base: LanguageModel, layer: int, steered: Sequence[int], cached
     kept = queries * (8 * width + 3 * inner)
     kept += 2 * keys * heads * head_width  # keys and values, repeated for every head
     if config._attn_implementation == "eager":
-        kept += 2 * texts * heads * length * (cached + length)  # scores, before and after softmax
+        # Scores before and after softmax, which is computed in float32.
+        copies = 2 + 4 / base.model.dtype.itemsize
+        kept += int(copies * texts * heads * length * (cached + length))
     return int((base.layer_count - 1 - layer) * kept * base.model.dtype.itemsize)
 
 

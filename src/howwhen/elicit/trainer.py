@@ -1,5 +1,6 @@
 """One seed of one set of vectors: its parameters, its optimiser, and how it has gone so far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from random import Random
@@ -13,6 +14,7 @@ from howwhen.elicit.examples import TrainingExample
 from howwhen.elicit.objective import Drawn, batch_losses, counted, micro_batches
 from howwhen.elicit.report import SeedTraining
 from howwhen.elicit.states import PrefixCache
+from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings
 from howwhen.vectors import VectorSet
 
@@ -128,23 +130,68 @@ class Trainer:
         for part in micro_batches(drawn, self.settings.positions_per_pass):
             losses = batch_losses(self.states, part, self.live, self.settings)
             loss = losses.mean(self._counts)
-            torch.autograd.backward(loss)
+            torch.autograd.backward(loss * self._scale)
             self._loss += float(loss.detach())
 
+    @property
+    def _scale(self) -> float:
+        """What the loss is multiplied by before its gradients are computed, a power of two.
+
+        A mean over thousands of positions has gradients per position that float16 rounds to zero;
+        a sum over them has not.
+        """
+        if self.states.base.model.dtype != torch.float16:
+            return 1.0
+        return 2.0 ** max(1, int(self._counts.sum())).bit_length()
+
     def apply(self) -> None:
-        """Finish the step."""
+        """Finish the step.
+
+        Raises:
+            SteeringError: the loss or a gradient is not finite.
+        """
+        gradients = [tensor.grad for tensor in self.parameters.values() if tensor.grad is not None]
+        for gradient in gradients:
+            gradient /= self._scale
+        size = float(sum(gradient.abs().sum() for gradient in gradients))
+        self._check(self._loss + size, "the loss or its gradient")
         self.optimizer.step()
         self.steps += 1
         self._recent.append(self._loss)
 
     def add_evaluation(self, vectors: VectorSet, loss: float) -> None:
-        """Take note of an evaluation of these vectors, which are the current ones."""
+        """Take note of an evaluation of these vectors, which are the current ones.
+
+        Raises:
+            SteeringError: the loss is not finite.
+        """
+        self._check(loss, "the validation loss")
         if self._recent:
             self._losses.append(sum(self._recent) / len(self._recent))
             self._recent.clear()
         self._evaluations.append(loss)
         if self.best_evaluation == len(self._evaluations) - 1:
             self.best = vectors
+
+    def _check(self, value: float, what: str) -> None:
+        if math.isfinite(value):
+            return
+        numerics = self.states.base.numerics
+        raise SteeringError(
+            f"the training {self.key} failed after {self.steps} steps: {what} is {value}. The base "
+            f"computes in {numerics['dtype']} on {numerics['device']} with {numerics['attention']} "
+            "attention; try --dtype float32 or --attention eager, or lower rates "
+            "(--elicit.vector-learning-rate)"
+        )
+
+    def select(self, loss: float) -> None:
+        """Take note of the loss of the best vectors on the texts that select among seeds.
+
+        Raises:
+            SteeringError: the loss is not finite.
+        """
+        self._check(loss, "the selection loss")
+        self.selection_loss = loss
 
     def result(self) -> Training:
         """How it went, with the vectors of the best evaluation.

@@ -192,7 +192,7 @@ def train_together(
     for trainer, loss in zip(
         trainers, _evaluate(best, data.selection, states, settings), strict=True
     ):
-        trainer.selection_loss = loss
+        trainer.select(loss)
 
 
 def _stretches(

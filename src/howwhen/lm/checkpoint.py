@@ -52,6 +52,11 @@ def model_folder(source: str | Path, revision: str | None = None) -> Path:
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ModelError(
+                f"{str(source)!r} is a folder, so there is no revision {revision!r} of it; leave "
+                "the revision away, or name a model on the hub"
+            )
         return folder
     if isinstance(source, Path) or source.startswith((".", "/", "~")):
         raise ModelError(

@@ -34,8 +34,9 @@ def _multiply(head: nn.Linear, hidden: Float[Tensor, "*n d_model"]) -> Float[Ten
 
 def _widened(head: Any) -> Float[Tensor, "rows d_model"]:
     """The weight in float32, kept: on a CPU it takes longer to convert it than to multiply."""
-    if not hasattr(head, "_wide_weight"):
-        head._wide_weight = head.weight.detach().float()
+    state = head.weight.data_ptr(), head.weight._version
+    if getattr(head, "_wide_state", None) != state:
+        head._wide_weight, head._wide_state = head.weight.detach().float(), state
     wide: Tensor = head._wide_weight
     return wide
 

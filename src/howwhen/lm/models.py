@@ -189,6 +189,9 @@ def load_model(
         )
     if device.type == "cpu":
         keep_freed_memory()
+    else:
+        # cuDNN's attention gives gradients that are not numbers under some masks (PyTorch #196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with _bars_for_downloads_only(source):
             model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
@@ -199,6 +202,7 @@ def load_model(
         ) from error
     if "device_map" not in kwargs:
         model.to(device)
+    _check_all_on_gpus(model, source)
     return replace(outline, model=_prepared(model), device_type=None)
 
 
@@ -243,6 +247,17 @@ def outline_model(
         think_tags=think_tags,
         device_type=device.type,
     )
+
+
+def _check_all_on_gpus(model: Any, source: str | Path) -> None:
+    """Refuse a device map that leaves weights out of the GPUs, where no block can be steered."""
+    places = set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+    left_out = sorted(places & {"cpu", "disk"})
+    if left_out and places - {"cpu"}:
+        raise ModelError(
+            f"{str(source)!r} does not fit on the GPUs: the device map puts parts of it on "
+            f"{' and '.join(left_out)}. Use more GPUs, a quantised checkpoint, or --dtype bfloat16"
+        )
 
 
 @contextmanager

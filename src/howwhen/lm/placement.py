@@ -53,8 +53,6 @@ class Placement:
         if device.type == "cuda":
             _check_gpu(device)
             return torch.device("cuda", device.index or 0)
-        if device.type == "mps" and not torch.backends.mps.is_available():
-            raise ModelError(f"this torch has no {self.device}; choose another device, such as cpu")
         return device
 
     def find_dtype(self, config: Any) -> "torch.dtype":

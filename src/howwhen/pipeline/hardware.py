@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from howwhen.settings import ElicitSettings
+from howwhen.settings import ElicitSettings, HybridSettings
 from howwhen.zoo.pairs import Pair
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def examine_need(pair: Pair) -> list[Finding]:
     Raises:
         ModelError: a model whose files are not to be had.
     """
+    from howwhen.elicit.objective import training_bytes
+
     outlines = {"base": pair.base_outline, "thinking": pair.thinking_outline}
     budgets = ElicitSettings()
     probe = budgets.probe_positions * probe_bytes(pair.base_outline)
@@ -111,24 +113,52 @@ def examine_need(pair: Pair) -> list[Finding]:
         )
         for role, model in outlines.items()
     ]
-    device = budgets.activations_gib + budgets.logits_gib
-    training = Finding(
-        f"{pair.title}: elicit",
-        f"by default up to {device:g} GiB beside the base's weights, and in host memory "
-        f"{budgets.states_gib:g} GiB of states, then up to {_gigabytes(probe)} for the self-gate",
-    )
-    return [*findings, training]
+    base, decoded = outlines["base"], HybridSettings()
+    step = training_bytes(base, pair.chosen_steer_layer, budgets, ANSWER)
+    logits = decoding_bytes(base, decoded)
+    return [
+        *findings,
+        Finding(
+            f"{pair.title}: elicit",
+            f"by default about {_gigabytes(step)} beside the base's weights (answers of {ANSWER} "
+            f"tokens), and in host memory up to {budgets.states_gib:g} GiB of states, then "
+            f"{_gigabytes(probe)} for the self-gate",
+        ),
+        Finding(
+            f"{pair.title}: hybrid",
+            f"by default about {_gigabytes(logits)} for logits on each device, beside weights and "
+            f"the states of {decoded.batch_size} answers",
+        ),
+    ]
+
+
+ANSWER = 2000
+"""Tokens of a long answer."""
+LOGIT_COPIES = 5
+"""Arrays of the size of a round's logits that exist at a time while it is decided what to write."""
+
+
+def decoding_bytes(model: "LanguageModel", settings: HybridSettings) -> int:
+    """About how much memory a round of decoding takes, beside weights and states."""
+    positions = settings.batch_size * settings.block_tokens
+    return LOGIT_COPIES * positions * model.vocabulary_size * 4
 
 
 def probe_bytes(base: "LanguageModel") -> int:
     """Memory of what the self-gate reads at one position: the residuals of two layers."""
     width = int(base.model.config.get_text_config().hidden_size)
-    return 2 * width * base.model.dtype.itemsize
+    return int(2 * width * base.model.dtype.itemsize)
 
 
 def weight_bytes(model: "LanguageModel") -> int:
-    """Memory of a model's weights, each counted once."""
-    return sum(parameter.nbytes for parameter in model.model.parameters())
+    """Memory of a model's weights, each counted once.
+
+    A CPU keeps the output embedding of a model of half precision in float32 too.
+    """
+    held: int = sum(parameter.nbytes for parameter in model.model.parameters())
+    head = model.model.get_output_embeddings()
+    is_widened = model.numerics["device"] == "cpu" and model.numerics["dtype"] != "float32"
+    return held + (4 * int(head.weight.numel()) if is_widened and head is not None else 0)
 
 
 def state_bytes(model: "LanguageModel") -> int:
