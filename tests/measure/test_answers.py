@@ -1,16 +1,30 @@
 """Grading in a table of real kinds of answers (`grades.txt`), and the rules one by one."""
 
+import json
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from howwhen.measure.answers import Kind, Rule, flexible_answer, looks_truncated, strict_answer
-from howwhen.measure.grade import Item, grade_answers, kind_of
-from howwhen.measure.numbers import as_number
+from howwhen.measure.answers import Answer, Rule, looks_truncated, read_answer
+from howwhen.measure.grade import Item, Mode, find_answer, grade_answers, open_grader
+from howwhen.measure.kinds import Kind, Wanted, wanted_of
+from howwhen.measure.numbers import as_number, as_quantities
+from howwhen.measure.parts import is_loop, split_parts
+from howwhen.measure.questions import Asked, read_question
 from howwhen.records import Finish, Grade
 from tests.conftest import DATA, needs_data, read_traces
+
+
+def read(text: str, kind: Kind, *, is_complete: bool = True, strict: bool = False) -> Answer | None:
+    """The answer of a text, without a question."""
+    return read_answer(split_parts(text), Wanted(kind), Asked(), is_complete, is_strict=strict)
+
+
+def is_cut(text: str) -> bool:
+    return looks_truncated(text, split_parts(text))
 
 
 def read_cases() -> list[tuple[Grade, Grade, Item]]:
@@ -52,15 +66,15 @@ READ = [
     ("Thus the point is (1, 2).", Kind.EXPRESSION, "(1, 2)", Rule.CONCLUDED),
     ("I pick B in the end.", Kind.LETTER, "B", Rule.CONCLUDED),
     ("the answer is (D), not (A)", Kind.LETTER, "D", Rule.STATED),
-    ("4 5 6", Kind.NUMBER, "4", Rule.CONCLUDED),
+    ("4 5 6", Kind.NUMBER, "6", Rule.CONCLUDED),
 ]
 
 
 @pytest.mark.parametrize(("text", "kind", "answer", "rule"), READ)
 def test_rules(text: str, kind: Kind, answer: str, rule: Rule) -> None:
-    read = flexible_answer(text, kind, is_complete=True)
-    assert read is not None
-    assert (read.text, read.rule) == (answer, rule)
+    found = read(text, kind)
+    assert found is not None
+    assert (found.text, found.rule) == (answer, rule)
 
 
 CUT = [
@@ -81,27 +95,27 @@ CUT = [
 def test_a_text_that_was_cut_off_counts_only_by_what_it_says_is_its_answer(
     text: str, answer: str | None, rule: Rule | None
 ) -> None:
-    read = flexible_answer(text, Kind.NUMBER, is_complete=False)
-    assert (read.text if read else None) == answer
-    if rule is not None and read is not None:
-        assert read.rule is rule
-    if read is None:
+    found = read(text, Kind.NUMBER, is_complete=False)
+    assert (found.text if found else None) == answer
+    if rule is not None and found is not None:
+        assert found.rule is rule
+    if found is None:
         graded = grade_answers([Item(text, "12", "", Finish.LENGTH)])
         assert graded == [Grade.TRUNCATED]
 
 
 def test_strict_leaves_prose_alone() -> None:
-    assert strict_answer("So John lost to 4 people.", Kind.NUMBER, True) is None
-    assert strict_answer("Answer: Joey is winning by 5 points.", Kind.NUMBER, True) is None
+    assert read("So John lost to 4 people.", Kind.NUMBER, strict=True) is None
+    assert read("Answer: Joey is winning by 5 points.", Kind.NUMBER, strict=True) is None
 
 
 def test_how_a_text_ends_tells_whether_it_was_cut() -> None:
-    assert not looks_truncated("It is 5.")
-    assert not looks_truncated("5")
-    assert looks_truncated("word " * 500 + "and then the")
-    assert looks_truncated("Wait, is it? Hmm, wait. Yes.")
-    assert not looks_truncated("Wait, is it? Hmm, wait. Yes.</think>It is 5.")
-    assert looks_truncated("Hmm, wait. Yes.</think>")
+    assert not is_cut("It is 5.")
+    assert not is_cut("5")
+    assert is_cut("word " * 500 + "and then the")
+    assert is_cut("Wait, is it? Hmm, wait. Yes.")
+    assert not is_cut("Wait, is it? Hmm, wait. Yes.</think>It is 5.")
+    assert is_cut("Hmm, wait. Yes.</think>")
 
 
 GOLD = [
@@ -119,7 +133,7 @@ GOLD = [
 
 @pytest.mark.parametrize(("gold", "dataset", "kind"), GOLD)
 def test_the_kind_of_a_gold_answer(gold: str, dataset: str, kind: Kind) -> None:
-    assert kind_of(gold, dataset) is kind
+    assert wanted_of(gold, dataset).kind is kind
 
 
 NUMBERS = [
@@ -151,6 +165,139 @@ NUMBERS = [
 @pytest.mark.parametrize(("text", "value"), NUMBERS)
 def test_exact_numbers(text: str, value: float | None) -> None:
     assert as_number(text) == value
+
+
+@needs_data
+@pytest.mark.parametrize("mode", ["flexible", "strict"])
+def test_single_cases_after_public_bug_reports(mode: Mode) -> None:
+    cases = [case for case in read_traces(DATA / "grading" / "cases.jsonl") if case[mode]]
+    items = [
+        Item(
+            case["text"],
+            case["gold"],
+            case["dataset"],
+            Finish(case["finish"]) if case["finish"] else None,
+            case.get("question"),
+        )
+        for case in cases
+    ]
+    assert len(cases) > 80
+    with open_grader(20.0) as grader:
+        graded = grader.grade(items, mode)
+    assert [
+        (case["id"], case["kind"], one.grade)
+        for case, one in zip(cases, graded, strict=True)
+        if one.grade != case[mode]
+    ] == []
+
+
+@needs_data
+@pytest.mark.slow
+def test_counts_on_real_answers_are_those_of_a_judge() -> None:
+    """Within 1.5 points, cut answers aside: the judge credits what they state on their way."""
+    counts = json.loads((DATA / "traces" / "judge_counts.json").read_text())
+    compared = 0
+    for name, judged in counts.items():
+        rows = read_traces(DATA / "traces" / f"{name}.jsonl.gz")
+        for role, right in judged["judged_correct"].items():
+            own = [row for row in rows if row["role"] == role]
+            items = [
+                Item(row["text"], row["gold"], row["dataset"], None, row["question"]) for row in own
+            ]
+            grades = grade_answers(items, deadline_seconds=20.0)
+            ours, cut = (grades.count(grade) for grade in (Grade.CORRECT, Grade.TRUNCATED))
+            if len(own) < 50:  # one answer is more than 1.5 points
+                continue
+            margin = 0.015 * len(own)
+            assert right - cut - margin <= ours <= right + margin, (name, role, ours, right, cut)
+            compared += 1
+    assert compared >= 15
+
+
+ASKED = [
+    ("How many mules are there?", "There are 64 mules and 116 horses.", "64"),
+    ("How many horses are there?", "There are 64 mules and 116 horses.", "116"),
+    ("How old is Sam?", "So, Sam is 6 years old, and Ruby is 36 years old.", "6 years"),
+    ("How old is Ruby?", "So, Sam is 6 years old, and Ruby is 36 years old.", "36 years"),
+    (
+        "How many minutes does it take?",
+        "It takes 2 hours, in other words 120 minutes.",
+        "120 minutes",
+    ),
+    (
+        "How much does she pay?",
+        "She buys 3 pens for $4 each, so she pays $12 for the 3 pens.",
+        "$12",
+    ),
+    ("How many eggs are left?", "He had 20 eggs and sold 12, leaving him with 8.", "8"),
+    ("How many pens has Ann?", "If Bob has 3 pens and Cid 5, Ann has 9.", "9"),
+    ("How many pens has Ann?", "Ann has 9 pens because Bob has 3 and Cid has 5.", "9"),
+]
+
+
+@pytest.mark.parametrize(("question", "text", "answer"), ASKED)
+def test_the_question_decides_among_several_results(question: str, text: str, answer: str) -> None:
+    found = find_answer(Item(text, "1", "gsm8k", Finish.STOP, question), "flexible")
+    assert isinstance(found, Answer)
+    assert found.text == answer
+
+
+def test_the_question_is_read_once_for_noun_unit_and_givens() -> None:
+    asked = read_question(
+        "Ann has 1,200 red pens. How many blue pens does she buy, if Bob has 3.50?"
+    )
+    assert asked.nouns == {"blue", "pen"}
+    assert asked.givens == {"1200", "3.5"}
+    assert read_question("How much does he pay?").is_money
+    assert not read_question("How much water is left?").is_money
+    assert read_question("").is_empty
+
+
+PARTS = [
+    ("a</think>b", "b", False),
+    ("<think>a", "", True),
+    ("[THINK]a[/THINK]b", "b", False),
+    ("◁think▷a◁/think▷b", "b", False),
+    (
+        "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b",
+        "b",
+        False,
+    ),
+    ("<|channel|>analysis<|message|>a", "", True),
+    ("b<|im_end|>\n<|im_start|>user\nc", "b", False),
+    ("b", "b", False),
+]
+
+
+@pytest.mark.parametrize(("text", "final", "is_open"), PARTS)
+def test_the_final_part_is_what_follows_the_thinking_and_precedes_the_next_turn(
+    text: str, final: str, is_open: bool
+) -> None:
+    parts = split_parts(text)
+    assert (parts.final, parts.is_open) == (final, is_open)
+
+
+def test_a_prompt_may_open_the_thinking_and_a_model_may_have_marks_of_its_own() -> None:
+    assert split_parts("So 12.", starts_in_thinking=True).is_open
+    assert split_parts("a <end> b", ("<go>", "<end>")).final == " b"
+    item = Item("So \\boxed{12}.", "12", "", Finish.STOP, starts_in_thinking=True)
+    assert grade_answers([item]) == ["correct"]
+    assert grade_answers([item], mode="strict") == ["no_answer"]
+
+
+def test_a_loop_is_the_same_words_again_and_again() -> None:
+    assert is_loop("First we add. " + "So the answer is that she has it. " * 9)
+    assert is_loop("x = 5 " * 80)
+    assert not is_loop("She has 5 pens. She buys 7 more, so she has 12 pens in all. That is all.")
+    assert not is_loop("")
+
+
+def test_quantities_in_other_units() -> None:
+    assert as_quantities("1 hour and 35 minutes") == (Fraction(95), Fraction(19, 12))
+    assert as_quantities("5 dollars and 30 cents") == (Fraction(530), Fraction(53, 10))
+    assert as_quantities("75 cents") == (Fraction(75), Fraction(3, 4))
+    assert as_quantities("12 apples") == ()
+    assert as_quantities("3 cats and 2 dogs") == ()
 
 
 @needs_data

@@ -1,19 +1,35 @@
-r"""Reading the final answer out of a text, by named rules.
+r"""Reading the final answer out of a text: the rules, in the order in which they are tried.
 
 Strict mode takes only an answer that is marked as one: in a box, after `####`, or in a short
-statement such as `the answer is 12`. Flexible mode also reads the number (or the expression) in the
-sentence that concludes, and falls back to the last number. All rules take time linear in the text.
-None looks at the gold answer's value, only at its kind.
+statement such as `the answer is 12`. Flexible mode also reads the sentence that concludes. The
+rules know the question and what kind of answer is wanted, never the gold answer's value. All of
+them take time linear in the text.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from fractions import Fraction
 from typing import NamedTuple
 
 from howwhen.collect.latex import closing_brace
-from howwhen.measure.numbers import NUMBER, as_number, trim_unit
+from howwhen.measure.conclusions import TAIL, conclude
+from howwhen.measure.equality import OPTION, read_option
+from howwhen.measure.grammar import (
+    ABBREVIATIONS,
+    MATH,
+    inside_math,
+)
+from howwhen.measure.kinds import Kind, Wanted, without_text
+from howwhen.measure.numbers import (
+    COMPOUND,
+    NUMBER,
+    NUMERAL,
+    as_number,
+    as_quantities,
+    trim_unit,
+)
+from howwhen.measure.parts import MAX_TAIL, Parts
+from howwhen.measure.questions import Asked
 
 
 class Rule(StrEnum):
@@ -29,8 +45,6 @@ class Rule(StrEnum):
     """In the sentence that concludes the text."""
     REPEATED = "repeated"
     """What a text that was cut off concludes most often."""
-    LAST_NUMBER = "last-number"
-    """The last number of the text."""
 
 
 class Answer(NamedTuple):
@@ -40,30 +54,85 @@ class Answer(NamedTuple):
     rule: Rule
 
 
-class Kind(StrEnum):
-    """What kind of answer the gold answer is."""
+class Reader(NamedTuple):
+    """What a rule may look at."""
 
-    NUMBER = "number"
-    LETTER = "letter"
-    """An option, `A` to `J`."""
-    WORDS = "words"
-    EXPRESSION = "expression"
+    parts: Parts
+    final: str
+    """The final part, up to where another problem begins; without the last sentence of a text that
+    was cut off."""
+    wanted: Wanted
+    asked: Asked
+    is_complete: bool
+    """Whether the text ended by itself."""
 
+
+def _marked_in_final(reader: Reader) -> Answer | None:
+    marked = last_mark(reader.final, reader.wanted)
+    if marked and not reader.is_complete and _WITHDRAWN.search(_after_last_box(reader.final)):
+        return None
+    return marked
+
+
+def _after_last_box(text: str) -> str:
+    return text[max(text.rfind("\\boxed"), text.rfind("answer"), 0) :]
+
+
+def _concluded_in_final(reader: Reader) -> Answer | None:
+    if not reader.is_complete or not reader.final.strip():
+        return None
+    return _concluded(reader.final, reader.wanted, reader.asked)
+
+
+def _marked_in_closed_thinking(reader: Reader) -> Answer | None:
+    """A model that closed its thinking and was cut off in its answer had made up its mind."""
+    if reader.parts.is_open:
+        return None
+    return last_mark(reader.parts.thinking, reader.wanted)
+
+
+def _of_open_thinking(reader: Reader) -> Answer | None:
+    """A text that ended by itself in the middle of its thinking concludes there."""
+    if not (reader.parts.is_open and reader.is_complete):
+        return None
+    thinking = reader.parts.thinking
+    marked = last_mark(thinking, reader.wanted)
+    return marked or _concluded(thinking, reader.wanted, reader.asked)
+
+
+def _called_in_cut_final(reader: Reader) -> Answer | None:
+    if reader.is_complete or thinks_aloud(reader.final):
+        return None
+    return _called_answer(reader.final, reader.wanted, reader.asked)
+
+
+def _repeated_in_cut_text(reader: Reader) -> Answer | None:
+    if reader.is_complete or reader.parts.is_open:
+        return None
+    return _repeated(f"{reader.parts.thinking}\n{reader.final}", reader.wanted, reader.asked)
+
+
+STRICT_RULES: tuple[Callable[[Reader], Answer | None], ...] = (_marked_in_final,)
+"""Nothing is read out of thinking, closed or not."""
+RULES: tuple[Callable[[Reader], Answer | None], ...] = (
+    _marked_in_final,
+    _concluded_in_final,
+    _of_open_thinking,
+    _marked_in_closed_thinking,
+    _called_in_cut_final,
+    _repeated_in_cut_text,
+)
+"""The flexible mode, in order: the first rule that finds an answer decides."""
 
 MAX_ANSWER_LENGTH = 500
 """Longer texts are not answers."""
-MAX_READ_CHARACTERS = 20_000
-"""Characters at the end of a text that are searched for what it repeats."""
-TAIL = 2000
-"""Characters at the end of a text that are searched for its conclusion."""
 
-_CLOSE = "</think>"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"[\s$\\,;()\[\].*]{0,20}(?:and|or)?[\s$\\,;()\[\].*]{0,20}")
-_MARKED = re.compile(r"(?:####|<answer>)[ \t]*(?P<answer>[^\n<]+)")
+_MARKED = re.compile(r"(?:####[ \t]*|<answer>\s*)(?P<answer>[^\n<]+)")
 _STATED = re.compile(
-    r"(?<!by step )(?<!by-step )\banswer\b"
-    r"(?:\s+(?:to|for|of)\s+[^.:\n]{1,80}?)?"
+    r"(?<!by step )(?<!by-step )\banswer\b\"?"
+    r"(?:\s+(?:to|for|of)\s+[^.:,\n]{1,80}?)?"
     r"[*_\s]{0,4}(?:\bis\b|\bare\b|\bshould be\b|\bwould be\b|\bwill be\b|\bmust be\b|=|:)"
     r"[*_ \t]{0,4}:?",
     re.IGNORECASE,
@@ -73,9 +142,10 @@ _ANOTHER_PROBLEM = re.compile(
     r"|\n\s{0,4}You are an AI assistant"
     r"|\n\s{0,4}(?:\*\*|#{1,4} )?Step 1\b"
 )
-_ABBREVIATION = "".join(rf"(?<!\b{name}\.)" for name in ("Mr", "Mrs", "Ms", "Dr", "St", "vs"))
 _SENTENCE_END = re.compile(
-    rf"(?<=[.!?]){_ABBREVIATION}[\"'*)\]]{{0,3}}\s+|(?<=[.!?])$|\n+|(?<=[.!?])(?=\*\*)"
+    "(?<=[.!?])"
+    + "".join(rf"(?<!\b{name.capitalize()}\.)" for name in sorted(ABBREVIATIONS) if name.isalpha())
+    + r"[\"'*)\]]{0,3}\s+|(?<=[.!?])$|\n+|(?<=[.!?])(?=\*\*)"
 )
 _LABEL = re.compile(
     r"^[\s*_#>-]*(?:Step\s*\d+\s*[:.)]|\d{1,3}[.)](?=\s)|(?:Final )?Answer\s*:)?[\s*_#>-]*(?=\S)",
@@ -86,49 +156,12 @@ _CUE = re.compile(
     r"finally|final|answer|as a result|overall|in summary)\b",
     re.IGNORECASE,
 )
-_COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?|becomes?|costs?|total of|to be|gives|makes)\b|=|≈|:)"
-    r"(?:\s+(?:therefore|thus|also|exactly|about|approximately|only|just|a total of|equal to|"
-    r"simply|then|now|indeed|still|currently))*\s*[:*]*\s*",
-    re.IGNORECASE,
-)
-_MATH = re.compile(
-    r"\$\$(?P<a>.+?)\$\$|(?<![\\\d])\$(?!\d[\d,.]*(?:\s|[.,;]\s|$))(?P<b>(?:\\\$|[^$\n])+?)(?<!\\)\$"
-    r"|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]",
-    re.DOTALL,
-)
 _WORD = re.compile(r"(?<![\\{A-Za-z])[A-Za-z]{3,}")
-_CHECKING = re.compile(
-    r"\b(?:verif|check|correct|consistent|includes?\b)|\bconfirm(?!\w* that)", re.IGNORECASE
-)
-_COMPUTED = re.compile(r"[=≈]\s*(?:\\text\{[^}]{0,9}\})?(?=[-\u2212$€£\\]{0,3}\s?\d)")
-_LEADING_CLAUSE = re.compile(
-    r"^\W*(?:(?:therefore|thus|hence|so|then|finally)\b[\s,]*)?(?:that\s+)?"
-    r"(?:in|after|at|for|with|when|if|since|by|on|out of|given|from|during|because)\b[^,]*,\s",
-    re.IGNORECASE,
-)
-_TRAILING_CLAUSE = re.compile(
-    r"[\s,]+(?:if|when|after|before|because|since|given|while|which|so that|in order|"
-    r"that (?:costs?|has|have|can|will|is|are|was|were)|"
-    r"to (?:ensure|make|reach|get|have|cover|meet|buy|finish|complete|be))\b",
-    re.IGNORECASE,
-)
-_TRAILING_PHRASE = re.compile(
-    r"\s(?:with|by|out of|for|in|than|from|over|during|at|on|per|of (?:the|his|her|their|its))\b",
-    re.IGNORECASE,
-)
-_ASIDE = re.compile(
-    r"^\W*(?:(?:this|these)\s(?!gives|makes|is\s\W*\d)|note|let's|let us|remember|please|thank|"
-    r"is|yes|you|i|we can see|if|it's|for example|"
-    r"the (?:problem|calculation|reasoning|solution|step|answer)s?\b)",
-    re.IGNORECASE,
-)
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
-_SO = re.compile(r"[,;] so\b")
 _WEIGHTY = re.compile(
     r"\b(?:total|altogether|in all|correct|therefore|thus|overall)\b", re.IGNORECASE
 )
-_DOUBT = re.compile(r"\b(?:wait|hmm|alternatively)\b", re.IGNORECASE)
+_DOUBT = re.compile(r"\b(?:wait|hmm)\b", re.IGNORECASE)
 _LIST = re.compile(r"[ \t*_:]*\n\s*\d{1,2}[.)]\s")
 _MATH_WORDS = {
     "and", "sqrt", "infinity", "inf", "sin", "cos", "tan", "cot", "sec", "csc", "log", "degrees",
@@ -140,66 +173,92 @@ _GOES_ON = re.compile(
     r"[π√]|[A-Za-z](?![A-Za-z])|\s*(?:[\\^_/*+=({]|-\s*[\d\\(]|:\s*\d|(?:,|and|or)\s*-?\\?[\d(])"
 )
 """After a number: an expression or a list, not a number alone."""
-_OPTION = re.compile(
-    r"(?:\((?=[A-J]\))|\b(?=[A-HJ]\b)|\b(?=I\b\s*(?:[.):*}$]|$)))(?P<letter>[A-J])\b\)?(?![\w'])"
+_DENIED_FIRST = re.compile(r"\s*(?:is\s+)?not\s[^.\n]{1,60}?\bbut\s+(?:rather\s+)?", re.IGNORECASE)
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?:\s*[ap]\.?m\b\.?)?", re.IGNORECASE)
+_RATIO = re.compile(r"\d+ to \d+\b")
+_ALL = re.compile(
+    r"(?:all|any) real numbers?\b|no solutions?\b|(?:the )?empty set\b", re.IGNORECASE
 )
-"""An option. A bare `I` among other words is the pronoun."""
+_UNFINISHED = re.compile(r"(?:\b(?:is|are|equals|after|to|of|the|a)|=|answer:)\s*$", re.IGNORECASE)
+_GIVES_UP = re.compile(
+    r"\b(?:cannot|can't|could not|couldn't|not able to|unable to|impossible to) (?:be )?"
+    r"(?:decided?|say|said|determined?|tell|told|settled?|found|find|solved?|concluded?)\b"
+    r"|\bnot sure\b|\bdo(?:es)?(?: not|n't) (?:know|give enough)",
+    re.IGNORECASE,
+)
+_WITHDRAWN = re.compile(
+    r"\blet me (?:redo|start over)|\bthat ignores|\bthat(?:'s| is) (?:wrong|incorrect|not right)"
+    r"|\bi (?:forgot|made an? (?:mistake|error))|\bstart over|\bscratch that",
+    re.IGNORECASE,
+)
+"""In a text that was cut off: its last mark no longer stands."""
+_ITEM_BEGUN = re.compile(r"\n[ \t]+$|\n\s*(?:[-*]|\d{1,2}\.)\s*$")
+_EITHER = re.compile(r"either\s|\S+\s+or\s", re.IGNORECASE)
+_UNFINISHED_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(?:[^{}]|\{[^{}]*\})*$")
 
 
-def strict_answer(text: str, kind: Kind, is_complete: bool) -> Answer | None:
-    """The answer that a text marks as its answer; None if it marks none.
+def read_answer(
+    parts: Parts, wanted: Wanted, asked: Asked, is_complete: bool, *, is_strict: bool
+) -> Answer | None:
+    """The answer that a text gives, by the first rule that finds one; None if none does."""
+    if is_strict:
+        wanted = wanted._replace(parts=1)  # results in several places are not one marked answer
+    parts = parts._replace(final=_mended(parts.final), thinking=_mended(parts.thinking))
+    final = _first_problem(parts.final, wanted, asked)
+    is_complete = is_complete or len(final) < len(parts.final)  # it goes on after its answer
+    if not is_complete:
+        if _breaks_off_in_another_box(final):
+            return None
+        final = _without_last_sentence(final)
+    reader = Reader(parts, final, wanted, asked, is_complete)
+    for rule in STRICT_RULES if is_strict else RULES:
+        if answer := rule(reader):
+            return answer
+    return None
 
-    If there is a `</think>`, only what follows it counts. The last sentence of a text that was cut
-    off does not count.
-    """
-    final = final_part(text)
-    first = _first_problem(final, kind)
-    if not is_complete and len(first) == len(final):
-        first = _without_last_sentence(first)
-    return _marked_answer(first, kind)
+
+def _breaks_off_in_another_box(text: str) -> bool:
+    """Whether a cut text ends within a box, and not one that it has repeated before."""
+    begun = _UNFINISHED_BOX.search(text, max(0, len(text) - MAX_ANSWER_LENGTH))
+    return begun is not None and text.count(begun[0]) == 1
 
 
-def flexible_answer(text: str, kind: Kind, is_complete: bool) -> Answer | None:
-    """The answer that a reader would understand a text to give; None if there is none.
+def _mended(text: str) -> str:
+    """A text with boxes that lost their braces, or their backslash to an escape."""
+    if "oxed" not in text:
+        return text
+    return re.sub(r"\\boxed\s+(\w+)", r"\\boxed{\1}", text.replace("\x08oxed", "\\boxed"))
+
+
+def looks_truncated(text: str, parts: Parts) -> bool:
+    """Whether a text stops in the middle. For texts whose finish reason is not known.
 
     Args:
         text: everything the model wrote.
-        kind: of the gold answer.
-        is_complete: whether the text ended by itself. The last sentence of a text that was cut off
-            is ignored. Only what it marks, calls its answer or repeats counts.
+        parts: the same in parts. Thinking that was never closed, or that goes on without a mark
+            ("Wait"), counts as truncated.
     """
-    thoughts, _, rest = text.rpartition(_CLOSE)
-    final = _first_problem(rest, kind)
-    if not is_complete and len(final) == len(rest):
-        final = _without_last_sentence(final)
-    if marked := _marked_answer(final, kind) or _marked_answer(thoughts, kind):
-        return marked
-    if is_complete and final.strip():
-        return _concluded(final, kind)
-    if not _thinks_aloud(final) and (called := _called_answer(final, kind)):
-        return called
-    return _repeated(f"{thoughts}\n{final}", kind)
-
-
-def final_part(text: str) -> str:
-    """What follows the thinking; everything if no thinking was closed."""
-    return text.rpartition(_CLOSE)[2]
-
-
-def looks_truncated(text: str) -> bool:
-    """Whether a text stops in the middle. For texts whose finish reason is not known.
-
-    A text that thinks aloud without closing its thinking counts as truncated, however it ends.
-    """
-    end = final_part(text).rstrip()
+    if parts.is_open:
+        return True
+    end = parts.final.rstrip()
     if not end:
-        return _CLOSE in text
-    if _CLOSE not in text and _thinks_aloud(text):
+        return bool(parts.thinking)
+    if not parts.thinking and thinks_aloud(text):
+        return True
+    if _ITEM_BEGUN.search(text) or (parts.thinking and text.endswith("\n")):
         return True
     return end[-1] not in ".!?}])$*|\"'`…。>%" and len(text) > TAIL
 
 
-def _first_problem(text: str, kind: Kind) -> str:
+def thinks_aloud(text: str) -> bool:
+    """Whether a text doubts itself, as thinking does, more than once."""
+    return len(_DOUBT.findall(text[-MAX_TAIL:])) > 1
+
+
+# Where an answer ends
+
+
+def _first_problem(text: str, wanted: Wanted, asked: Asked) -> str:
     """The text up to where it goes on to another problem or starts again after its answer."""
     for index, match in enumerate(_ANOTHER_PROBLEM.finditer(text)):
         head = text[: match.start()]
@@ -209,7 +268,9 @@ def _first_problem(text: str, kind: Kind) -> str:
             continue
         if "assistant" in match[0] and head.strip():
             return head
-        if _marked_answer(head, kind) or _called_answer(head, kind) or _ends_in_cue(head):
+        if last_mark(head, wanted) or _called_answer(head, wanted, asked) or _ends_in_cue(head):
+            return head
+        if "Step 1" not in match[0] and len(head) > 40 and _concluded(head, wanted, asked):
             return head
     return text
 
@@ -226,59 +287,91 @@ def _without_last_sentence(text: str) -> str:
     return text[: ends[-1]] if ends else text
 
 
-def _repeated(text: str, kind: Kind) -> Answer | None:
-    """What a cut text concludes most often.
-
-    In a text that thinks aloud, a sentence about an answer has weight 2, and one that only goes on
-    with `so` has weight 0.5. Percentages count as steps there, not as answers. The winner needs a
-    weight of at least 4 and 1.5 times that of the next.
-    """
-    text = text[-MAX_READ_CHARACTERS:]
-    thinks_aloud = _thinks_aloud(text)
-    weights: dict[Fraction | str, float] = {}
-    texts: dict[Fraction | str, str] = {}
-    for sentence in _sentences(text):
-        weight = _weight(sentence) if thinks_aloud else float(bool(_CUE.search(sentence)))
-        value = _of_sentence(sentence, "", kind) if weight else None
-        if value is not None and not (thinks_aloud and "%" in value):
-            number = as_number(value)
-            key = value if number is None else number
-            weights[key] = weights.pop(key, 0.0) + weight  # ties: the last one wins
-            texts[key] = value
-    best = max(reversed(weights), key=lambda key: weights[key], default=None)
-    if best is None:
-        return None
-    rest = max((weight for key, weight in weights.items() if key != best), default=0.0)
-    if thinks_aloud and (weights[best] < 4 or weights[best] < 1.5 * rest):
-        return None
-    return Answer(texts[best], Rule.REPEATED)
-
-
-def _thinks_aloud(text: str) -> bool:
-    return len(_DOUBT.findall(text[-MAX_READ_CHARACTERS:])) > 1
-
-
-def _weight(sentence: str) -> float:
-    if _ANSWER.search(sentence):
-        return 2.0
-    return 1.0 if _WEIGHTY.search(sentence) else 0.5 * bool(_CUE.search(sentence))
-
-
 def _sentences(text: str) -> list[str]:
     """Sentences without labels such as `Step 4:`, in order."""
     parts = (_LABEL.sub("", part) for part in _SENTENCE_END.split(text) if part)
     return [part.strip() for part in parts if part.strip(" *_#-")]
 
 
-def _marked_answer(text: str, kind: Kind) -> Answer | None:
-    if boxed := _last_boxed(text):
-        return Answer(boxed, Rule.BOXED)
+# Marks
+
+
+def last_mark(text: str, wanted: Wanted) -> Answer | None:
+    """The last answer that a text marks as its answer; None if it marks none."""
+    found = [
+        mark for mark in (_boxed(text, wanted), _hashed(text, wanted), _said(text, wanted)) if mark
+    ]
+    return max(found)[1] if found else None
+
+
+def _boxed(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
+    """The last box that is neither asked nor denied; boxes side by side are one answer."""
+    boxes: list[str] = []
+    right = None
+    place = 0
+    for match in _from_the_end(_BOX, text, 16):
+        end = closing_brace(text, match.end(), MAX_ANSWER_LENGTH)
+        if right is not None and not _joins(text, end or right, right, wanted):
+            break
+        if end is None or _is_doubted(text, match.start(), end):
+            continue
+        inside = _unboxed(text[match.end() : end - 1].strip())
+        if inside and (not boxes or inside != boxes[0]):
+            boxes.insert(0, inside)
+        place, right = place or match.start(), match.start()
+    if not boxes:
+        return None
+    said = ", ".join(boxes) if len(boxes) > 1 else _in_words(boxes[0], wanted)
+    if wanted.kind is Kind.LETTER:
+        said = _options(without_text(said)) or said
+    return place, Answer(said, Rule.BOXED)
+
+
+def _joins(text: str, end: int, start: int, wanted: Wanted) -> bool:
+    """Whether what is between two boxes makes them one answer."""
+    if _BETWEEN_BOXES.fullmatch(text, end, start):
+        return True
+    return wanted.parts > 1 and start - end < 80 and "\\boxed" not in text[end:start]
+
+
+def _is_doubted(text: str, start: int, end: int) -> bool:
+    r"""Whether a box is asked, `\boxed{5}?`, or denied, `not \boxed{5}`."""
+    after = text[end : end + 12].lstrip(" $\\)]*}")
+    before = text[max(0, start - 16) : start].rstrip(" $\\([*").lower()
+    return after.startswith("?") or before.endswith((" not", "n't", "cannot be", "isn't"))
+
+
+def _unboxed(inside: str) -> str:
+    box = _BOX.match(inside)
+    if box is None:
+        return inside
+    end = closing_brace(inside, box.end(), MAX_ANSWER_LENGTH)
+    return inside[box.end() : end - 1].strip() if end == len(inside) else inside
+
+
+def _in_words(inside: str, wanted: Wanted) -> str:
+    r"""What a box says, if it holds a sentence: `\text{The answer is } 42`."""
+    if wanted.kind is not Kind.NUMBER or not _WORD.search(without_text(inside)):
+        return inside
+    if as_number(inside) is not None:
+        return inside
+    plain = without_text(inside)
+    return conclude(plain, wanted, Asked()) or inside
+
+
+def _hashed(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
     for match in _from_the_end(_MARKED, text):
-        if value := _value("\n" + match["answer"], kind):
-            return Answer(value, Rule.MARKED)
+        if value := _value("\n" + match["answer"], wanted):
+            return match.start(), Answer(value, Rule.MARKED)
+    return None
+
+
+def _said(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
     for match in _from_the_end(_STATED, text):
-        if value := _value(text[match.end() : match.end() + MAX_ANSWER_LENGTH], kind):
-            return Answer(value, Rule.STATED)
+        if text[match.start() - 1 : match.start()] == '"' and ":" in match[0]:
+            continue  # a key of JSON
+        if value := _value(text[match.end() : match.end() + MAX_ANSWER_LENGTH], wanted):
+            return match.start(), Answer(value, Rule.STATED)
     return None
 
 
@@ -287,65 +380,70 @@ def _from_the_end(pattern: re.Pattern[str], text: str, limit: int = 8) -> Iterat
     return iter(list(pattern.finditer(text))[: -limit - 1 : -1])
 
 
-def _last_boxed(text: str) -> str | None:
-    """The content of the last box; boxes side by side are one answer of several parts."""
-    boxes: list[str] = []
-    right = None
-    for match in _from_the_end(_BOX, text, 16):
-        end = closing_brace(text, match.end(), MAX_ANSWER_LENGTH)
-        if right is not None and not _BETWEEN_BOXES.fullmatch(text, end or right, right):
-            break
-        if end is None:
-            continue
-        inside = text[match.end() : end - 1].strip()
-        if inside and (not boxes or inside != boxes[0]):
-            boxes.insert(0, inside)
-        right = match.start()
-    return ", ".join(boxes) or None
-
-
-def _value(rest: str, kind: Kind) -> str | None:
+def _value(rest: str, wanted: Wanted) -> str | None:
     """The answer at the start of `rest`; None if anything but an answer is there."""
     if _LIST.match(rest):
         return None
-    rest = re.sub(r"^[\s*_:>]+", "", rest)
-    if kind is Kind.LETTER:
-        return read_option(without_text(rest))
-    value = _short_value(rest, kind)
-    if value is None or (kind is Kind.NUMBER and not _DIGIT.search(value)):
-        return None
-    is_prose = kind is Kind.NUMBER and _WORD.search(value) and as_number(value) is None
-    return None if is_prose else value
+    rest = re.sub(r"^[\s*_:>\"]+", "", rest)
+    rest = _DENIED_FIRST.sub("", rest, count=1) if _DENIED_FIRST.match(rest) else rest
+    if wanted.kind is Kind.LETTER:
+        return _options(without_text(rest))
+    value = _short_value(rest, wanted)
+    if value is None or wanted.kind is not Kind.NUMBER:
+        return value
+    is_number = as_number(value) is not None or as_quantities(value)
+    return value if is_number or (_DIGIT.search(value) and not _WORD.search(value)) else None
 
 
-def without_text(answer: str) -> str:
-    r"""LaTeX with the content of each `\text{...}` in its place."""
-    return re.sub(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}", r"\1", answer)
+_SEVERAL_OPTIONS = re.compile(r"\W*[A-J]\W{0,3}(?:,|and|or|&)\W{0,3}[A-J]\b(?![\w'])")
+_SMALL_OPTION = re.compile(r"\W*\((?P<letter>[a-j])\)")
 
 
-def read_option(text: str) -> str | None:
-    """The option that a text begins with; None if it begins otherwise."""
-    option = _OPTION.match(text.lstrip(" $\\({*"))
-    return option["letter"] if option else None
+def _options(text: str) -> str | None:
+    """The option that a text begins with, or all of several."""
+    if several := _SEVERAL_OPTIONS.match(text):
+        return several[0].strip()
+    if small := _SMALL_OPTION.match(text):
+        return small["letter"].upper()
+    return read_option(text)
 
 
-def _short_value(rest: str, kind: Kind) -> str | None:
+def _short_value(rest: str, wanted: Wanted) -> str | None:
     if boxed := _BOX.search(rest[:40]):
         end = closing_brace(rest, boxed.end())
         return rest[boxed.end() : end - 1].strip() or None if end else None
-    if math := _MATH.match(rest):
+    if math := MATH.match(rest):
         return _joined_math(rest, math)
-    number = NUMBER.match(rest)
-    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip().rstrip(".*_ ")
+    sentence = _SENTENCE_END.split(rest, maxsplit=1)[0].strip().rstrip('.*_" ')
+    if wanted.kind is Kind.WORDS:
+        return _short_words(sentence)
+    special = _CLOCK.match(rest) or _RATIO.match(rest) or _ALL.match(rest)
+    if special and wanted.kind is Kind.EXPRESSION:
+        return special[0]
+    if (compound := COMPOUND.match(rest)) and as_quantities(compound[0]):
+        return compound[0] if len(sentence) <= compound.end() + 20 else None
+    if _EITHER.match(sentence):
+        return _undecided(sentence)
+    number = NUMBER.match(rest) or NUMERAL.match(rest)
     if number and not _GOES_ON.match(rest, number.end()):
         unit = sentence[number.end() :]
-        is_unit = len(_WORD.findall(unit)) <= 5 and not _DIGIT.search(unit)
+        is_unit = len(_WORD.findall(unit)) <= 5 and not _DIGIT.search(unit) and "?" not in unit
         return number[0].strip() if is_unit else None
-    if kind is Kind.WORDS:
-        return sentence if sentence and len(_WORD.findall(sentence)) <= 4 else None
     sentence = _UNIT_WORDS.sub("", sentence)
     prose = [word for word in _WORD.findall(sentence) if word.lower() not in _MATH_WORDS]
     return sentence if sentence and not prose else None
+
+
+def _short_words(sentence: str) -> str | None:
+    """An answer in words, up to its reason."""
+    head = re.split(r",|;|\s(?:because|since|as)\s", sentence, maxsplit=1)[0].strip()
+    return head if head and len(_WORD.findall(head)) <= 4 else None
+
+
+def _undecided(sentence: str) -> str | None:
+    """Both answers of a sentence that does not decide between two."""
+    numbers = [match[0].strip() for match in NUMBER.finditer(sentence)]
+    return " or ".join(numbers) if len(numbers) == 2 else None
 
 
 def _joined_math(text: str, math: re.Match[str]) -> str:
@@ -353,7 +451,7 @@ def _joined_math(text: str, math: re.Match[str]) -> str:
     parts = [_inside(math)]
     while True:
         joint = re.compile(r"\s*(?:,|and|or|, and|, or)\s*").match(text, math.end())
-        following = _MATH.match(text, joint.end()) if joint else None
+        following = MATH.match(text, joint.end()) if joint else None
         if following is None:
             return ", ".join(parts)
         math = following
@@ -361,126 +459,112 @@ def _joined_math(text: str, math: re.Match[str]) -> str:
 
 
 def _inside(math: re.Match[str]) -> str:
-    inside = next(part for part in math.groups() if part is not None)
-    if boxed := _last_boxed(inside):
-        return boxed
-    return inside.strip().rstrip(".,")
+    inside = inside_math(math[0])
+    boxed = _boxed(inside, Wanted(Kind.EXPRESSION))
+    return boxed[1].text if boxed else inside
 
 
-def _called_answer(text: str, kind: Kind) -> Answer | None:
+# Conclusions
+
+
+def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """What a text calls its answer in some sentence."""
     for match in _from_the_end(_STATED, text):
         rest = text[match.end() : match.end() + MAX_ANSWER_LENGTH].lstrip(" *_:\n")
         sentence = _SENTENCE_END.split(rest, maxsplit=1)[0]
-        if _LABEL.sub("", sentence) != sentence:
+        if _LABEL.sub("", sentence) != sentence or not sentence:
             continue
-        if value := _of_sentence(sentence, text[: match.start()][-TAIL:], kind):
+        if value := _of_sentence(f"It is {sentence}", wanted, asked):
             return Answer(value, Rule.CONCLUDED)
     return None
 
 
-def _concluded(text: str, kind: Kind) -> Answer | None:
-    """The answer in the sentence that concludes a complete text."""
-    if called := _called_answer(text, kind):
-        return called
-    tail = text[-TAIL:]
-    sentences = _sentences(tail)
-    for sentence in _by_weight(sentences):
-        before = tail[: tail.rfind(sentence)]
-        if value := _of_sentence(sentence, before, kind):
-            return Answer(value, Rule.CONCLUDED)
-    numbers = list(NUMBER.finditer(tail))
-    if kind is Kind.NUMBER and numbers:
-        return Answer(numbers[-1][0].strip(), Rule.LAST_NUMBER)
-    return None
-
-
-def _by_weight(sentences: list[str]) -> list[str]:
-    """The last sentences, in the order in which they are searched for the answer.
-
-    The last one that starts with `therefore` or the like comes first, unless something is computed
-    after it. Then the others, latest first. Those that only check or remark come last.
-    """
-    last = sentences[:-7:-1]
-    cues = [index for index, sentence in enumerate(last) if _CUE.search(sentence)]
-    if cues and not any(
-        _COMPUTED.search(sentence) or _SO.search(sentence) for sentence in last[: cues[0]]
-    ):
-        last.insert(0, last.pop(cues[0]))
-        return last[:1] + sorted(last[1:], key=_is_aside)
-    return sorted(last, key=_is_aside)
-
-
-def _is_aside(sentence: str) -> bool:
-    return bool(_CHECKING.search(sentence) or _ASIDE.match(sentence))
-
-
-def _of_sentence(sentence: str, before: str, kind: Kind) -> str | None:
-    """The answer within a sentence of prose."""
-    if kind is Kind.LETTER:
-        options = _OPTION.findall(sentence)
-        return options[-1] if options else None
-    if kind is Kind.WORDS:
-        return sentence.strip(" .*_")[:MAX_ANSWER_LENGTH] or None
-    if kind is Kind.NUMBER:
-        return _number_of(sentence, before)
-    return _expression_of(sentence)
-
-
-def _number_of(sentence: str, before: str) -> str | None:
-    """The number that a sentence is about.
-
-    That is the number computed in it, else the one it says something *is*, else the result computed
-    before it, else the first number of its main clause.
-    """
-    sentence = re.sub(r"\\[()\[\]]|[$*]", "", sentence)
-    if len(_numbers(sentence)) <= 1:
-        return next(iter(_numbers(sentence)), None)
-    if computed := _last_computed(sentence):
-        return computed
-    consequence = _SO.split(sentence)[-1]
-    sentence = consequence if NUMBER.search(consequence) else sentence
-    main = _trimmed(_LEADING_CLAUSE.sub("", sentence), _TRAILING_CLAUSE) or sentence
-    stated = [
-        number[0].strip()
-        for copula in _COPULA.finditer(main)
-        if (number := NUMBER.match(main, copula.end()))
-    ]
-    if stated:
-        return stated[-1]
-    earlier = _last_computed(before)
-    if earlier is not None and as_number(earlier) in map(as_number, _numbers(main)):
-        return earlier
-    return _numbers(_trimmed(main, _TRAILING_PHRASE) or main)[0]
-
-
-def _numbers(text: str) -> list[str]:
-    return [match[0].strip() for match in NUMBER.finditer(text)]
-
-
-def _trimmed(text: str, clause: re.Pattern[str]) -> str | None:
-    """A text up to the first such clause that has a number before it; None without a number."""
-    if not NUMBER.search(text):
+def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
+    """The answer in the sentence that concludes a text that ended by itself."""
+    if _GIVES_UP.search(text[-200:]) or _UNFINISHED.search(text.rstrip("*_$ \n")):
         return None
-    for match in clause.finditer(text):
-        if NUMBER.search(text[: match.start()]):
-            return text[: match.start()]
-    return text
-
-
-def _last_computed(text: str) -> str | None:
-    """The number after the last equals sign that has one."""
-    for match in _from_the_end(_COMPUTED, text, 1):
-        if number := NUMBER.match(text, match.end()):
-            return number[0].strip()
+    if called := _called_answer(text, wanted, asked):
+        return called
+    if wanted.kind is Kind.EXPRESSION and (plain := _plain_expression(text, wanted)):
+        return Answer(plain, Rule.CONCLUDED)
+    if wanted.kind in (Kind.NUMBER, Kind.EXPRESSION):
+        value = conclude(text, wanted, asked)
+        return Answer(value, Rule.CONCLUDED) if value else None
+    for sentence in reversed(_sentences(text[-TAIL:])[-6:]):
+        if not sentence.endswith("?") and (value := _of_sentence(sentence, wanted, asked)):
+            return Answer(value, Rule.CONCLUDED)
     return None
 
 
-def _expression_of(sentence: str) -> str | None:
-    """What follows the last verb of a sentence, else its last piece of LaTeX."""
-    pieces = [_inside(math) for math in _MATH.finditer(sentence)]
-    copulas = list(_COPULA.finditer(sentence))
-    for copula in reversed(copulas):
-        if value := _value(sentence[copula.end() :], Kind.EXPRESSION):
-            return trim_unit(value)
-    return pieces[-1] if pieces else _number_of(sentence, "")
+_VERB = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?|becomes?|gives|makes)\b|[=≈:])"
+    r"(?:\s(?:equal to|indeed|then))*\s*"
+)
+
+
+def _plain_expression(text: str, wanted: Wanted) -> str | None:
+    """An expression without LaTeX, after the last verb of a sentence that has no LaTeX either."""
+    for sentence in reversed(_sentences(text[-TAIL:])[-4:]):
+        if MATH.search(sentence) or sentence.endswith("?"):
+            return None
+        for verb in reversed(list(_VERB.finditer(sentence))):
+            value = _value(sentence[verb.end() :], wanted)
+            if value and as_number(value) is None and (len(value) > 1 or not value.isalnum()):
+                return trim_unit(value)
+        if _DIGIT.search(sentence):
+            return None
+    return None
+
+
+def _of_sentence(sentence: str, wanted: Wanted, asked: Asked) -> str | None:
+    """The answer within a sentence of prose."""
+    if wanted.kind is Kind.LETTER:
+        options = OPTION.findall(sentence)
+        return options[-1] if options else _of_options(sentence, asked)
+    if wanted.kind is Kind.WORDS:
+        return sentence.removeprefix("It is ").strip(" .*_")[:MAX_ANSWER_LENGTH] or None
+    if wanted.kind is Kind.EXPRESSION and (
+        value := _value(sentence.removeprefix("It is "), wanted)
+    ):
+        return trim_unit(value)
+    return conclude(sentence, wanted, asked)
+
+
+def _of_options(sentence: str, asked: Asked) -> str | None:
+    """The option whose text a sentence names, if it names just one."""
+    named = [letter for letter, text in asked.options if text.lower() in sentence.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def _repeated(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
+    """What a cut text concludes most often.
+
+    In a text that thinks aloud, a sentence about an answer has weight 2, and one that only goes on
+    with `so` has weight 0.5. Percentages count as steps there, not as answers. The winner needs a
+    weight of at least 4 and 1.5 times that of the next.
+    """
+    text = text[-MAX_TAIL:]
+    is_thinking = thinks_aloud(text)
+    weights: dict[object, float] = {}
+    texts: dict[object, str] = {}
+    for sentence in _sentences(text):
+        weight = _weight(sentence) if is_thinking else float(bool(_CUE.search(sentence)))
+        value = _of_sentence(sentence, wanted, asked) if weight else None
+        if value is not None and not (is_thinking and "%" in value):
+            number = as_number(value)
+            key = value if number is None else number
+            weights[key] = weights.pop(key, 0.0) + weight  # ties: the last one wins
+            texts[key] = value
+    best = max(reversed(weights), key=lambda key: weights[key], default=None)
+    if best is None:
+        return None
+    rest = max((weight for key, weight in weights.items() if key != best), default=0.0)
+    if is_thinking and (weights[best] < 4 or weights[best] < 1.5 * rest):
+        return None
+    return Answer(texts[best], Rule.REPEATED)
+
+
+def _weight(sentence: str) -> float:
+    if _ANSWER.search(sentence):
+        return 2.0
+    return 1.0 if _WEIGHTY.search(sentence) else 0.5 * bool(_CUE.search(sentence))

@@ -10,27 +10,18 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from howwhen.measure.answers import (
-    Answer,
-    Kind,
-    flexible_answer,
-    looks_truncated,
-    read_option,
-    strict_answer,
-    without_text,
-)
-from howwhen.measure.numbers import as_number, without_scale
+from howwhen.measure.answers import Answer, looks_truncated, read_answer
+from howwhen.measure.equality import as_intervals, compare_exactly
+from howwhen.measure.kinds import wanted_of
+from howwhen.measure.parts import split_parts
+from howwhen.measure.questions import read_question
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
 
 Mode = Literal["flexible", "strict"]
 """Which rules of `answers` may find the answer: all of them, or only those for marked answers."""
-
-LONG_DECIMAL = 10
-"""A gold answer with so many decimals or more counts as a rounded fraction."""
 
 
 class Item(NamedTuple):
@@ -44,6 +35,12 @@ class Item(NamedTuple):
     """Name of the problem set. It matters for `mmlu_pro` only, whose answers are options."""
     finish: Finish | None = None
     """Why the text ended; None if that is not known."""
+    question: str | None = None
+    """What was asked. It decides among several results that a text names."""
+    think_tags: tuple[str, str] | None = None
+    """What this model opens and closes its thinking with, beside the known ones."""
+    starts_in_thinking: bool = False
+    """Whether the prompt ended in the opening mark, so that the text begins inside thinking."""
 
 
 class Graded(NamedTuple):
@@ -103,11 +100,12 @@ class Grader:
         grades: dict[tuple[str, str], Grade] = {}
         undecided = []
         for pair in dict.fromkeys(pairs):
-            grade = self._known.get(pair) or compare_exactly(*pair)
-            if grade is None:
-                undecided.append(pair)
+            if known := self._known.get(pair):
+                grades[pair] = known
+            elif exact := compare_exactly(*pair):
+                grades[pair] = _GRADE_OF[exact]
             else:
-                grades[pair] = grade
+                undecided.append(pair)
         readable_pairs = [(readable(answer), readable(gold)) for answer, gold in undecided]
         for pair, verdict in zip(undecided, self.workers.ask(readable_pairs), strict=True):
             grades[pair] = _GRADE_OF[verdict]
@@ -136,75 +134,20 @@ def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Gra
 
 def find_answer(item: Item, mode: Mode) -> Answer | Grade:
     """The answer that a text gives, or the grade of a text that gives none."""
-    is_cut = looks_truncated(item.text) if item.finish is None else item.finish is Finish.LENGTH
-    kind = kind_of(item.gold, item.dataset)
-    read = strict_answer if mode == "strict" else flexible_answer
-    answer = read(item.text, kind, not is_cut)
+    parts = split_parts(item.text, item.think_tags, item.starts_in_thinking)
+    is_cut = (
+        looks_truncated(item.text, parts) if item.finish is None else item.finish is Finish.LENGTH
+    )
+    answer = read_answer(
+        parts,
+        wanted_of(item.gold, item.dataset),
+        read_question(item.question or ""),
+        not is_cut,
+        is_strict=mode == "strict",
+    )
     if answer is not None:
         return answer
     return Grade.TRUNCATED if is_cut else Grade.NO_ANSWER
-
-
-def kind_of(gold: str, dataset: str = "") -> Kind:
-    """What kind of answer a gold answer is."""
-    plain = without_text(gold).strip("() .")
-    if re.fullmatch(r"[A-J]", plain) and (
-        "mmlu" in dataset.lower() or "\\text" in gold or "(" in gold
-    ):
-        return Kind.LETTER
-    if as_number(gold) is not None and "frac" not in gold and "/" not in gold:
-        return Kind.NUMBER
-    if re.fullmatch(r"[A-Za-z]{2,}(?:[ -][A-Za-z]+)*", plain) and "\\" not in plain:
-        return Kind.WORDS
-    return Kind.EXPRESSION
-
-
-def compare_exactly(answer: str, gold: str) -> Grade | None:
-    """Compare by exact arithmetic or letter by letter; None if that does not decide."""
-    if _canonical(answer) == _canonical(gold):
-        return Grade.CORRECT
-    kind = kind_of(gold)
-    if kind is Kind.LETTER:
-        option = read_option(without_text(answer))
-        is_gold = option is not None and option == read_option(without_text(gold))
-        return Grade.CORRECT if is_gold else Grade.WRONG
-    if kind is Kind.WORDS:
-        return Grade.CORRECT if _contains_words(answer, without_text(gold)) else Grade.WRONG
-    ours, theirs = as_number(answer), as_number(gold)
-    if ours is None or theirs is None:
-        return None
-    bare = as_number(without_scale(answer))  # if the question asks for thousands
-    is_same = theirs == bare or _same_number(ours, theirs, answer, gold)
-    return Grade.CORRECT if is_same else Grade.WRONG
-
-
-def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bool:
-    if ours == theirs:
-        return True
-    if ("%" in answer) != ("%" in gold) and ours == (
-        theirs / 100 if "%" in answer else theirs * 100
-    ):
-        return True
-    if len(gold.partition(".")[2]) < LONG_DECIMAL:
-        return False
-    error, decimals = abs(ours - theirs), len(re.sub(r"\D", "", answer.partition(".")[2]))
-    half_unit = Fraction(1, 2 * 10**decimals)
-    is_rounded = decimals >= 2 and error <= half_unit and error <= abs(theirs) / 100
-    return is_rounded or error <= abs(theirs) / 10**9
-
-
-def _contains_words(answer: str, gold: str) -> bool:
-    """Whether an answer in words contains the gold words and does not negate them."""
-    ours, theirs = (re.findall(r"[a-z0-9]+", without_text(text).lower()) for text in (answer, gold))
-    if {"not", "neither", "nor"} & set(ours):
-        return ours == theirs
-    return any(ours[start : start + len(theirs)] == theirs for start in range(len(ours)))
-
-
-def _canonical(answer: str) -> str:
-    """LaTeX without what does not change its meaning: blanks, sizes, dollar signs, final stops."""
-    text = re.sub(r"\\(?:left|right|!|,|;|\s)|[\s$]", "", answer)
-    return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").rstrip(".")
 
 
 _UNICODE = str.maketrans(
@@ -219,7 +162,9 @@ _UNICODE = str.maketrans(
 
 def readable(answer: str) -> str:
     """Plain text as LaTeX that Math-Verify can read."""
-    text = answer.translate(_UNICODE)
+    text = re.sub(r"\\varnothing", r"\\emptyset", as_intervals(answer).translate(_UNICODE))
+    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", text)
+    text = re.sub(r"(?<![\d.])1(?=i(?![A-Za-z]))", "", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*(\d+|\([^()]*\))", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(pi|infinity|inf)\b", lambda match: _NAMED[match[1]], text)

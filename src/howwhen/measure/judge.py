@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from howwhen.errors import InputError
 from howwhen.judge.endpoint import Judge, Request, Usage
 from howwhen.judge.fencing import back_to_latex, code_of, cut_middle, read_object, sendable
-from howwhen.measure.answers import Kind
-from howwhen.measure.grade import Item, Mode, kind_of
+from howwhen.measure.grade import Item, Mode
+from howwhen.measure.kinds import Kind, wanted_of
 from howwhen.records import Finish, Grade
 
 PROMPT = r"""Compare the final answer of a text with the correct answer. You are not shown the problem, and you need not solve it.
@@ -190,7 +190,7 @@ def write_prompt(item: Item) -> str:
     text, gold = sendable(item.text), sendable(item.gold)
     code = code_of(gold, text)
     notes = [_ENDINGS[item.finish]]
-    if kind_of(item.gold, item.dataset) is Kind.LETTER:
+    if wanted_of(item.gold, item.dataset).kind is Kind.LETTER:
         notes.append(
             "The correct answer is the letter of an option: the text must name the letter."
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from howwhen.judge.endpoint import Judge, open_endpoint
+from howwhen.lm.prompts import ThinkTags
 from howwhen.measure.grade import Grader, Item, Mode, open_grader
 from howwhen.measure.judge import Judgement, JudgeReport, agreement, judge_answers
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
@@ -36,7 +37,8 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             rung = traces[0].rung
-            rung_items = [_item(trace, problems[trace.problem_id]) for trace in traces]
+            tags = run.pair.think_tags
+            rung_items = [_item(trace, problems[trace.problem_id], tags) for trace in traces]
             graded.setdefault(rung, []).extend(_grade(grader, traces, rung_items))
             items.setdefault(rung, []).extend(rung_items)
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
@@ -51,8 +53,15 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
     return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
 
 
-def _item(trace: HybridTrace, problem: Problem) -> Item:
-    return Item(trace.text, problem.answer, problem.dataset, trace.finish)
+def _item(trace: HybridTrace, problem: Problem, think_tags: ThinkTags) -> Item:
+    return Item(
+        trace.text,
+        problem.answer,
+        problem.dataset,
+        trace.finish,
+        question=problem.question,
+        think_tags=think_tags,
+    )
 
 
 def _judge(

@@ -1,0 +1,222 @@
+"""Which quantity a text concludes with: every quantity of its last sentences gets points.
+
+The points say how a careful reader weighs what a quantity is in its sentence, whether it is what
+the question asks for, and where its sentence stands. They were rounded from weights fitted on half
+of the worked solutions of GSM8K's training set and on model answers, and set by hand where these
+have no examples (LOG.md).
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from howwhen.measure.grammar import (
+    Quantity,
+    Reading,
+    Role,
+    Sentence,
+    read_sentence,
+    sentences_of,
+)
+from howwhen.measure.kinds import Wanted, split_list
+from howwhen.measure.questions import Asked, plain_number, stems
+
+TAIL = 2000
+"""Characters at the end of a text that are searched for its conclusion."""
+SENTENCES = 8
+"""Sentences and lines at the end that are read first; all of the tail if they hold no quantity."""
+
+ROLES = {
+    Role.COMPUTED: 20, Role.RELATIVE: 18, Role.STATED: 14, Role.OBJECT: 12, Role.SUBJECT: 9,
+    Role.CONSEQUENCE: 8, Role.MODIFIER: 2, Role.CONDITION: 4, Role.ASIDE: 2, Role.OPERAND: -12,
+}  # fmt: skip
+"""Points for what a quantity is in its sentence."""
+STEPS_BACK = (0, -25, -32, -37)
+"""Points for how many concluding sentences follow; earlier ones are not read."""
+ASKED_UNIT, ASKED_NOUN, ASKED_WORD = 15, 10, 5
+"""It has the unit that is asked for; it has none, but its clause names it; its clause has a word of
+the question."""
+MAX_ASKED_WORDS = 3
+MORE_OF_UNIT = 6
+"""For each further word of the unit: `red marbles` and not just `marbles`."""
+OTHER_UNIT = -5
+"""It has another unit than the one that is asked for."""
+OTHER_SUBJECT = -10
+"""Nothing in its clause is in the question."""
+GIVEN = -13
+"""The question states the same number."""
+TOTAL = 8
+"""`In total`, `altogether` or the like follows it."""
+NUMERAL = -25
+"""It is written as a word."""
+LAST_PART = 12
+"""It follows `so` or `therefore` within its sentence."""
+BEFORE_ANOTHER = {Role.COMPUTED: -18}
+BEFORE_ANY = -4
+"""Another quantity of the same role follows in its sentence."""
+CUE_WITHOUT_QUESTION = 36
+"""Its sentence opens so, nothing is computed after it, and no question tells what is asked."""
+CUE, ANSWER, CHECK, REMARK, SETUP = 8, 20, -12, -14, -6
+"""Its sentence opens with `therefore` or the like; names the answer; checks; remarks; plans."""
+
+_CUE = re.compile(
+    r"\W*(?:therefore|thus|hence|so|in conclusion|conclusion|consequently|altogether|in total|"
+    r"in all|finally|final|as a result|overall|in summary|in the end|ultimately|accordingly)\b",
+    re.IGNORECASE,
+)
+_ANSWER = re.compile(
+    r"\banswer\b(?:\s+\w+){0,6}?\s*(?:\bis\b|\bare\b|=|:)|\bis the (?:\w+ )?answer\b", re.IGNORECASE
+)
+_CHECK = re.compile(
+    r"\b(?:verif|check|correct|consistent|includes?\b|match(?:es)? |indeed\b|satisf|agrees"
+    r"|as it should|as expected)"
+    r"|\bconfirm(?!\w* that)",
+    re.IGNORECASE,
+)
+_REMARK = re.compile(
+    r"\W*(?:(?:this|these)\s(?!(?:\w+\s)?(?:gives?|makes?|leaves?|means?|brings?|equals?|comes)\b"
+    r"|(?:\w+\s)?(?:is|are)\W(?:about|approximately|exactly|equal to|a total of)?\W{0,4}\d)"
+    r"|note\b|let's|let us|"
+    r"remember|please|thank|yes\b|you\b|i\b|we can see|it's|for example|recall|if you|"
+    r"the (?:problem|calculation|reasoning|solution|step)s?\b)",
+    re.IGNORECASE,
+)
+_SETUP = re.compile(
+    r"\W*(?:let\b|first\b|next\b|given\b|initially\b|suppose\b|we know|we have|we need|"
+    r"to (?:find|solve|determine|calculate|get)\b)",
+    re.IGNORECASE,
+)
+
+
+class Candidate(NamedTuple):
+    """A quantity that may be the answer."""
+
+    points: int
+    quantity: Quantity
+    reading: Reading
+    """Of its sentence."""
+
+
+def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
+    """The quantity that a text concludes with; None if it names none."""
+    best: Candidate | None = None
+    for candidate in candidates(text, wanted, asked):
+        if best is None or candidate.points > best.points:
+            best = candidate
+    if best is None:
+        return None
+    return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
+
+
+def _with_its_like(best: Candidate, wanted: Wanted) -> str:
+    """Where several results are wanted, those of a sentence with the same role."""
+    like = [one.text for one in best.reading.quantities if one.role is best.quantity.role]
+    if len(split_list(best.quantity.text)) > 1 or len(like) < 2:
+        return best.quantity.text
+    return ", ".join(like[-wanted.parts :])
+
+
+def candidates(text: str, wanted: Wanted, asked: Asked) -> Iterator[Candidate]:
+    """The quantities of the last sentences with their points, the last sentence first."""
+    found = False
+    for start in (_last_sentences(text), max(0, len(text) - TAIL)):
+        for candidate in _from(text, start, wanted, asked):
+            found = True
+            yield candidate
+        if found:
+            return
+
+
+def _from(text: str, start: int, wanted: Wanted, asked: Asked) -> Iterator[Candidate]:
+    steps = 0
+    denied: set[str] = set()
+    cue = CUE_WITHOUT_QUESTION if asked.is_empty else CUE
+    for sentence in reversed(sentences_of(text, start)):
+        if sentence.is_question:
+            continue
+        reading = read_sentence(text, sentence, wanted)
+        denied |= set(reading.denied)
+        if not reading.quantities:
+            continue
+        place, is_conclusion = _place(text, sentence, cue)
+        if any(quantity.role is Role.COMPUTED for quantity in reading.quantities):
+            cue = CUE
+        place += STEPS_BACK[steps]
+        clauses = [stems(clause) for clause in reading.clauses]
+        for index, quantity in enumerate(reading.quantities):
+            if quantity.text not in denied:
+                yield Candidate(place + _points(reading, index, clauses, asked), quantity, reading)
+        steps += is_conclusion
+        if steps == len(STEPS_BACK):
+            return
+
+
+_BREAK = re.compile(r"[.!?]\s+(?=\S)|\n\s*(?=\S)")
+
+
+def _last_sentences(text: str) -> int:
+    """Where the last few sentences of a text begin."""
+    start = max(0, len(text) - TAIL)
+    ends = [match.end() for match in _BREAK.finditer(text, start)]
+    return ends[-SENTENCES] if len(ends) >= SENTENCES else start
+
+
+def _place(text: str, sentence: Sentence, cue: int) -> tuple[int, bool]:
+    """Points of a sentence, and whether it can conclude anything."""
+    words = text[sentence.tokens[0].start : sentence.tokens[-1].end]
+    points = cue if _CUE.match(words) else 0
+    if "answer" in sentence.label or _ANSWER.search(words):
+        points += ANSWER
+    is_check = bool(_CHECK.search(words))
+    is_remark = bool(_REMARK.match(words))
+    points += CHECK * is_check + REMARK * is_remark
+    if _SETUP.match(words):
+        points += SETUP
+    return points, not (is_check or is_remark)
+
+
+def _points(reading: Reading, index: int, clauses: list[frozenset[str]], asked: Asked) -> int:
+    quantity = reading.quantities[index]
+    role, text = quantity.role, quantity.text
+    points = ROLES[role]
+    if role is not Role.OPERAND and any(
+        other.role is role for other in reading.quantities[index + 1 :]
+    ):
+        points += BEFORE_ANOTHER.get(role, BEFORE_ANY)
+    if 0 < quantity.part == reading.quantities[-1].part:
+        points += LAST_PART
+    if not any(character.isdigit() for character in text):
+        points += NUMERAL
+    points += TOTAL * quantity.is_total
+    if asked.is_empty:
+        return points
+    if plain_number(text) in asked.givens:
+        points += GIVEN
+    return points + _match(quantity, clauses[quantity.clause], asked)
+
+
+def _match(quantity: Quantity, clause: frozenset[str], asked: Asked) -> int:
+    """Points for how well a quantity is what the question asks for."""
+    unit = stems(quantity.unit)
+    is_money = "$" in quantity.text or not unit.isdisjoint(("dollar", "cent"))
+    is_percentage = "%" in quantity.text or "percent" in unit
+    words = len(asked.words & clause)
+    points = ASKED_WORD * min(MAX_ASKED_WORDS, words)
+    if (
+        not asked.nouns.isdisjoint(unit)
+        or (asked.is_money and is_money and "cent" not in asked.nouns)
+        or (asked.is_percentage and is_percentage)
+    ):
+        return points + ASKED_UNIT + MORE_OF_UNIT * max(0, len(asked.nouns & unit) - 1)
+    is_named = not asked.nouns.isdisjoint(clause)
+    if (unit or is_money) and asked.wants_unit and asked.words.isdisjoint(unit):
+        return points + OTHER_UNIT
+    if is_named:
+        return points + ASKED_NOUN
+    if quantity.role is Role.STATED and not words and clause - _NEUTRAL:
+        points += OTHER_SUBJECT
+    return points
+
+
+_NEUTRAL = frozenset(["answer", "result", "sum", "difference", "final", "get", "solution", "x"])
+"""Stems that fit every question."""

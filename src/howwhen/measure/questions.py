@@ -1,0 +1,178 @@
+"""What a question asks for: the noun, the unit, and what is already given in it."""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from howwhen.measure.grammar import MATH, inside_math
+from howwhen.measure.numbers import NUMBER
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+class Asked(NamedTuple):
+    """What a question asks for. All words are stems."""
+
+    nouns: frozenset[str] = frozenset()
+    """What is counted or measured: `how many MULES`, `in what PLACE`."""
+    words: frozenset[str] = frozenset()
+    """The other words of the sentence that asks."""
+    is_money: bool = False
+    is_percentage: bool = False
+    givens: frozenset[str] = frozenset()
+    """Numbers that the question states itself, as `plain_number` writes them."""
+
+    options: tuple[tuple[str, str], ...] = ()
+    """Letters and texts of the options to choose from."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known of the question."""
+        return not (self.nouns or self.words or self.givens)
+
+    @property
+    def wants_unit(self) -> bool:
+        """Whether it is known in which unit the answer is."""
+        return bool(self.nouns) or self.is_money
+
+
+_CONDITION = re.compile(
+    r"^\W*(?:if|when|given|since|suppose)\b.*,\s*(?=\w)|,?\s(?:if|given that)\s.*$", re.I
+)
+_OPTION_LINE = re.compile(r"(?m)^\s*\(?(?P<letter>[A-J])[.):]\s+(?P<text>\S.*)$")
+_ASKS = re.compile(
+    r"\b(?:how|what|which|find|compute|calculate|determine|evaluate|simplify|express|when|who|where)\b",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(
+    r"\bhow (?:many|much)(?: more| fewer| less| additional| other| extra| total)?\s+(?P<noun>(?:(?!"
+    r"(?:do|does|did|is|are|was|were|will|would|can|could|has|have|had|should|must|in|on|of|at|to|"
+    r"from|for|than|he|she|they|it|we|you|there|the|his|her|that|more|per|each|if|when)\b)"
+    r"[A-Za-z'-]+\s*){1,4})",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"\b(?:what|find|compute|calculate|determine|evaluate|which)(?:'s| is| are| was| were"
+    r"| will be| would be)?\s+(?:the\s+|his\s+|her\s+|their\s+)?(?P<noun>(?:(?!"
+    r"(?:of|in|on|at|for|if|when|that|does|do|did|is|are|was|were|to|will|can|per|he|she|they)\b)"
+    r"[A-Za-z'-]+\s*){1,4})",
+    re.IGNORECASE,
+)
+_IN_UNIT = re.compile(
+    r"\b(?:in|in terms of|to the nearest|how many|number of)\s+(?:the\s+)?(?:nearest\s+)?(?P<unit>"
+    r"minutes?|hours?|days?|weeks?|months?|years?|seconds?|dollars?|cents?|inch(?:es)?|feet|foot|"
+    r"miles?|meters?|metres?|kilometers?|centimeters?|yards?|pounds?|ounces?|grams?|kilograms?|"
+    r"degrees?|percent(?:age)?|square \w+|cubic \w+|gallons?|liters?|litres?|units?)\b",
+    re.IGNORECASE,
+)
+_MONEY = re.compile(
+    r"\b(?:money|dollars?|cents?|costs?|price|paid|pay|spend|spent|earn(?:s|ed|ings)?|charge[sd]?|"
+    r"profits?|revenue|salary|wage|income|budget|fee|bill|tax|worth|donat\w+|sav(?:e[sd]?|ings)|"
+    r"owe[sd]?|refund|discount|change|make|made|sell|sold)\b",
+    re.IGNORECASE,
+)
+_HOW_MUCH = re.compile(
+    r"\bhow much\b(?!\s+(?:water|time|weight|longer|taller|more weight))", re.IGNORECASE
+)
+_TIMES = _words("second minute hour day week month year")
+_LENGTHS = _words("inch foot yard mile meter metre kilometer kilometre centimeter cm km")
+_WEIGHTS = _words("pound ounce gram kilogram kg ton lb")
+_AGES = _words("year old")
+_HOW = {
+    "long": _TIMES | _LENGTHS, "old": _AGES, "far": _LENGTHS, "tall": _LENGTHS, "high": _LENGTHS,
+    "wide": _LENGTHS, "deep": _LENGTHS, "heavy": _WEIGHTS, "fast": _words("mile mph kilometer"),
+    "often": _words("time"),
+}  # fmt: skip
+"""Units of the answer to `how long`, `how old` and the like."""
+_MEASURED = {"weigh": _WEIGHTS, "age": _AGES}
+"""Units of the answer to a question with such a word."""
+_EMPTY = _words(
+    "the a an is are was were be do does did will would can could has have had how many much "
+    "what which find in on of at to for and or if when that this it its he she they his her "
+    "their there with by from as then than each per all total so not you your we i answer "
+    "number value compute calculate determine evaluate simplify express give please who where "
+    "whose after before let more"
+)
+"""Words that say nothing about what is asked."""
+_IRREGULAR = {
+    "feet": "foot", "people": "person", "children": "child", "men": "man", "women": "woman",
+    "mice": "mouse", "geese": "goose", "teeth": "tooth", "inches": "inch", "knives": "knife",
+    "leaves": "leaf", "loaves": "loaf", "halves": "half", "lives": "life", "dice": "die",
+    "mins": "minute", "min": "minute", "hrs": "hour", "hr": "hour", "lbs": "pound", "lb": "pound",
+    "$": "dollar", "metres": "meter", "metre": "meter",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=20_000)
+def stem(word: str) -> str:
+    """A word without its plural ending, in lower case."""
+    word = word.lower().removesuffix("'s").removesuffix("\u2019s").strip("'\u2019")
+    if word in _IRREGULAR:
+        return _IRREGULAR[word]
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "sses", "xes")):
+        return word[:-2]
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return word
+
+
+@lru_cache(maxsize=4096)
+def read_question(question: str) -> Asked:
+    """What a question asks for; nothing if it is empty."""
+    if not question.strip():
+        return Asked()
+    sentence = _asking_sentence(question)
+    formulas = {re.sub(r"\s", "", inside_math(match[0])) for match in MATH.finditer(sentence)}
+    nouns = _nouns(sentence)
+    words = stems(re.findall(r"[A-Za-z][A-Za-z'\u2019-]*", sentence))
+    return Asked(
+        frozenset(nouns),
+        frozenset(words | formulas) - nouns,
+        is_money=bool(_HOW_MUCH.search(sentence) or "$" in nouns) and bool(_MONEY.search(sentence)),
+        is_percentage=bool(re.search(r"\bpercent|%", sentence, re.IGNORECASE)),
+        options=tuple(
+            (m["letter"], m["text"].strip(" .")) for m in _OPTION_LINE.finditer(question)
+        ),
+        givens=frozenset(plain_number(match[0]) for match in NUMBER.finditer(question)),
+    )
+
+
+def _asking_sentence(question: str) -> str:
+    """The last sentence that asks; the last one if none does."""
+    sentences = [part for part in re.split(r"(?<=[.?!])\s+", question.strip()) if part]
+    asking = next(
+        (part for part in reversed(sentences) if part.endswith("?") or _ASKS.search(part)),
+        sentences[-1],
+    )
+    return _CONDITION.sub("", asking)
+
+
+def _nouns(sentence: str) -> frozenset[str]:
+    nouns: set[str] = set()
+    for match in _IN_UNIT.finditer(sentence):
+        nouns |= set(map(stem, match["unit"].split()))
+    matches = list(_COUNTED.finditer(sentence)) or list(_NAMED.finditer(sentence))
+    for match in matches:
+        phrase = [stem(word) for word in match["noun"].split()]
+        nouns |= {word for word in phrase if word not in _EMPTY}
+    for words, pattern in ((_HOW, r"\bhow (?:much )?{}(?:er)?\b"), (_MEASURED, r"\b{}\b")):
+        for word, units in words.items():
+            if not nouns & units and re.search(pattern.format(word), sentence, re.IGNORECASE):
+                nouns |= units
+    return frozenset(nouns)
+
+
+def plain_number(text: str) -> str:
+    """A number without currency, percent sign and separators, to compare it letter by letter."""
+    plain = text.strip(" $€£%\\").partition(" ")[0].rstrip("%").replace(",", "")
+    return plain.strip("0").rstrip(".") if "." in plain else plain
+
+
+def stems(words: Iterable[str]) -> frozenset[str]:
+    """The stems of words, without those that say nothing."""
+    return frozenset(stem(word) for word in words if word not in _EMPTY)
