@@ -57,7 +57,7 @@ def test_there_is_room_for_as_many_problems_as_fit() -> None:
         ({}, "read 7 (stated), which equals 3"),
         (
             {"flexible": Grade.WRONG, "rule": Rule.REPEATED},
-            "read 7 (last number), which is not 3",
+            "read 7 (repeated), which is not 3",
         ),
         (
             {"flexible": Grade.TRUNCATED, "answer": None, "rule": None},
