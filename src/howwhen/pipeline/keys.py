@@ -7,6 +7,8 @@ from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import STEPS, Key, StepName
 from howwhen.pipeline.plan import problems_digest, step_settings
 
+GRADING = 2
+"""Raised when the same answer may be graded otherwise, so that runs are measured again."""
 MODELS_USED: dict[StepName, tuple[Role, ...]] = {
     "collect": ("thinking",),
     "discover": ("thinking",),
@@ -35,7 +37,7 @@ def step_key(run: Run, name: StepName) -> Key:
     reader = run.settings.discover.reader
     if name == "discover" and not run.pair.is_own_reader(reader):
         models["reader"] = describe_model(run.pair.reader_outline(reader))
-    return Key({**settings, **_layers(run, name)}, models, upstream, additive)
+    return Key({**settings, **_beside_settings(run, name)}, models, upstream, additive)
 
 
 def describe_model(model: LanguageModel) -> Json:
@@ -44,7 +46,9 @@ def describe_model(model: LanguageModel) -> Json:
     return {**{name: getattr(model, name) for name in names}, **model.numerics}
 
 
-def _layers(run: Run, name: StepName) -> Json:
+def _beside_settings(run: Run, name: StepName) -> Json:
+    if name == "measure":
+        return {"grading": GRADING}
     if name == "discover":
         return {"layers": list(run.taxonomy_layers)}
     return {"layer": run.steer_layer} if name == "elicit" else {}
