@@ -12,7 +12,7 @@ from howwhen.measure.answers import Answer, Rule, looks_truncated, read_answer
 from howwhen.measure.grade import Item, Mode, find_answer, grade_answers, open_grader
 from howwhen.measure.kinds import Kind, Wanted, wanted_of
 from howwhen.measure.numbers import as_number, as_quantities
-from howwhen.measure.parts import is_loop, split_parts
+from howwhen.measure.parts import split_parts
 from howwhen.measure.questions import Asked, read_question
 from howwhen.records import Finish, Grade
 from tests.conftest import DATA, needs_data, read_traces
@@ -283,13 +283,6 @@ def test_a_prompt_may_open_the_thinking_and_a_model_may_have_marks_of_its_own() 
     item = Item("So \\boxed{12}.", "12", "", Finish.STOP, starts_in_thinking=True)
     assert grade_answers([item]) == ["correct"]
     assert grade_answers([item], mode="strict") == ["no_answer"]
-
-
-def test_a_loop_is_the_same_words_again_and_again() -> None:
-    assert is_loop("First we add. " + "So the answer is that she has it. " * 9)
-    assert is_loop("x = 5 " * 80)
-    assert not is_loop("She has 5 pens. She buys 7 more, so she has 12 pens in all. That is all.")
-    assert not is_loop("")
 
 
 def test_quantities_in_other_units() -> None:

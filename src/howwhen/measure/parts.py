@@ -1,7 +1,7 @@
 """The parts of an answer: what was thought, what was answered, and where the answer ends.
 
-Models mark their thinking in different ways, and some go on after their answer: with marks of a
-chat, with another problem, or with the same sentence again and again.
+Models mark their thinking in different ways, and some go on after their answer, with marks of a
+chat.
 """
 
 import re
@@ -78,19 +78,3 @@ def end_turn(text: str) -> str:
         if text[: match.start()].strip():
             return text[: match.start()]
     return text
-
-
-def is_loop(text: str) -> bool:
-    """Whether a text ends in the same words at least four times in a row."""
-    tail = text[-MAX_TAIL:].rstrip()
-    piece = tail[-40:]
-    if len(piece) < 40:
-        return False
-    before = tail.rfind(piece, 0, len(tail) - 1)
-    if before < 0:
-        return False
-    period = len(tail) - len(piece) - before
-    span = max(4 * period, 200)
-    if span > len(tail):
-        return False
-    return tail[-span:-period] == tail[len(tail) - span + period :]
