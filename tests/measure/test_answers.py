@@ -167,6 +167,12 @@ def test_exact_numbers(text: str, value: float | None) -> None:
     assert as_number(text) == value
 
 
+def test_what_has_no_value_is_left_to_the_comparison_of_forms() -> None:
+    pairs = [("1 + f(x)", "f(x) + 1"), ("2 + f(x)", "f(x) + 1")]
+    with open_grader(20.0) as grader:
+        assert grader.compare(pairs) == ["correct", "wrong"]
+
+
 @needs_data
 @pytest.mark.parametrize("mode", ["flexible", "strict"])
 def test_single_cases_after_public_bug_reports(mode: Mode) -> None:

@@ -69,9 +69,13 @@ def canonical(answer: str) -> str:
         r"\\emptyset",
         text,
     )
+    return without_idle_digits(text).rstrip(".")
+
+
+def without_idle_digits(text: str) -> str:
+    """`14.0 - 1.0i` as `14 - i`."""
     text = re.sub(r"(\d)\.0+(?!\d)", r"\1", text)
-    text = re.sub(r"(?<![\d.])1(?=i(?![A-Za-z]))", "", text)
-    return text.rstrip(".")
+    return re.sub(r"(?<![\d.])1(?=i(?![A-Za-z]))", "", text)
 
 
 # Numbers
@@ -310,7 +314,7 @@ def _is_chain_to(sides: Sequence[str]) -> bool:
 
 
 _DENIED = re.compile(
-    r"[,;]?\s*\b(?:but\s+not|not|rather than|instead of|neither)\b\s+(?P<what>[^,;.]*)",
+    r"[,;]?\s*\b(?:but\s+not|not|rather than|instead of|neither)\b\s+[^,;.]*",
     re.IGNORECASE,
 )
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from howwhen.measure.answers import Answer, looks_truncated, read_answer
-from howwhen.measure.equality import as_intervals, compare_exactly
+from howwhen.measure.equality import as_intervals, compare_exactly, without_idle_digits
 from howwhen.measure.kinds import wanted_of
 from howwhen.measure.parts import split_parts
 from howwhen.measure.questions import read_question
@@ -163,8 +163,7 @@ _UNICODE = str.maketrans(
 def readable(answer: str) -> str:
     """Plain text as LaTeX that Math-Verify can read."""
     text = re.sub(r"\\varnothing", r"\\emptyset", as_intervals(answer).translate(_UNICODE))
-    text = re.sub(r"(\d)\.0+(?!\d)", r"\1", text)
-    text = re.sub(r"(?<![\d.])1(?=i(?![A-Za-z]))", "", text)
+    text = without_idle_digits(text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*(\d+|\([^()]*\))", r"\\sqrt{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])(pi|infinity|inf)\b", lambda match: _NAMED[match[1]], text)

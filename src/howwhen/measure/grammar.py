@@ -72,11 +72,6 @@ class Sentence(NamedTuple):
             token.kind == "equals" for token in self.tokens
         )
 
-    @property
-    def words(self) -> list[str]:
-        """Its words in order, in lower case."""
-        return [token.text for token in self.tokens if token.kind == "word"]
-
 
 class Quantity(NamedTuple):
     """A number or a formula in a sentence."""
@@ -133,79 +128,80 @@ _NUMBER_IN_WORDS = re.compile(rf"{NUMBER.pattern}|{NUMERAL.pattern}", re.IGNOREC
 _OPENS_DISPLAY = re.compile(r"\$\$|\\\[|\\begin|[=≈]")
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text that has nothing but words."""
     return frozenset(text.split())
 
 
-_CUES = _words(
+_CUES = word_set(
     "therefore thus hence so consequently altogether finally overall then accordingly ultimately"
 )
-_CLOSING = _words("altogether overall finally")
+_CLOSING = word_set("altogether overall finally")
 """Cues that may also stand at the end of a clause."""
-_IF = _words(
+_IF = word_set(
     "if when whenever since because although though given assuming once until unless where suppose "
     "considering provided while whereas let knowing"
 )
-_AT = _words(
+_AT = word_set(
     "with by in at on from than during within under through against among into between off out "
     "without beyond across above below over for of via around per every each like except after "
     "before"
 )
-_IS = _words(
+_IS = word_set(
     "is are was were be equals equal becomes become became equaling totals totaling totalling "
     "yields gives give gave costs cost remains reaches it's that's there's"
 )
-_HAS = _words(
+_HAS = word_set(
     "has have had gets get got needs need spends spend spent earns earn earned paid pays pay made "
     "makes make sold sells sell takes take took will can would must should could may do does did "
     "bought buys walked left leaves eats ate used uses saved saves receives received he'll she'll "
     "they'll we'll"
 )
-_NOT = _words(
+_NOT = word_set(
     "not never cannot neither nor isn't aren't can't doesn't don't didn't won't wasn't weren't "
     "wouldn't couldn't shouldn't hasn't haven't isn\u2019t aren\u2019t can\u2019t doesn\u2019t"
 )
-_WRONG = _words("wrong incorrect false impossible ruled excluded rejected")
-_PRONOUNS = _words("he she they it we you there i")
-_PRONOUN_OBJECTS = _words("him her them us me it you")
-_STARTS = _words("the this these he she they it we you there i his her their each")
-_NEARLY = _words(
+_WRONG = word_set("wrong incorrect false impossible ruled excluded rejected")
+_PRONOUNS = word_set("he she they it we you there i")
+_PRONOUN_OBJECTS = word_set("him her them us me it you")
+_STARTS = word_set("the this these he she they it we you there i his her their each")
+_NEARLY = word_set(
     "about approximately roughly exactly only just still also now a an the therefore thus indeed "
     "simply currently precisely then nearly almost actually worth equal clearly always really "
     "least most both in fact his her its their our your my so x hence up even either"
 )
-_LABELS = _words(
+_LABELS = word_set(
     "step day week month problem example method equation line option case part figure question "
     "page chapter year round group grade room bus stage phase number no fig item row column table"
 )
-_MEANS = _words("means meant implies implying mean meaning")
-_RELATIVES = _words(
+_MEANS = word_set("means meant implies implying mean meaning")
+_RELATIVES = word_set(
     "is are was were equals gives leaves totals comes becomes makes yields amounts rounds works "
     "adds simplifies reduces evaluates results turns brings"
 )
-_CLAUSE_VERBS = _words("costs cost has have can will is are was were weigh weighs had")
-_RESULTING = _words("leaving giving making bringing totaling totalling yielding resulting")
-_REPORTS = _words(
+_CLAUSE_VERBS = word_set("costs cost has have can will is are was were weigh weighs had")
+_RESULTING = word_set("leaving giving making bringing totaling totalling yielding resulting")
+_REPORTS = word_set(
     "means mean know see find found conclude conclusion get shows show determine determined so "
     "implies imply say says note given such is know answer tells meaning conclude"
 )
-_ADVERBIAL = _words(
+_ADVERBIAL = word_set(
     "total all fact conclusion summary average least most course end addition turn short words "
     "first last sum effect general particular other"
 )
-_COMPARATIVES = _words(
+_COMPARATIVES = word_set(
     "lower higher greater larger smaller cheaper taller shorter longer older younger faster slower "
     "farther further heavier lighter differ differs more less fewer exceeds"
 )
 """With `by`, they announce a difference."""
-_ATTRIBUTIVE = _words("a an the these those all both his her its their our my this")
+_ATTRIBUTIVE = word_set("a an the these those all both his her its their our my this")
 """A number between one of them and a noun describes what is known."""
-_MULTIPLIED = _words(
+_MULTIPLIED = word_set(
     "as more less the that what his her their its larger greater bigger older longer faster higher"
 )
 """After `3 times`: a factor and not a count."""
-_PARTITIVES = _words("out each all half most some one none any many few both third quarter")
-_OPERATIONS = _words("times x plus minus divided multiplied over")
+_PARTITIVES = word_set("out each all half most some one none any many few both third quarter")
+_OPERATIONS = word_set("times x plus minus divided multiplied over")
 SPAN = 8
 """How many words after a quantity an operator still takes it as its left operand."""
 REACH = 4
@@ -253,8 +249,8 @@ def sentences_of(text: str, start: int = 0) -> list[Sentence]:
     return found
 
 
-_TOTALS = _words("altogether total combined overall")
-_DETERMINERS = _words(
+_TOTALS = word_set("altogether total combined overall")
+_DETERMINERS = word_set(
     "the each that this which every no any another these those both his her their its"
 )
 
@@ -731,12 +727,12 @@ class _Reader:
         return any(token.text == "," for token in self.tokens[index:])
 
 
-_AMOUNTS = _words(
+_AMOUNTS = word_set(
     "more less fewer left remaining total altogether together extra additional apiece away "
     "combined now other again longer later earlier ago"
 )
 """Words after a number that are not its unit."""
-_STOPS = _CUES | _IF | _words("and or but which that to as than meaning")
+_STOPS = _CUES | _IF | word_set("and or but which that to as than meaning")
 
 
 def read_sentence(text: str, sentence: Sentence, wanted: Wanted) -> Reading:

@@ -5,12 +5,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from howwhen.measure.grammar import MATH, inside_math
+from howwhen.measure.grammar import MATH, inside_math, word_set
 from howwhen.measure.numbers import NUMBER
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 class Asked(NamedTuple):
@@ -77,19 +73,19 @@ _MONEY = re.compile(
 _HOW_MUCH = re.compile(
     r"\bhow much\b(?!\s+(?:water|time|weight|longer|taller|more weight))", re.IGNORECASE
 )
-_TIMES = _words("second minute hour day week month year")
-_LENGTHS = _words("inch foot yard mile meter metre kilometer kilometre centimeter cm km")
-_WEIGHTS = _words("pound ounce gram kilogram kg ton lb")
-_AGES = _words("year old")
+_TIMES = word_set("second minute hour day week month year")
+_LENGTHS = word_set("inch foot yard mile meter metre kilometer kilometre centimeter cm km")
+_WEIGHTS = word_set("pound ounce gram kilogram kg ton lb")
+_AGES = word_set("year old")
 _HOW = {
     "long": _TIMES | _LENGTHS, "old": _AGES, "far": _LENGTHS, "tall": _LENGTHS, "high": _LENGTHS,
-    "wide": _LENGTHS, "deep": _LENGTHS, "heavy": _WEIGHTS, "fast": _words("mile mph kilometer"),
-    "often": _words("time"),
+    "wide": _LENGTHS, "deep": _LENGTHS, "heavy": _WEIGHTS, "fast": word_set("mile mph kilometer"),
+    "often": word_set("time"),
 }  # fmt: skip
 """Units of the answer to `how long`, `how old` and the like."""
 _MEASURED = {"weigh": _WEIGHTS, "age": _AGES}
 """Units of the answer to a question with such a word."""
-_EMPTY = _words(
+_EMPTY = word_set(
     "the a an is are was were be do does did will would can could has have had how many much "
     "what which find in on of at to for and or if when that this it its he she they his her "
     "their there with by from as then than each per all total so not you your we i answer "

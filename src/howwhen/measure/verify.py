@@ -91,7 +91,10 @@ def _is_alike(ours: Any, theirs: Any) -> bool | None:
             name: sympy.Rational(3 * index + 2 * place + 5, 7)
             for index, name in enumerate(sorted(names, key=str))
         }
-        first, second = (complex(side.subs(values).evalf(30)) for side in sides)
+        try:
+            first, second = (complex(side.subs(values).evalf(30)) for side in sides)
+        except TypeError:  # it has no value, such as f(x)
+            return None
         if not (cmath.isfinite(first) and cmath.isfinite(second)):
             return None
         scale = max(abs(first), abs(second))
