@@ -22,7 +22,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from howwhen.errors import HowwhenError, RedoError, SettingsError
-from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
+from howwhen.lm.prompts import ThinkTags, read_template_arguments
 from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.records import LadderRungName, Measurement
@@ -66,34 +66,47 @@ RENAMED_FLAGS = {
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PairOptions:
-    """Two models of your own, instead of a pair with a name."""
+    """Two models of your own, instead of a pair with a name, and how models are asked."""
 
     base: str | None = None
     """Base model of your own: a folder or hub id (with --thinking, instead of PAIR)."""
     thinking: str | None = None
     """Thinking model of your own: a folder or hub id."""
-    base_prompt: str = PLAIN
-    """How --base is asked: `chat`, or a text with {question}."""
-    thinking_prompt: str = CHAT
-    """How --thinking is asked: `chat`, or a text with {question}."""
-    think_tags: Annotated[ThinkTags, Parameter(name=["--think-tags", "--thinking-markers"])] = (
-        THINK_TAGS
-    )
-    """The texts that open and close the thinking in the answers of --thinking."""
+    base_prompt: str | None = None
+    """How the base is asked: `chat` (its chat template), or a text with {question}. Defaults to the
+    pair's own, or to `Question: {question}` and `Answer:` for --base."""
+    thinking_prompt: str | None = None
+    """The same for the thinking model. Defaults to the pair's own, or to `chat` for --thinking."""
+    base_template: str | None = None
+    """Arguments of the base's chat template: JSON such as '{"enable_thinking": false}', or
+    @FILE.json."""
+    thinking_template: str | None = None
+    """The same for the thinking model."""
+    think_tags: Annotated[
+        ThinkTags | None, Parameter(name=["--think-tags", "--thinking-markers"])
+    ] = None
+    """The texts that open and close the thinking in the thinking model's answers. Defaults to the
+    pair's own, or to <think> </think>."""
 
     def pair(self, name: str | None) -> "Pair":
         """The pair meant by a name or by two models."""
         from howwhen.zoo.pairs import find_pair, own_pair
 
         if name is not None and self.base is None and self.thinking is None:
-            return find_pair(name)
+            return self._asked(find_pair(name))
         if name is None and self.base is not None and self.thinking is not None:
-            prompts = (self.base_prompt, self.thinking_prompt)
-            return own_pair(self.base, self.thinking, *prompts, self.think_tags)
+            return self._asked(own_pair(self.base, self.thinking))
         raise SettingsError(
             f"found PAIR {name!r}, --base {self.base!r} and --thinking {self.thinking!r}; expected "
             "either the name of a pair (`howwhen zoo list`) or both --base and --thinking"
         )
+
+    def _asked(self, pair: "Pair") -> "Pair":
+        templates = (
+            None if value is None else read_template_arguments(value)
+            for value in (self.base_template, self.thinking_template)
+        )
+        return pair.asked(self.base_prompt, self.thinking_prompt, self.think_tags, *templates)
 
 
 @Parameter(name="*")
@@ -587,6 +600,8 @@ def zoo_show(name: str) -> None:
         "base_prompt",
         "thinking_source",
         "thinking_prompt",
+        "base_template",
+        "thinking_template",
         "think_tags",
         "step_by_step_prompt",
         "steer_layer",

@@ -171,8 +171,9 @@ class CollectSettings(_Settings):
     """Seed of the order of the problems, of the pair's own problems and of the traces drawn."""
     max_new_tokens: Count = 1024
     """Maximum length of an answer, in tokens."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Sampling temperature of the thinking model; 0 is greedy."""
+    temperature: Annotated[float, Field(ge=0)] | Literal["model"] = 0.0
+    """Sampling temperature of the thinking model; 0 is greedy, `model` samples as its own
+    generation config says."""
     batch_size: Count = 64
     """Problems answered in one batch."""
     segmenter: Literal["rule", "sat"] = "rule"

@@ -1,13 +1,24 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3TextConfig,
+    MambaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 
 from howwhen.errors import ModelError
 from howwhen.hybrid.streams import Places, check_streams, open_streams
-from tests.conftest import ARCHITECTURES, MakeModel
+from howwhen.lm.models import LanguageModel, wrap_model
+from howwhen.zoo.tally.tokenizer import build_tokenizer
+from tests.conftest import ARCHITECTURES, VOCABULARY, MakeModel
 from tests.factories import random
 from tests.oracles.naive import next_logits, next_logits_with, residual_at
 
@@ -16,6 +27,46 @@ TEXTS = [[3, 9, 14, 27], [5, 11], [8]]
 
 def expect_last(logits: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(logits, expected, atol=3e-4, rtol=3e-4)
+
+
+def windowed(kind: str, attention: str) -> LanguageModel:
+    """A model with windows of 24 tokens on some or all of its layers."""
+    sizes = dict(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=256,
+        sliding_window=24, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    configs: dict[str, Callable[[], PretrainedConfig]] = {
+        "mistral": lambda: MistralConfig(**sizes),
+        "gemma3": lambda: Gemma3TextConfig(**sizes, sliding_window_pattern=2),
+        "qwen2": lambda: Qwen2Config(**sizes, use_sliding_window=True, max_window_layers=1),
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        configs[kind](), dtype=torch.float32, attn_implementation=attention
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8.0)  # so that context, not the last token alone, decides
+    return wrap_model(model, build_tokenizer(), name=kind)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["mistral", "gemma3", "qwen2"])
+def test_a_model_with_windows_is_read_up_to_its_window_and_checked_there(
+    kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = windowed(kind, attention)
+    assert model.context == model.window == 24
+    check_streams(model, 1)
+    text = [3 + place % 50 for place in range(24)]
+    streams = open_streams(model, [text, [5, 6]])
+    streams.extend(torch.tensor([[text[-1]], [6]]))
+    expect_last(streams.logits[0, -1], next_logits(model, text))
+    monkeypatch.setattr(LanguageModel, "context", 256)  # as if its config did not show the window
+    with pytest.raises(ModelError, match="gives other logits with a masked cache"):
+        check_streams(model, 1)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

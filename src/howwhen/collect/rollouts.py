@@ -13,7 +13,7 @@ from howwhen.collect.sentences import (
 )
 from howwhen.collect.traces import Trace
 from howwhen.errors import InputError, LengthError
-from howwhen.lm.generate import Sampling, check_lengths, generate
+from howwhen.lm.generate import Sampling, check_lengths, generate, own_sampling
 from howwhen.lm.models import LanguageModel
 from howwhen.records import Finish, Problem, Rollout
 from howwhen.settings import CollectSettings
@@ -28,14 +28,26 @@ def collect_rollouts(
     """
     prompts = [thinking.prompt_ids(problem.question) for problem in problems]
     check_lengths(thinking, prompts, settings.max_new_tokens)
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
+    sampling = rollout_sampling(thinking, settings)
     names = [problem.id for problem in problems]
-    answers = generate(thinking.model, thinking.end_ids, prompts, sampling, names)
+    suppressed = thinking.padding_ids.tolist()
+    answers = generate(thinking.model, thinking.end_ids, prompts, sampling, names, suppressed)
     segmenter = find_segmenter(settings)
     return [
         make_rollout(thinking, problem, ids, segmenter)
         for problem, ids in zip(problems, answers, strict=True)
     ]
+
+
+def rollout_sampling(thinking: LanguageModel, settings: CollectSettings) -> Sampling:
+    """How the thinking model's answers are sampled.
+
+    Raises:
+        ModelError: it should be sampled as its own generation config says, in an unknown way.
+    """
+    if settings.temperature == "model":
+        return own_sampling(thinking, settings.max_new_tokens, settings.seed)
+    return Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
 
 
 def make_rollout(
@@ -49,7 +61,9 @@ def make_rollout(
     stopped = bool(ids) and ids[-1] in thinking.end_ids
     ends = ends[:-1] if stopped else ends  # the end token belongs to no sentence
     answer = text[: ends[-1]] if ends else ""
-    spans = sentence_spans(answer, ends, thinking.think_tags, segmenter)
+    spans = sentence_spans(
+        answer, ends, thinking.think_tags, segmenter, thinking.starts_in_thinking
+    )
     finish = Finish.STOP if stopped else Finish.LENGTH
     return Rollout(problem.id, tuple(ids), text, finish, spans)
 
@@ -59,8 +73,8 @@ def trace_rollout(
 ) -> Rollout:
     """A rollout of an answer written elsewhere, tokenized for the thinking model.
 
-    If the trace has no finish reason, it counts as cut off when its thinking is opened and never
-    closed.
+    If the trace has no finish reason, it counts as cut off when its thinking is opened, by the
+    answer or by the prompt, and never closed.
 
     Raises:
         InputError: the tokenizer makes no token of the answer.
@@ -68,9 +82,10 @@ def trace_rollout(
     """
     ids, ends = text_tokens(thinking.tokenizer, trace.text)
     _check_trace(thinking, trace, len(ids))
-    spans = sentence_spans(trace.text, ends, thinking.think_tags, segmenter)
-    start, end = thinking_part(trace.text, thinking.think_tags)
-    is_open = start > 0 and end == len(trace.text)
+    is_begun = thinking.starts_in_thinking
+    spans = sentence_spans(trace.text, ends, thinking.think_tags, segmenter, is_begun)
+    start, end = thinking_part(trace.text, thinking.think_tags, is_begun)
+    is_open = (start > 0 or is_begun) and end == len(trace.text)
     finish = trace.finish or (Finish.LENGTH if is_open else Finish.STOP)
     return Rollout(trace.problem.id, tuple(ids), trace.text, finish, spans)
 

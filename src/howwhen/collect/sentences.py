@@ -36,17 +36,25 @@ _MAX_CHARACTER_TOKENS = 4
 """A character has at most this many bytes, so at most this many tokens end inside it."""
 
 
-def thinking_part(text: str, think_tags: ThinkTags = THINK_TAGS) -> tuple[int, int]:
+def thinking_part(
+    text: str, think_tags: ThinkTags = THINK_TAGS, starts_in_thinking: bool = False
+) -> tuple[int, int]:
     """Half-open character range of the thinking in an answer.
 
     It begins after the first opening tag and ends before the first closing tag. Either may be
     missing: the prompt opened the thinking, or the answer was cut off. Without both, the whole text
     is thinking. Further tags inside the thinking are part of it. An opening tag after the first
     closing tag (a second block, or a mention) is part of the answer.
+
+    Args:
+        text: the whole answer.
+        think_tags: what opens and closes the thinking part.
+        starts_in_thinking: whether the prompt opened it; opening tags are mentions then.
     """
     opening, closing = think_tags
     opened, closed = text.find(opening), text.find(closing)
-    start = 0 if opened < 0 or 0 <= closed < opened else opened + len(opening)
+    is_begun = starts_in_thinking or opened < 0 or 0 <= closed < opened
+    start = 0 if is_begun else opened + len(opening)
     closed = text.find(closing, start)
     return start, closed if closed >= 0 else len(text)
 
@@ -185,6 +193,7 @@ def sentence_spans(
     ends: Sequence[int],
     think_tags: ThinkTags = THINK_TAGS,
     segmenter: Segmenter = cut_sentences,
+    starts_in_thinking: bool = False,
 ) -> tuple[SentenceSpan, ...]:
     """Sentences of the thinking part, in characters and tokens.
 
@@ -196,11 +205,12 @@ def sentence_spans(
         ends: the character at which each token ends, from `token_ends` or `text_tokens`.
         think_tags: what opens and closes the thinking part.
         segmenter: cuts the thinking part into sentences.
+        starts_in_thinking: whether the prompt opened the thinking part.
 
     Raises:
         InputError: the segmenter's sentences do not tile the text.
     """
-    start, end = thinking_part(text, think_tags)
+    start, end = thinking_part(text, think_tags, starts_in_thinking)
     spans: list[SentenceSpan] = []
     token = bisect_right(ends, start) if start else 0
     left = start

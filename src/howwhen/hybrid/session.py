@@ -229,7 +229,7 @@ class Session:
         read = torch.cat([self.base_next[:, None], token[:, :-1].clamp(min=0)], dim=1)
         self.base.extend(self._readable(read, self.base))
         noise = [self._noise(offset) for offset in range(length)]
-        scores = self._scores(self.base.logits, noise)
+        scores = self._scores(self.models.base, self.base.logits, noise)
         return Draft(token, self.base.logits, scores, self.base.residual, noise)
 
     def _write_ahead(self, length: int) -> Draft:
@@ -240,7 +240,7 @@ class Session:
             self.base.extend(self._readable(token[-1], self.base)[:, None])
             logits.append(self.base.logits)
             noise.append(self._noise(offset))
-            scores.append(self._scores(logits[-1], noise[-1:]))
+            scores.append(self._scores(self.models.base, logits[-1], noise[-1:]))
             token.append(scores[-1][:, 0].argmax(1).to(self.device))
             for layer, parts in residual.items():
                 parts.append(self.base.residual[layer])
@@ -277,7 +277,8 @@ class Session:
         read = torch.cat([self.thinking_next[:, None], draft.token[:, :-1].clamp(min=0)], dim=1)
         self.thinking.extend(self._readable(read, self.thinking))
         logits = self.thinking.logits
-        return Verdict(logits, self._scores(logits, draft.noise), self.thinking.residual)
+        scores = self._scores(self.models.thinking, logits, draft.noise)
+        return Verdict(logits, scores, self.thinking.residual)
 
     def _readable(self, tokens: Tensor, streams: Streams) -> Tensor:
         """Tokens as a model can read them: an id without an embedding is read as an end token.
@@ -292,10 +293,15 @@ class Session:
         return torch.where(tokens < rows, tokens, min(streams.model.end_ids, default=0))
 
     def _scores(
-        self, logits: Float[Tensor, "n g vocabulary"], noise: Sequence[Tensor | None]
+        self,
+        model: LanguageModel,
+        logits: Float[Tensor, "n g vocabulary"],
+        noise: Sequence[Tensor | None],
     ) -> Float[Tensor, "n g shared"]:
         """What each written token is the argmax of."""
-        if not self.rung.allows_banned_tokens:
+        if self.rung.allows_banned_tokens:
+            logits = model.without_padding(logits)
+        else:
             allowed = self.models.alignment.allowed(logits.flatten(0, 1))
             logits = allowed.view(*logits.shape[:2], -1)
         columns = [
@@ -366,7 +372,7 @@ class Session:
                 if noise is not None
             ]
             shared = torch.stack(numbers) if numbers else None
-            return self._scores(logits, [shared] * logits.shape[1]).argmax(2)
+            return self._scores(self.models.base, logits, [shared] * logits.shape[1]).argmax(2)
 
         steered = steer(
             self.base,

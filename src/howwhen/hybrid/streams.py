@@ -377,17 +377,23 @@ def check_streams(model: LanguageModel, layer: int) -> None:
 
 _TEXT = "Tom has 3 apples and buys 2 more apples, so he has 5 apples. Then he eats 1 apple."
 """Read to check a model: what comes first matters for what follows."""
+CHECKED_TOKENS = {"cpu": 1100, "cuda": 8300}
+"""By kind of device, the longest text that is read to check a model: enough for most windows."""
 
 
 def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     """Whether padded streams with a history of rolled back tokens read as plain passes do.
+
+    The longer text crosses the window that the model's config names, or fills it where no answer
+    may be longer.
 
     In half precision, kernels for other shapes give other logits. How far off logits are is
     therefore compared with what tokens that a mask should hide would do to them.
     """
     device = model.device
     ids = list(model.tokenizer(_TEXT, add_special_tokens=False)["input_ids"])
-    long, short = ids[:8], ids[:3]
+    longest = _checked_length(model)
+    long, short = (ids * (longest // len(ids) + 1))[: longest - 2], ids[:3]
     streams = open_streams(model, [long, short], steer_layer=layer)
     following = [[prompt[-1], *ids[-3:-1]] for prompt in (long, short)]
     streams.extend(torch.tensor(following, device=device))
@@ -400,7 +406,8 @@ def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     branched = streams.branch(last, nothing).logits
     for row, text in enumerate([[*long, *ids[-3:-1]], [*short, ids[-1]]]):
         plain = _last_logits(model, text)
-        strayed = _distance(_last_logits(model, [*ids[3:8], *text]), plain)
+        hidden = [*ids[3:8], *text][-(model.context or longest) :]
+        strayed = _distance(_last_logits(model, hidden), plain)
         limit = 0.02 if model.rounding < 1e-4 else max(0.02, strayed / 2)
         found = [streams.logits[row, -1], *branched[row]]
         if max(_distance(logits, plain) for logits in found) > limit:
@@ -410,8 +417,16 @@ def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
 
 def _last_logits(model: LanguageModel, text: list[int]) -> Float[Tensor, " vocabulary"]:
     ids = torch.tensor([text], device=model.device)
-    logits: Tensor = model.model(input_ids=ids).logits[0, -1].float()
+    logits: Tensor = model.model(input_ids=ids, logits_to_keep=1).logits[0, -1].float()
     return logits
+
+
+def _checked_length(model: LanguageModel) -> int:
+    """Tokens of the longer text of the check: beyond a window, but within the context."""
+    limit = CHECKED_TOKENS.get(model.device.type, CHECKED_TOKENS["cpu"])
+    crossing = 0 if model.window is None else model.window + 4
+    wanted = max(10, crossing if crossing <= limit else 0)
+    return min(wanted, model.context or wanted)
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

@@ -62,7 +62,8 @@ class LocalJudge:
     def _reply(self, prompts: Sequence[Sequence[int]], repeat: int) -> list[str]:
         own, temperature = self.language_model, self.temperature if repeat else 0.0
         sampling = Sampling(self.max_new_tokens, temperature, seed=repeat)
-        answers = generate(own.model, own.end_ids, prompts, sampling)
+        suppressed = own.padding_ids.tolist()
+        answers = generate(own.model, own.end_ids, prompts, sampling, suppressed=suppressed)
         self._counts.update(
             requests=len(prompts),
             cut=sum(not ids or ids[-1] not in own.end_ids for ids in answers),

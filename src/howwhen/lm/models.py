@@ -9,13 +9,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +39,16 @@ from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.logits import check_split_forward
 from howwhen.lm.memory import keep_freed_memory
 from howwhen.lm.placement import Placement
-from howwhen.lm.prompts import CHAT, THINK_TAGS, ThinkTags, check_think_tags
+from howwhen.lm.prompts import (
+    CHAT,
+    THINK_TAGS,
+    TemplateArguments,
+    ThinkTags,
+    check_template_arguments,
+    check_think_tags,
+    encode_prompt,
+    prompt_text,
+)
 from howwhen.lm.residual import check_layer, check_steerable, find_blocks, input_device
 
 _INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version")
@@ -59,11 +71,18 @@ class LanguageModel:
     """Commit on the hub; None for a local model."""
     think_tags: ThinkTags = THINK_TAGS
     """The texts that open and close the thinking part of its answers."""
+    template: TemplateArguments = field(default_factory=dict, hash=False)
+    """Arguments of its chat template."""
     device_type: str | None = None
     """Kind of device (`cpu`, `cuda`) that an outline's weights will be on; None once loaded."""
+    _padding_on: dict[torch.device, Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """`padding_ids`, by device."""
 
     def __post_init__(self) -> None:
         check_think_tags(self.think_tags)
+        check_template_arguments(self.prompt, self.template)
 
     @property
     def rounding(self) -> float:
@@ -99,6 +118,22 @@ class LanguageModel:
         head = self.model.get_output_embeddings()
         return int(self.model.config.vocab_size if head is None else head.weight.shape[0])
 
+    @cached_property
+    def padding_ids(self) -> Int[Tensor, " padding"]:
+        """Rows of its output embedding that stand for no token: it is padded to a round size."""
+        named = set(self.tokenizer.get_vocab().values()) | self.end_ids
+        return torch.tensor([i for i in range(self.vocabulary_size) if i not in named]).long()
+
+    def without_padding(
+        self, logits: Float[Tensor, "*n vocabulary"]
+    ) -> Float[Tensor, "*n vocabulary"]:
+        """Its logits, with those that stand for no token at minus infinity."""
+        if not len(self.padding_ids):
+            return logits
+        if logits.device not in self._padding_on:
+            self._padding_on[logits.device] = self.padding_ids.to(logits.device)
+        return logits.index_fill(-1, self._padding_on[logits.device], -torch.inf)
+
     @property
     def matmul_params(self) -> int:
         """Parameters used in matrix products: all except an input embedding that is only looked up.
@@ -127,23 +162,36 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         types = getattr(config, "layer_types", None)
         is_windowed = types is None or any(name != "full_attention" for name in types)
-        windows = ("sliding_window", "attention_chunk_size") if is_windowed else ()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", *windows)]
+        limits = [getattr(config, "max_position_embeddings", None)]
+        if is_windowed:
+            limits.append(self.window)
         return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def window(self) -> int | None:
+        """The smallest window that its config names, whether or not a layer uses it."""
+        config = self.model.config.get_text_config()
+        named = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return min((size for size in named if size is not None), default=None)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt that asks `question`."""
-        if self.prompt != CHAT:
-            return list(self.tokenizer(self.prompt.format(question=question))["input_ids"])
-        if self.tokenizer.chat_template is None:
-            raise ModelError(
-                f"{self.name} should be prompted in its chat format, but its tokenizer has no chat "
-                'template; set another prompt, such as "Question: {question}\\nAnswer:"'
-            )
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode_prompt(self.tokenizer, self._prompt_text(question))
+
+    @cached_property
+    def starts_in_thinking(self) -> bool:
+        """Whether its prompt ends in the opening think tag, so that answers begin in thinking."""
+        return self.prompt_ends_in(self.think_tags[0])
+
+    def prompt_ends_in(self, mark: str) -> bool:
+        """Whether the last thing in its prompt is a mark, blanks aside."""
+        return self._prompt_text("1 + 1?").rstrip().endswith(mark)
+
+    def _prompt_text(self, question: str) -> str:
+        try:
+            return prompt_text(self.tokenizer, question, self.prompt, self.template)
+        except ModelError as error:
+            raise ModelError(f"{self.name}: {error}") from error
 
     def check_steering(self, layer: int) -> None:
         """Check that block `layer` can be steered, and the output embedding used on its own.
@@ -162,6 +210,7 @@ def load_model(
     *,
     prompt: str = CHAT,
     think_tags: ThinkTags = THINK_TAGS,
+    template: TemplateArguments | None = None,
     name: str | None = None,
     placement: Placement = Placement(),
 ) -> LanguageModel:
@@ -173,7 +222,12 @@ def load_model(
         InputError: a think tag is empty.
     """
     outline = outline_model(
-        source, prompt=prompt, think_tags=think_tags, name=name, placement=placement
+        source,
+        prompt=prompt,
+        think_tags=think_tags,
+        template=template,
+        name=name,
+        placement=placement,
     )
     folder, device = model_folder(source, placement.revision), placement.find_device()
     for file in folder.glob(WEIGHTS):
@@ -211,6 +265,7 @@ def outline_model(
     *,
     prompt: str = CHAT,
     think_tags: ThinkTags = THINK_TAGS,
+    template: TemplateArguments | None = None,
     name: str | None = None,
     placement: Placement = Placement(),
 ) -> LanguageModel:
@@ -245,6 +300,7 @@ def outline_model(
         prompt=prompt,
         revision=commit_of(folder),
         think_tags=think_tags,
+        template=template or {},
         device_type=device.type,
     )
 
@@ -293,6 +349,7 @@ def wrap_model(
     *,
     prompt: str = CHAT,
     think_tags: ThinkTags = THINK_TAGS,
+    template: TemplateArguments | None = None,
     name: str,
 ) -> LanguageModel:
     """Make a language model of a loaded model, which is frozen and set to evaluation mode.
@@ -310,6 +367,7 @@ def wrap_model(
         tokenizer=tokenizer,
         prompt=prompt,
         think_tags=think_tags,
+        template=template or {},
     )
 
 

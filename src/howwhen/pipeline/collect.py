@@ -7,6 +7,8 @@ from functools import partial
 from howwhen.collect.rollouts import collect_rollouts, trace_rollout
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.collect.traces import Trace, Traces
+from howwhen.lm.generate import greedy_warning
+from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.problems import NO_TEST, draw_split, read_written
 from howwhen.pipeline.store import StepFolder
@@ -53,6 +55,8 @@ def collect(run: Run, step: StepFolder) -> CollectCounts:
     problems = draw_split(run.pair, run.settings)
     if not any(problem.split is Split.TEST for problem in problems):
         run.reporter.say(f"  WARNING: {NO_TEST}")
+    if not written and settings.temperature == 0:
+        warn_if_greedy(run, run.pair.thinking_outline, "--collect.temperature model")
     step.write_records("problems.jsonl", problems)
     wanted = [problem for problem in problems if problem.split is not Split.TEST]
     with run.reporter.task("rollouts", len(wanted)) as advance:
@@ -72,6 +76,12 @@ def collect(run: Run, step: StepFolder) -> CollectCounts:
         sentences=sum(len(rollout.spans) for rollout in rollouts),
         traces=None if traces is None else _count(traces, rollouts),
     )
+
+
+def warn_if_greedy(run: Run, model: LanguageModel, flag: str) -> None:
+    """Say so where a model that is made to be sampled from is decoded greedily."""
+    if warning := greedy_warning(model, flag):
+        run.reporter.say(f"  WARNING: {warning}")
 
 
 def _answer(run: Run, written: Mapping[str, Trace], batch: Sequence[Problem]) -> list[Rollout]:

@@ -120,11 +120,11 @@ class StepFiles:
         """In words, how the models differ from those that the files were made with."""
         begun = self._read_if_there("started.json").get("models", {})
         return [
-            f"the {role} model's {name} was {_short(begun[role].get(name))}, now {_short(value)}"
+            f"the {role} model's {name} was {_short(_kept(begun[role], name))}, now {_short(value)}"
             for role, model in models.items()
             if role in begun
             for name, value in model.items()
-            if _plain(value) != begun[role].get(name)
+            if _plain(value) != _kept(begun[role], name)
         ]
 
     def upstream_changes(self, upstream: Mapping[str, str | None]) -> list[str]:
@@ -414,6 +414,11 @@ def _differences(prefix: str, before: Mapping[str, Any], now: Mapping[str, Any])
 def _plain(value: Any) -> Any:
     """A value as it is read back from JSON."""
     return json.loads(json.dumps(value, default=str))
+
+
+def _kept(model: Mapping[str, Any], name: str) -> Any:
+    """What was kept of a model; template arguments only where there were some."""
+    return model.get(name, {} if name == "template" else None)
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.session import Answer
 from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
+from howwhen.pipeline.collect import warn_if_greedy
 from howwhen.pipeline.context import HYBRID_SUMMARY, Run
 from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
@@ -36,6 +37,8 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     """Decode the test problems on every rung of the ladder."""
     problems = run.problems(Split.TEST)
     check_test_problems(problems)
+    if run.settings.hybrid.temperature == 0:
+        warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
     ladder = _Ladder(run, step, run.models(), problems)
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     rungs.controls(0.0)  # refuses unknown rungs before anything is decoded

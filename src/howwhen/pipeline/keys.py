@@ -1,5 +1,8 @@
 """What the output of each step depends on: settings, models, and the steps before it."""
 
+from dataclasses import asdict
+
+from howwhen.collect.rollouts import rollout_sampling
 from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.placement import Role
@@ -43,12 +46,17 @@ def step_key(run: Run, name: StepName) -> Key:
 def describe_model(model: LanguageModel) -> Json:
     """Everything about a model that its output depends on."""
     names = ("name", "revision", "fingerprint", "prompt", "think_tags")
-    return {**{name: getattr(model, name) for name in names}, **model.numerics}
+    asked = {"template": dict(model.template)} if model.template else {}
+    return {**{name: getattr(model, name) for name in names}, **asked, **model.numerics}
 
 
 def _beside_settings(run: Run, name: StepName) -> Json:
     if name == "measure":
         return {"grading": GRADING}
+    if name == "collect" and run.settings.collect.temperature == "model":
+        return {
+            "sampler": asdict(rollout_sampling(run.pair.thinking_outline, run.settings.collect))
+        }
     if name == "discover":
         return {"layers": list(run.taxonomy_layers)}
     return {"layer": run.steer_layer} if name == "elicit" else {}

@@ -184,7 +184,11 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
 
 def _asked(model: LanguageModel) -> Json:
     """What has to be as it was when the vectors were trained."""
-    return {"fingerprint": model.fingerprint, "prompt": model.prompt}
+    return {
+        "fingerprint": model.fingerprint,
+        "prompt": model.prompt,
+        "template": dict(model.template),
+    }
 
 
 def _max_tokens(pair: Pair) -> int:

@@ -13,6 +13,7 @@ from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Problem, RungName, Split
+from howwhen.zoo.pairs import Pair
 
 JUDGE_REPORT = "judge.json"
 """File with what a judge thinks of the grades, if one was asked."""
@@ -37,8 +38,10 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             rung = traces[0].rung
-            tags = run.pair.think_tags
-            rung_items = [_item(trace, problems[trace.problem_id], tags) for trace in traces]
+            tags, is_begun = run.pair.think_tags, _starts_in_thinking(run.pair, rung)
+            rung_items = [
+                _item(trace, problems[trace.problem_id], tags, is_begun) for trace in traces
+            ]
             graded.setdefault(rung, []).extend(_grade(grader, traces, rung_items))
             items.setdefault(rung, []).extend(rung_items)
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
@@ -53,7 +56,17 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
     return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
 
 
-def _item(trace: HybridTrace, problem: Problem, think_tags: ThinkTags) -> Item:
+def _starts_in_thinking(pair: Pair, rung: RungName) -> bool:
+    """Whether the prompt of the model that writes a rung's answers ends in the opening tag."""
+    if rung == "base-step-by-step":
+        return False  # its prompt ends in a request
+    writer = pair.thinking_outline if rung == "thinking" else pair.base_outline
+    return writer.prompt_ends_in(pair.think_tags[0])
+
+
+def _item(
+    trace: HybridTrace, problem: Problem, think_tags: ThinkTags, starts_in_thinking: bool
+) -> Item:
     return Item(
         trace.text,
         problem.answer,
@@ -61,6 +74,7 @@ def _item(trace: HybridTrace, problem: Problem, think_tags: ThinkTags) -> Item:
         trace.finish,
         question=problem.question,
         think_tags=think_tags,
+        starts_in_thinking=starts_in_thinking,
     )
 
 

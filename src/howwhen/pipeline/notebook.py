@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howwhen.errors import InputError, SettingsError
-from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS, ThinkTags
+from howwhen.lm.prompts import TemplateArguments, ThinkTags
 from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.folders import RunFiles
 from howwhen.pipeline.reader import read_run
@@ -30,9 +30,11 @@ def run(
     preset: Preset = "small",
     base: str | None = None,
     thinking: str | None = None,
-    base_prompt: str = PLAIN,
-    thinking_prompt: str = CHAT,
-    think_tags: ThinkTags = THINK_TAGS,
+    base_prompt: str | None = None,
+    thinking_prompt: str | None = None,
+    think_tags: ThinkTags | None = None,
+    base_template: TemplateArguments | None = None,
+    thinking_template: TemplateArguments | None = None,
     problems: str | Path | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
@@ -49,9 +51,11 @@ def run(
         preset: sizes of everything that is not set otherwise.
         base: base model of your own, a folder or hub id; with `thinking`, instead of `pair`.
         thinking: thinking model of your own.
-        base_prompt: how `base` is asked: `chat`, or a text with {question}.
-        thinking_prompt: how `thinking` is asked.
-        think_tags: the texts that open and close the thinking in the answers of `thinking`.
+        base_prompt: how the base is asked, as in `hw.own_pair`; the pair's own by default.
+        thinking_prompt: the same for the thinking model.
+        think_tags: as in `hw.own_pair`.
+        base_template: as in `hw.own_pair`.
+        thinking_template: as in `hw.own_pair`.
         problems: JSONL file with `question` and `answer` per line, or the name of a published set.
         limit: problems taken in all.
         max_new_tokens: longest answer, in tokens.
@@ -67,7 +71,9 @@ def run(
             work made with other settings and `redo` is False.
         MissingExtraError: a package that a step needs is not installed.
     """
-    chosen = _choose_pair(pair, base, thinking, (base_prompt, thinking_prompt), think_tags)
+    chosen = _choose_pair(pair, base, thinking).asked(
+        base_prompt, thinking_prompt, think_tags, base_template, thinking_template
+    )
     if preset not in PRESETS:
         raise SettingsError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
     settings = make_settings(
@@ -180,15 +186,13 @@ def _choose_pair(
     pair: str | Pair | None,
     base: str | None = None,
     thinking: str | None = None,
-    prompts: tuple[str, str] = (PLAIN, CHAT),
-    think_tags: ThinkTags = THINK_TAGS,
 ) -> Pair:
     if isinstance(pair, Pair) and base is None and thinking is None:
         return pair
     if isinstance(pair, str) and base is None and thinking is None:
         return _find_pair(pair)
     if pair is None and base is not None and thinking is not None:
-        return own_pair(base, thinking, *prompts, think_tags)
+        return own_pair(base, thinking)
     raise SettingsError(
         f"found pair {pair!r}, base {base!r} and thinking {thinking!r}; expected either a pair, "
         "such as hw.run('tally-rl'), or both base and thinking"

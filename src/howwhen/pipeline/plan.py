@@ -69,8 +69,12 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
     """
     changes: dict[StepName, list[str]] = {}
     asked: dict[str, Json] = {
-        "base": {"prompt": pair.base_prompt},
-        "thinking": {"prompt": pair.thinking_prompt, "think_tags": list(pair.think_tags)},
+        "base": {"prompt": pair.base_prompt, "template": dict(pair.base_template)},
+        "thinking": {
+            "prompt": pair.thinking_prompt,
+            "think_tags": list(pair.think_tags),
+            "template": dict(pair.thinking_template),
+        },
     }
     for name in STEPS:
         step = folder.step(name)

@@ -1,11 +1,13 @@
 """Step 6: the report."""
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from howwhen.discover.categories import CategorySummary
 from howwhen.formats.files import Json
+from howwhen.lm.models import LanguageModel
 from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
@@ -75,13 +77,20 @@ def _report(run: Run, chart: str | None) -> ReportInput:
         decisions_per_category=run.elicit_report().decisions_per_category,
         examples=[(question[trace.problem_id], trace) for trace in shown],
         prompts={
-            "base": run.pair.base_prompt,
+            "base": _how_asked(run.pair.base_prompt, run.pair.base_outline),
             "base, step by step": run.pair.step_by_step_prompt,
-            "thinking": run.pair.thinking_prompt,
+            "thinking": _how_asked(run.pair.thinking_prompt, run.pair.thinking_outline),
         },
         chart=chart,
         judge=_read_judge(run),
     )
+
+
+def _how_asked(prompt: str, outline: LanguageModel) -> str:
+    """A prompt, its template arguments, and whether answers begin inside the thinking."""
+    arguments = f" with {json.dumps(dict(outline.template))}" if outline.template else ""
+    inside = f"; it ends in {outline.think_tags[0]}" if outline.starts_in_thinking else ""
+    return f"{prompt}{arguments}{inside}"
 
 
 def _read_judge(run: Run) -> JudgeReport | None:

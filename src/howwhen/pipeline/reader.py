@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from howwhen.elicit.report import ElicitReport
 from howwhen.errors import SettingsError, StoreError
-from howwhen.lm.prompts import CHAT, PLAIN, THINK_TAGS
 from howwhen.pipeline.files import STEPS, StepFiles, StepName
 from howwhen.pipeline.folders import Owner, RunFiles
 from howwhen.records import Annotation, HybridTrace, Measurement, Problem, Rollout, Split
@@ -219,14 +218,19 @@ def _names_of_pairs() -> list[str]:
 
 
 def _find_owner(files: RunFiles, owner: Owner) -> Pair:
-    """The pair of a run: one with a name, or two models asked as the finished steps asked them."""
-    if owner.pair in _names_of_pairs():
-        return find_pair(owner.pair)
+    """The pair of a run, asked as the finished steps asked it."""
+    is_named = owner.pair in _names_of_pairs()
+    pair = find_pair(owner.pair) if is_named else own_pair(owner.base, owner.thinking)
     models: dict[str, Any] = {}
     for name in STEPS:
         if (files.step(name).path / "started.json").exists():
             models = {**files.step(name).read_object("started.json")["models"], **models}
     base, thinking = models.get("base", {}), models.get("thinking", {})
-    prompts = base.get("prompt", PLAIN), thinking.get("prompt", CHAT)
-    tags = tuple(thinking.get("think_tags", THINK_TAGS))
-    return own_pair(owner.base, owner.thinking, *prompts, think_tags=(tags[0], tags[1]))
+    tags = thinking.get("think_tags")
+    return pair.asked(
+        base.get("prompt"),
+        thinking.get("prompt"),
+        None if tags is None else (tags[0], tags[1]),
+        base.get("template"),
+        thinking.get("template"),
+    )

@@ -8,11 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from howwhen.errors import ModelError, PairError
 from howwhen.lm.placement import Placement, Role
-from howwhen.lm.prompts import CHAT, PLAIN, STEP_BY_STEP, THINK_TAGS, ThinkTags, check_prompt
+from howwhen.lm.prompts import (
+    CHAT,
+    PLAIN,
+    STEP_BY_STEP,
+    THINK_TAGS,
+    TemplateArguments,
+    ThinkTags,
+    check_prompt,
+    check_template_arguments,
+    check_think_tags,
+)
 from howwhen.records import Problem
 from howwhen.settings import ModelSettings, Overrides
 from howwhen.zoo.smol import SMOLLM2
@@ -47,6 +57,10 @@ class Pair:
     thinking_prompt: str = CHAT
     think_tags: ThinkTags = THINK_TAGS
     """What opens and what closes the thinking part of the thinking model's answers."""
+    base_template: TemplateArguments = field(default_factory=dict, hash=False)
+    """Arguments of the base's chat template."""
+    thinking_template: TemplateArguments = field(default_factory=dict, hash=False)
+    """Arguments of the thinking model's chat template."""
     step_by_step_prompt: str | None = None
     """Asks the base to reason step by step; None for a base that cannot be asked so."""
     steer_layer: int | None = None
@@ -73,6 +87,47 @@ class Pair:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """By source."""
+
+    def asked(
+        self,
+        base_prompt: str | None = None,
+        thinking_prompt: str | None = None,
+        think_tags: ThinkTags | None = None,
+        base_template: TemplateArguments | None = None,
+        thinking_template: TemplateArguments | None = None,
+    ) -> "Pair":
+        """The same pair asked in another way, where one is given; nothing that is loaded is kept.
+
+        Args:
+            base_prompt: how the base is asked: `chat`, or a text with {question}.
+            thinking_prompt: how the thinking model is asked.
+            think_tags: what opens and what closes the thinking in the thinking model's answers.
+            base_template: arguments of the base's chat template: {"enable_thinking": False}.
+            thinking_template: the same for the thinking model.
+
+        Raises:
+            InputError: a prompt without the question, an empty tag, or template arguments for a
+                prompt that is no chat template.
+        """
+        asked = {
+            "base_prompt": base_prompt,
+            "thinking_prompt": thinking_prompt,
+            "think_tags": think_tags,
+            "base_template": base_template,
+            "thinking_template": thinking_template,
+        }
+        changed: dict[str, Any] = {
+            name: value
+            for name, value in asked.items()
+            if value is not None and value != getattr(self, name)
+        }
+        if "base_prompt" in changed:
+            changed["step_by_step_prompt"] = STEP_BY_STEP if base_prompt == PLAIN else None
+        pair = replace(self, **changed) if changed else self
+        check_think_tags(pair.think_tags)
+        check_template_arguments(check_prompt(pair.base_prompt), pair.base_template)
+        check_template_arguments(check_prompt(pair.thinking_prompt), pair.thinking_template)
+        return pair
 
     def placed(self, settings: ModelSettings) -> "Pair":
         """The same pair with its models put elsewhere; nothing that is loaded is moved."""
@@ -141,12 +196,14 @@ class Pair:
 
         sources = {"base": self.base_source, "thinking": self.thinking_source}
         prompts = {"base": self.base_prompt, "thinking": self.thinking_prompt}
+        templates = {"base": self.base_template, "thinking": self.thinking_template}
         found = source or sources[role]
         open_ = outline_model if is_outline else load_model
         return open_(
             _resolve(found),
             prompt=check_prompt(prompts.get(role, CHAT)),
             think_tags=self.think_tags if role == "thinking" else THINK_TAGS,
+            template=templates.get(role, {}),
             name=found,
             placement=Placement.of(self.placing, role),
         )
@@ -247,21 +304,34 @@ def find_pair(name: str) -> Pair:
 def own_pair(
     base: str,
     thinking: str,
-    base_prompt: str,
-    thinking_prompt: str,
+    base_prompt: str = PLAIN,
+    thinking_prompt: str = CHAT,
     think_tags: ThinkTags = THINK_TAGS,
+    base_template: TemplateArguments | None = None,
+    thinking_template: TemplateArguments | None = None,
 ) -> Pair:
-    """Any two causal language models, by hub id or folder."""
-    return Pair(
+    """Any two causal language models, by hub id or folder.
+
+    Args:
+        base: the base.
+        thinking: the thinking model.
+        base_prompt: how the base is asked: `chat`, or a text with {question}.
+        thinking_prompt: how the thinking model is asked.
+        think_tags: what opens and what closes the thinking in the thinking model's answers.
+        base_template: arguments of the base's chat template, such as {"enable_thinking": False}.
+        thinking_template: the same for the thinking model.
+
+    Raises:
+        InputError: as `Pair.asked`.
+    """
+    pair = Pair(
         name=_OWN,
         summary="two models of your own",
         base_source=base,
         thinking_source=thinking,
-        base_prompt=base_prompt,
-        thinking_prompt=thinking_prompt,
-        think_tags=think_tags,
-        step_by_step_prompt=STEP_BY_STEP if base_prompt == PLAIN else None,
+        step_by_step_prompt=STEP_BY_STEP,
     )
+    return pair.asked(base_prompt, thinking_prompt, think_tags, base_template, thinking_template)
 
 
 def list_pairs() -> list[Pair]:
