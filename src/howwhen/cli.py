@@ -22,7 +22,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from howwhen.errors import HowwhenError, RedoError, SettingsError
-from howwhen.lm.prompts import ThinkTags, read_template_arguments
+from howwhen.lm.prompts import ThinkTags
 from howwhen.pipeline.files import STEPS, StepName
 from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.records import LadderRungName, Measurement
@@ -39,6 +39,7 @@ from howwhen.settings import (
     make_settings,
     merge,
     read_config,
+    read_template_arguments,
 )
 from howwhen.zoo.smol import SMOLLM2
 
@@ -71,7 +72,8 @@ class PairOptions:
     base: str | None = None
     """Base model of your own: a folder or hub id (with --thinking, instead of PAIR)."""
     thinking: str | None = None
-    """Thinking model of your own: a folder or hub id."""
+    """Thinking model of your own: a folder or hub id. Either may be a LoRA adapter (PEFT) on the
+    other's weights."""
     base_prompt: str | None = None
     """How the base is asked: `chat` (its chat template), or a text with {question}. Defaults to the
     pair's own, or to `Question: {question}` and `Answer:` for --base."""

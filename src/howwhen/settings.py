@@ -5,6 +5,7 @@ lives here and nowhere else. A preset picks sizes for all steps at once; flags a
 it.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -587,6 +588,28 @@ def read_config(path: Path) -> Overrides:
             "collect:\n  limit: 100"
         )
     return content
+
+
+def read_template_arguments(value: str) -> dict[str, Any]:
+    """Template arguments from JSON, or from a file of JSON after `@`.
+
+    Raises:
+        SettingsError: it is no JSON object, or the file cannot be read.
+    """
+    try:
+        content = Path(value[1:]).read_text() if value.startswith("@") else value
+        found = json.loads(content)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"cannot read template arguments from {value!r}: {error}; expected a JSON object such "
+            "as '{\"enable_thinking\": true}', or @FILE.json"
+        ) from error
+    if not isinstance(found, dict):
+        raise SettingsError(
+            f"template arguments {value!r} are no JSON object; expected names with values, such as "
+            "'{\"enable_thinking\": true}'"
+        )
+    return found
 
 
 def make_settings(*layers: Overrides) -> RunSettings:

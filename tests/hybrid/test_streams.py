@@ -31,11 +31,12 @@ def expect_last(logits: torch.Tensor, expected: torch.Tensor) -> None:
 
 def windowed(kind: str, attention: str) -> LanguageModel:
     """A model with windows of 24 tokens on some or all of its layers."""
-    sizes = dict(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, intermediate_size=64, max_position_embeddings=256,
-        sliding_window=24, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+    sizes: dict[str, int] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 3, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+        "max_position_embeddings": 256, "sliding_window": 24, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
     configs: dict[str, Callable[[], PretrainedConfig]] = {
         "mistral": lambda: MistralConfig(**sizes),
         "gemma3": lambda: Gemma3TextConfig(**sizes, sliding_window_pattern=2),

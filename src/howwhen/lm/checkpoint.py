@@ -8,7 +8,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -16,7 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from howwhen.errors import ModelError
 
 WEIGHTS = "*.safetensors"
-OLD_WEIGHTS = "pytorch_model*.bin"
+OLD_WEIGHTS = ("pytorch_model*.bin", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that tells an adapter (PEFT) from a model."""
 _UNUSED = [
     "*.bin", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.pth", "*.pt", "original/*",
 ]  # fmt: skip
@@ -66,13 +68,34 @@ def model_folder(source: str | Path, revision: str | None = None) -> Path:
     try:
         snapshot = Path(snapshot_download(source, revision=revision, ignore_patterns=_UNUSED))
         if not any(snapshot.glob(WEIGHTS)):
-            snapshot_download(source, revision=revision, allow_patterns=[OLD_WEIGHTS, "*.bin.*"])
+            snapshot_download(source, revision=revision, allow_patterns=[*OLD_WEIGHTS, "*.bin.*"])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"cannot get {source!r} from the hub: {error}. Give a folder written by "
             "save_pretrained, or a hub id reachable from here"
         ) from error
     return snapshot
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter (PEFT), and not a model of its own."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The config of an adapter, with its kind as `peft_type`.
+
+    Raises:
+        ModelError: it cannot be read, or names no kind.
+    """
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+        return {**config, "peft_type": config["peft_type"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"cannot read {file}: {error!r}; expected a folder written by PEFT's save_pretrained"
+        ) from error
 
 
 def commit_of(folder: Path) -> str | None:
@@ -123,7 +146,8 @@ def weights_digest(folder: Path) -> str:
     files = sorted(folder.glob(WEIGHTS))
     for line in sorted(line for file in files for line in _tensor_lines(file)):
         digest.update(line)
-    for file in () if files else sorted(folder.glob(OLD_WEIGHTS)):
+    old = sorted(file for pattern in OLD_WEIGHTS for file in folder.glob(pattern))
+    for file in () if files else old:
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()

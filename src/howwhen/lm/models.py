@@ -34,7 +34,14 @@ from transformers.utils.logging import (
 )
 
 from howwhen.errors import MissingExtraError, ModelError
-from howwhen.lm.checkpoint import WEIGHTS, commit_of, model_folder, read_header, weights_digest
+from howwhen.lm.checkpoint import (
+    WEIGHTS,
+    commit_of,
+    is_adapter,
+    model_folder,
+    read_header,
+    weights_digest,
+)
 from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.logits import check_split_forward
 from howwhen.lm.memory import keep_freed_memory
@@ -277,6 +284,11 @@ def outline_model(
     """
     check_think_tags(think_tags)
     folder, device = model_folder(source, placement.revision), placement.find_device()
+    if is_adapter(folder):
+        raise ModelError(
+            f"{str(source)!r} is an adapter (PEFT), not a model of its own; expected it as "
+            "--thinking with its base as --base (or the other way round)"
+        )
     try:
         config = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -3,11 +3,9 @@
 Nothing heavy is imported: tokenizers come as arguments.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howwhen.errors import InputError, ModelError
@@ -76,28 +74,6 @@ def check_prompt(value: str) -> str:
     if "\0" not in shown:
         raise InputError(f"prompt {value!r} never shows the question; expected {{question}} in it")
     return value
-
-
-def read_template_arguments(value: str) -> dict[str, Any]:
-    """Template arguments from JSON, or from a file of JSON after `@`.
-
-    Raises:
-        InputError: it is no JSON object, or the file cannot be read.
-    """
-    try:
-        content = Path(value[1:]).read_text() if value.startswith("@") else value
-        found = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read template arguments from {value!r}: {error}; expected a JSON object such "
-            "as '{\"enable_thinking\": true}', or @FILE.json"
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(
-            f"template arguments {value!r} are no JSON object; expected names with values, such as "
-            "'{\"enable_thinking\": true}'"
-        )
-    return found
 
 
 def check_template_arguments(prompt: str, arguments: TemplateArguments) -> None:

@@ -123,7 +123,7 @@ class StepFiles:
             f"the {role} model's {name} was {_short(_kept(begun[role], name))}, now {_short(value)}"
             for role, model in models.items()
             if role in begun
-            for name, value in model.items()
+            for name, value in {"template": {}, **model}.items()
             if _plain(value) != _kept(begun[role], name)
         ]
 

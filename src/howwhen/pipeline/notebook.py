@@ -51,11 +51,11 @@ def run(
         preset: sizes of everything that is not set otherwise.
         base: base model of your own, a folder or hub id; with `thinking`, instead of `pair`.
         thinking: thinking model of your own.
-        base_prompt: how the base is asked, as in `hw.own_pair`; the pair's own by default.
-        thinking_prompt: the same for the thinking model.
-        think_tags: as in `hw.own_pair`.
-        base_template: as in `hw.own_pair`.
-        thinking_template: as in `hw.own_pair`.
+        base_prompt: how models are asked, this and the next four: as in `hw.own_pair`.
+        thinking_prompt: likewise.
+        think_tags: likewise.
+        base_template: likewise.
+        thinking_template: likewise.
         problems: JSONL file with `question` and `answer` per line, or the name of a published set.
         limit: problems taken in all.
         max_new_tokens: longest answer, in tokens.
@@ -67,15 +67,13 @@ def run(
 
     Raises:
         InputError: a setting, model or problem file that cannot be used.
-        StoreError: the folder belongs to another pair, is damaged or is in use, or a step holds
-            work made with other settings and `redo` is False.
+        StoreError: the folder is another pair's, damaged or in use, or redo is needed.
         MissingExtraError: a package that a step needs is not installed.
     """
     chosen = _choose_pair(pair, base, thinking).asked(
         base_prompt, thinking_prompt, think_tags, base_template, thinking_template
     )
-    if preset not in PRESETS:
-        raise SettingsError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    _check_preset(preset)
     settings = make_settings(
         PRESETS[preset],
         chosen.overrides,
@@ -170,8 +168,7 @@ def _check_answer(
     """Refuse arguments that cannot work before anything is loaded."""
     if not (isinstance(question, str) and question.strip()):
         raise InputError(f"found the question {question!r}; expected a text that asks something")
-    if preset not in PRESETS:
-        raise SettingsError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    _check_preset(preset)
     if rung not in LADDER:
         raise SettingsError(f"there is no rung {rung!r}; expected one of {', '.join(LADDER)}")
     is_number = isinstance(coefficient, int | float) and math.isfinite(coefficient)
@@ -180,6 +177,11 @@ def _check_answer(
     is_count = isinstance(max_new_tokens, int) and max_new_tokens > 0
     if not (max_new_tokens is None or is_count):
         raise SettingsError(f"found max_new_tokens {max_new_tokens!r}; expected at least 1")
+
+
+def _check_preset(preset: object) -> None:
+    if preset not in PRESETS:
+        raise SettingsError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
 
 
 def _choose_pair(

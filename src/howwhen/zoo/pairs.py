@@ -83,6 +83,10 @@ class Pair:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """Models that are in memory."""
+    _adapters: dict[Role, Path | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """Folder of the adapter by role; None for a model of its own."""
     _reader_outlines: "dict[str | None, LanguageModel]" = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -162,7 +166,9 @@ class Pair:
 
     def release(self, *kept: Role) -> None:
         """Free the memory of all models that are loaded, but for some roles."""
-        for key in [key for key in self._loaded if key.split()[0] not in kept]:
+        loaded = [role for role in kept if role in self._loaded]
+        needed = {*kept, *(carrier for role in loaded if (carrier := self._carrier(role)))}
+        for key in [key for key in self._loaded if key.split()[0] not in needed]:
             del self._loaded[key]
         if "torch" in sys.modules:
             from howwhen.lm.memory import free_unused
@@ -198,15 +204,60 @@ class Pair:
         prompts = {"base": self.base_prompt, "thinking": self.thinking_prompt}
         templates = {"base": self.base_template, "thinking": self.thinking_template}
         found = source or sources[role]
+        asked: dict[str, Any] = {
+            "prompt": check_prompt(prompts.get(role, CHAT)),
+            "think_tags": self.think_tags if role == "thinking" else THINK_TAGS,
+            "template": templates.get(role, {}),
+            "name": found,
+        }
+        adapter = self._adapter(role) if source is None else None
+        if adapter is not None:
+            return self._open_adapter(role, adapter, asked, is_outline)
         open_ = outline_model if is_outline else load_model
-        return open_(
-            _resolve(found),
-            prompt=check_prompt(prompts.get(role, CHAT)),
-            think_tags=self.think_tags if role == "thinking" else THINK_TAGS,
-            template=templates.get(role, {}),
-            name=found,
-            placement=Placement.of(self.placing, role),
-        )
+        return open_(_resolve(found), placement=Placement.of(self.placing, role), **asked)
+
+    def _open_adapter(
+        self, role: Role, folder: Path, asked: dict[str, Any], is_outline: bool
+    ) -> "LanguageModel":
+        from howwhen.lm.adapters import load_adapter, outline_adapter
+
+        carrier = self._carrier(role)
+        if getattr(self.placing, f"{role}_device") is not None:
+            raise ModelError(
+                f"{asked['name']} is an adapter on the weights of the {carrier} model, so it is "
+                f"where that one is; leave --{role}-device away"
+            )
+        outline = outline_adapter(getattr(self, f"{carrier}_outline"), folder, **asked)
+        if is_outline:
+            return outline
+        return load_adapter(getattr(self, str(carrier)), folder, outline)
+
+    def _carrier(self, role: Role) -> Role | None:
+        """The role on whose weights an adapter is; None for a model of its own.
+
+        Raises:
+            ModelError: the other one is an adapter too.
+        """
+        others: dict[Role, Role] = {"base": "thinking", "thinking": "base"}
+        if role not in others or self._adapter(role) is None:
+            return None
+        if self._adapter(others[role]) is not None:
+            raise ModelError(
+                f"{self.base_source} and {self.thinking_source} are both adapters (PEFT); expected "
+                "a model in one of the two places, whose weights the adapter in the other is on"
+            )
+        return others[role]
+
+    def _adapter(self, role: Role) -> Path | None:
+        """The folder of base or thinking model, if it is an adapter."""
+        from howwhen.lm.checkpoint import is_adapter, model_folder
+
+        if role not in self._adapters:
+            source = self.base_source if role == "base" else self.thinking_source
+            revision = Placement.of(self.placing, role).revision
+            folder = model_folder(_resolve(source), revision)
+            self._adapters[role] = folder if is_adapter(folder) else None
+        return self._adapters[role]
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":

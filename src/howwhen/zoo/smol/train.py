@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from howwhen.errors import MissingExtraError
+from howwhen.lm.adapters import ignore_deprecated_names
 from howwhen.lm.models import wrap_model
 from howwhen.lm.prompts import PLAIN
 from howwhen.zoo.documents import Batch, Document, chain_batches, sorted_batches
@@ -53,7 +54,6 @@ from howwhen.zoo.smol.weights import (
     LAYERS,
     SmolName,
     add_adapter,
-    ignore_deprecated_names,
     save_adapter,
     smollm2_folder,
 )

@@ -9,9 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,17 +136,11 @@ def add_adapter(model: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
         from peft import PeftModel
     except ImportError as error:
         raise MissingExtraError(f"reading smol's adapters needs PEFT; type: {_INSTALL}") from error
+    from howwhen.lm.adapters import ignore_deprecated_names
+
     with ignore_deprecated_names():
         merged: PreTrainedModel = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     return merged
-
-
-@contextmanager
-def ignore_deprecated_names() -> Iterator[None]:
-    """Silence a warning about a name that PEFT uses and transformers 6 will remove."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
 
 
 def save_adapter(model: Any, folder: Path) -> None:
