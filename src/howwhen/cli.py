@@ -44,6 +44,7 @@ from howwhen.settings import (
 from howwhen.zoo.smol import SMOLLM2
 
 if TYPE_CHECKING:
+    from howwhen.measure.audit import Audit
     from howwhen.zoo.pairs import Pair
 
 app = App(
@@ -152,6 +153,8 @@ class Shortcuts:
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
+    audit: bool | None = None
+    """Short for --measure.audit: read every answer twice, and show where the readers differ."""
     placing: PlacingOptions = PlacingOptions()
 
     def overrides(self) -> Overrides:
@@ -164,7 +167,12 @@ class Shortcuts:
             **tokens,
         }
         hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
-        sections = {"collect": collect, "hybrid": hybrid, "models": vars(self.placing)}
+        sections = {
+            "collect": collect,
+            "hybrid": hybrid,
+            "measure": {"audit": self.audit},
+            "models": vars(self.placing),
+        }
         return {
             name: {key: value for key, value in section.items() if value is not None}
             for name, section in sections.items()
@@ -208,6 +216,11 @@ class RunOptions:
             if steps == STEPS:
                 print_measurement(pipeline.measurement(), settings.measure.confidence)
                 print(f"Report: {pipeline.report}")
+            if "measure" in steps and settings.measure.reads_twice:
+                from howwhen.measure.audit import Audit
+                from howwhen.pipeline.measure import AUDIT
+
+                print_audit(folder.step("measure").read_record(AUDIT, Audit))
 
     def _check(self, pair: "Pair", settings: RunSettings, steps: Sequence[StepName]) -> bool:
         """Refuse what cannot work before anything heavy is loaded.
@@ -306,6 +319,7 @@ def measure(
     *,
     compare: tuple[str, str] | None = None,
     published: bool = False,
+    files: tuple[Path, ...] = (),
     run: RunOptions = RunOptions(),
 ) -> None:
     """Step 5: grade the answers and compare the rungs.
@@ -318,9 +332,16 @@ def measure(
         Two rungs of the run (or FOLDER:RUNG of another): difference, interval and McNemar's test.
     published:
         Print the paper's figures next to this run's.
+    files:
+        With --audit and no pair: JSONL files of problems (their gold answers are graded against
+        themselves), or of answers of any origin (`text`, `gold`, maybe `question`, `role`,
+        `dataset`, `finish`), which are read twice.
     run:
         Where the run is, and its settings.
     """
+    if files:
+        measure_files(files, pair, run)
+        return
     if compare is not None:
         from howwhen.pipeline.compare import compare as compare_rungs
         from howwhen.pipeline.plan import owner_of
@@ -332,6 +353,41 @@ def measure(
     run.do(pair, "measure")
     if published:
         print_published(run.measurement(run.pair(pair)))
+
+
+def measure_files(files: Sequence[Path], pair: str | None, run: RunOptions) -> None:
+    """Print the audit of files of problems or answers."""
+    if pair is not None or not run.shortcuts.audit:
+        raise SettingsError(
+            f"found --files with PAIR {pair!r}; expected --audit --files FILE ... without a pair"
+        )
+    from howwhen.pipeline.audit import audit_files
+
+    checked, audit = audit_files(files, run.settings.measure.deadline_seconds)
+    table = Table("file", "gold answers", "right against themselves")
+    for file in checked:
+        right = file.golds - len(file.unequal)
+        table.add_row(file.name, f"{file.golds:,}", f"{right / max(1, file.golds):.1%}")
+    _print_table(table)
+    for file in checked:
+        if file.unequal:
+            print(f"{file.name}: not right against themselves: {', '.join(file.unequal[:10])}")
+    if audit.rungs:
+        print_audit(audit)
+
+
+def print_audit(audit: "Audit") -> None:
+    """Print what two readers make of the answers."""
+    from howwhen.present.audit import AUDIT_TEXT, audit_table, disputed_table, golds_text
+
+    print(f"{AUDIT_TEXT}\n{golds_text(audit)}")
+    for found, is_long in ((audit_table(audit), False), (disputed_table(audit), True)):
+        table = Table(show_lines=is_long)
+        for column in found.columns:
+            table.add_column(column, overflow="fold")
+        for row in found.rows:
+            table.add_row(*map(escape, row))
+        _print_table(table)
 
 
 def print_published(measurement: Measurement) -> None:

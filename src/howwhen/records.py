@@ -4,7 +4,7 @@ Records are frozen values. They know their own arithmetic and nothing of models 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum, StrEnum
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -420,6 +420,12 @@ class RungMeasurement:
     tie_fraction: float = 0.0
     """Tokens at which the rung intervened although a model's first two choices were closer than the
     rounding of its numbers, per token, pooled."""
+    read_by: Mapping[str, int] = field(default_factory=dict)
+    """Answers that each rule of the flexible mode read; the others hold none."""
+    open_fraction: float = 0.0
+    """Share of answers that stop inside their thinking."""
+    loop_fraction: float = 0.0
+    """Share of answers that end in the same words again and again."""
 
     __repr__ = one_line
 

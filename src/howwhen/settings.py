@@ -464,6 +464,14 @@ class MeasureSettings(JudgeSettings):
     """Longest time the grader may take for one answer, in seconds."""
     judge_repeats: Count = 3
     """How often each answer is judged. The majority counts, so the number must be odd."""
+    judge_disputed: bool = False
+    """Ask the judge only about answers that are disputed, and about a random sample of all. Sets
+    `audit`."""
+    judge_sample: Count = 100
+    """Size of that sample."""
+    audit: bool = False
+    """Read every answer a second time, by Math-Verify's own rules, and report where the two readers
+    differ (disputed answers)."""
 
     @model_validator(mode="after")
     def _has_a_majority(self) -> "MeasureSettings":
@@ -472,6 +480,17 @@ class MeasureSettings(JudgeSettings):
                 f"judge_repeats {self.judge_repeats} may end in a tie; expected an odd number"
             )
         return self
+
+    @model_validator(mode="after")
+    def _judges_what_there_is(self) -> "MeasureSettings":
+        if self.judge_disputed and self.judge_url is None:
+            raise ValueError("judge_disputed without judge_url; expected an endpoint's address")
+        return self
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether every answer is read by a second reader."""
+        return self.audit or self.judge_disputed
 
 
 class PresentSettings(_Settings):

@@ -10,8 +10,11 @@ import pytest
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
 from howwhen.errors import SettingsError
+from howwhen.measure.audit import Audit
 from howwhen.measure.grade import Item, grade_answers
+from howwhen.measure.judge import JudgedAnswer
 from howwhen.pipeline.compare import compare
+from howwhen.pipeline.measure import AUDIT
 from howwhen.pipeline.store import RunFolder
 from howwhen.records import Finish, Grade, HybridTrace, Measurement
 from howwhen.settings import MeasureSettings
@@ -173,6 +176,56 @@ def test_the_judge_is_asked_about_the_answer_that_was_graded(
             for kind in ("judged", "grades")
         )
         assert len(judged) == len(graded)
+
+
+def test_an_audit_is_printed_kept_and_reported(run_folder: Path) -> None:
+    go_on(run_folder, "hybrid", "measure", "present", measure={"audit": True})
+    step = RunFolder(run_folder).step("measure")
+    audit = step.read_record(AUDIT, Audit)
+    measurement = step.read_record("measurement.json", Measurement)
+    assert audit.unequal_golds == ()
+    assert audit.rungs.keys() == measurement.rungs.keys()
+    for name, rung in measurement.rungs.items():
+        assert audit.rungs[name].accuracy == pytest.approx(rung.flexible_accuracy)
+        assert audit.rungs[name].lowest <= rung.flexible_accuracy <= audit.rungs[name].highest
+        unread = rung.counts["no_answer"] + rung.counts["truncated"]
+        assert sum(rung.read_by.values()) + unread == 12
+    for file in ("report.md", "report.html"):
+        shown = (run_folder / "6-present" / file).read_text()
+        assert "Every answer was read twice" in shown
+        assert "are graded as right against themselves" in shown
+    with pytest.raises(SettingsError, match="expected --audit --files FILE ... without a pair"):
+        app(["measure", "tally-rl", "--files", str(run_folder)], exit_on_error=False)
+
+
+def test_a_judge_may_be_asked_about_disputed_answers_and_a_sample_only(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+    pytest.importorskip("tenacity")
+    monkeypatch.setenv("MY_KEY", KEY)
+    reply = completion('{"final_answer": "5", "verdict": "correct"}')
+    judge = {
+        "judge_model": "m", "judge_key_variable": "MY_KEY", "judge_repeats": 1,
+        "judge_disputed": True, "judge_sample": 7,
+    }  # fmt: skip
+    with Endpoint(lambda *_: Answer(reply)) as endpoint:
+        settings = {**judge, "judge_url": endpoint.url}
+        go_on(run_folder, "hybrid", "measure", "present", measure=settings)
+    step = RunFolder(run_folder).step("measure")
+    asked = step.read_records("judged.jsonl", JudgedAnswer)
+    audit = step.read_record(AUDIT, Audit)
+    disputed = [answer for answer in asked if answer.is_disputed]
+    assert len(disputed) == sum(r.rules_only + r.second_only for r in audit.rungs.values())
+    assert len(asked) <= len(disputed) + 7
+    told = json.loads((step.path / "judge.json").read_text())
+    assert (told["sample"], told["agreement"]["flexible"]["compared"]) == (7, 7)
+    assert told["disputed"]["compared"] == len(disputed)
+    for rung in audit.rungs.values():
+        assert rung.judged_accuracy == rung.highest  # this judge finds everything right
+    report = (run_folder / "6-present" / "report.md").read_text()
+    assert "on a random sample of 7" in report
+    assert "disputed by the judge" in report
 
 
 def test_two_rungs_or_two_runs_are_compared(

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 from howwhen.measure.answers import Answer, looks_truncated, read_answer
 from howwhen.measure.equality import as_intervals, compare_exactly, without_idle_digits
-from howwhen.measure.kinds import wanted_of
-from howwhen.measure.parts import split_parts
+from howwhen.measure.kinds import Kind, wanted_of
+from howwhen.measure.parts import Parts, is_loop, split_parts
 from howwhen.measure.questions import read_question
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
@@ -44,10 +44,33 @@ class Item(NamedTuple):
 
 
 class Graded(NamedTuple):
-    """A grade, and the answer that was graded; None if none was found."""
+    """A grade, and how it came about."""
 
     grade: Grade
     answer: Answer | None
+    """The answer that was graded; None if none was found."""
+    is_open: bool = False
+    """Whether the text stops inside its thinking."""
+    is_loop: bool = False
+    """Whether the text ends in the same words again and again."""
+
+
+class Second(NamedTuple):
+    """What a second reader, independent of our rules, makes of an answer."""
+
+    grade: Grade
+    answer: str
+    """As it was read; empty if nothing was."""
+
+
+class Found(NamedTuple):
+    """What was found in a text, before it is compared with the gold answer."""
+
+    answer: Answer | None
+    grade: Grade
+    """That of a text without an answer."""
+    parts: Parts
+    """The text in parts."""
 
 
 def grade_answers(
@@ -84,16 +107,40 @@ class Grader:
     ) -> list[Graded]:
         """Grade answers in order."""
         named = [item if isinstance(item, Item) else Item(*item) for item in items]
-        answers = [find_answer(item, mode) for item in named]
+        found = [find_answer(item, mode) for item in named]
         pairs = [
-            (answer.text, item.gold) if isinstance(answer, Answer) else None
-            for item, answer in zip(named, answers, strict=True)
+            (one.answer.text, item.gold)
+            for item, one in zip(named, found, strict=True)
+            if one.answer is not None
         ]
-        grades = iter(self.compare([pair for pair in pairs if pair is not None]))
+        grades = iter(self.compare(pairs))
         return [
-            Graded(next(grades), answer) if isinstance(answer, Answer) else Graded(answer, None)
-            for answer in answers
+            Graded(
+                one.grade if one.answer is None else next(grades),
+                one.answer,
+                one.parts.is_open,
+                is_loop(item.text),
+            )
+            for item, one in zip(named, found, strict=True)
         ]
+
+    def read_again(self, items: Sequence[Item]) -> list[Second | None]:
+        """Grade answers by Math-Verify's own reading of them, in order.
+
+        It reads numbers and formulas: None where the gold answer is a word or an option.
+        """
+        readable_items = [
+            (index, item)
+            for index, item in enumerate(items)
+            if wanted_of(item.gold, item.dataset).kind in (Kind.NUMBER, Kind.EXPRESSION)
+        ]
+        texts = [_whole_answer(item) for _, item in readable_items]
+        golds = [readable(item.gold) for _, item in readable_items]
+        replies = self.workers.extract(list(zip(texts, golds, strict=True)))
+        found: list[Second | None] = [None] * len(items)
+        for (index, _), reply in zip(readable_items, replies, strict=True):
+            found[index] = Second(_GRADE_OF[reply.verdict], reply.answer)
+        return found
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Grade]:
         """Whether answers and gold answers mean the same, pair by pair."""
@@ -132,7 +179,17 @@ def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Gra
         yield Grader(pool)
 
 
-def find_answer(item: Item, mode: Mode) -> Answer | Grade:
+def _whole_answer(item: Item) -> str:
+    """What a second reader reads: the end of the answer, without thinking that was closed."""
+    parts = split_parts(item.text, item.think_tags, item.starts_in_thinking)
+    return (parts.final or parts.thinking)[-MAX_SECOND:]
+
+
+MAX_SECOND = 4000
+"""Characters at the end of an answer that the second reader reads."""
+
+
+def find_answer(item: Item, mode: Mode) -> Found:
     """The answer that a text gives, or the grade of a text that gives none."""
     parts = split_parts(item.text, item.think_tags, item.starts_in_thinking)
     is_cut = (
@@ -145,9 +202,7 @@ def find_answer(item: Item, mode: Mode) -> Answer | Grade:
         not is_cut,
         is_strict=mode == "strict",
     )
-    if answer is not None:
-        return answer
-    return Grade.TRUNCATED if is_cut else Grade.NO_ANSWER
+    return Found(answer, Grade.TRUNCATED if is_cut else Grade.NO_ANSWER, parts)
 
 
 _UNICODE = str.maketrans(

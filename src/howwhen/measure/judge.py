@@ -123,8 +123,23 @@ class JudgeReport:
     unparsable: int
     """Replies that are no verdict, of all answers and repeats."""
     agreement: Mapping[Mode, Agreement]
-    """With the grades of each mode."""
+    """With the grades of each mode, on all answers or on the random sample."""
     usage: Annotated[Usage, PlainSerializer(Usage._asdict)]
+    sample: int | None = None
+    """Size of the random sample, if the judge was asked only about it and disputed answers."""
+    disputed: Agreement | None = None
+    """With the grades of the flexible mode on disputed answers, in that case."""
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """An answer that a judge was asked about, where it was not asked about all."""
+
+    rung: str
+    line: int
+    """Its line in the rung's file of grades, from 0."""
+    is_disputed: bool
+    judgement: Judgement
 
 
 def judge_answers(items: Sequence[Item], client: Judge, repeats: int = 3) -> list[Judgement]:

@@ -46,6 +46,10 @@ class GradedTrace:
     needs_thinking: bool
     ties: int = 0
     """Interventions at which a model's choice was a tie."""
+    is_open: bool = False
+    """Whether the text stops inside its thinking."""
+    is_loop: bool = False
+    """Whether it ends in the same words again and again."""
 
     def grade(self, mode: Mode) -> Grade:
         """The grade by one of the modes."""
@@ -79,6 +83,8 @@ def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> Graded
         changed=trace.changed,
         steered_passes=trace.steered_passes,
         needs_thinking=trace.needs_thinking,
+        is_open=flexible.is_open,
+        is_loop=flexible.is_loop,
     )
 
 
@@ -164,6 +170,9 @@ class _Scale:
             gains=find_gains(outcomes, self.base, self.thinking),
             flips=None if name == "base" else find_flips(outcomes, self.base),
             tie_fraction=sum(trace.ties for trace in traces) / tokens,
+            read_by=dict(Counter(trace.rule.value for trace in traces if trace.rule)),
+            open_fraction=_mean(trace.is_open for trace in traces),
+            loop_fraction=_mean(trace.is_loop for trace in traces),
         )
 
     def _against_hybrid(self, name: RungName, outcomes: Outcomes) -> Comparison | None:

@@ -1,7 +1,7 @@
 """The parts of an answer: what was thought, what was answered, and where the answer ends.
 
-Models mark their thinking in different ways, and some go on after their answer, with marks of a
-chat.
+Models mark their thinking in different ways, and some go on after their answer: with marks of a
+chat, or with the same words again and again.
 """
 
 import re
@@ -78,3 +78,19 @@ def end_turn(text: str) -> str:
         if text[: match.start()].strip():
             return text[: match.start()]
     return text
+
+
+LOOP = 40
+"""Characters at the end of a text that are looked for before it."""
+
+
+def is_loop(text: str) -> bool:
+    """Whether a text ends in the same words, again and again: four times and 200 characters."""
+    tail = text[-MAX_TAIL:].rstrip()
+    piece = tail[-LOOP:]
+    before = tail.rfind(piece, 0, len(tail) - 1) if len(piece) == LOOP else -1
+    if before < 0:
+        return False
+    period = len(tail) - len(piece) - before
+    span = max(4 * period, 5 * LOOP)
+    return span <= len(tail) and tail[-span:-period] == tail[len(tail) - span + period :]

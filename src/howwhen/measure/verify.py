@@ -35,22 +35,40 @@ def main(questions_per_child: int) -> None:
 
 
 def _answer(library: Any, max_questions: int) -> int:
-    """Write `[pid]`, then reply to each `[number, answer, gold]` with `[number, verdict]`."""
+    """Write `[pid]`, then reply to each question.
+
+    `[number, answer, gold]` is answered with `[number, verdict, ""]`, and `[number, text, gold,
+    "text"]`, for a whole text, with `[number, verdict, what was read]`.
+    """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     print(json.dumps([os.getpid()]), flush=True)
     for _ in range(max_questions):
         line = sys.stdin.readline()
         if not line:
             return DONE
-        number, *pair = json.loads(line)
+        number, answer, gold, *is_text = json.loads(line)
+        shown = ""
         try:
-            verdict = _compare(pair, library)
+            if is_text:
+                verdict, shown = _read(answer, gold, library)
+            else:
+                verdict = _compare([answer, gold], library)
         except MemoryError:
             verdict = "too long"
         except Exception:  # noqa: BLE001 - whatever it is, the answer could not be read
             verdict = "unreadable"
-        print(json.dumps([number, verdict]), flush=True)
+        print(json.dumps([number, verdict, shown]), flush=True)
     return RETIRED
+
+
+def _read(text: str, gold: str, library: Any) -> tuple[str, str]:
+    """What Math-Verify itself reads out of a text, against the gold answer."""
+    ours = library.parse(text, parsing_timeout=None, raise_on_error=True)
+    theirs = library.parse(f"\\boxed{{{gold}}}", parsing_timeout=None, raise_on_error=True)
+    if not ours or not theirs:
+        return "unreadable", ""
+    same = library.verify(theirs, ours, timeout_seconds=None, raise_on_error=True)
+    return "same" if same else "different", str(ours[-1])
 
 
 def _compare(pair: list[str], library: Any) -> str:

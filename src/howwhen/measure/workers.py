@@ -15,13 +15,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from howwhen.errors import HowwhenError
 
 Verdict = Literal["same", "different", "unreadable", "too long"]
 Pair = tuple[str, str]
 """An answer and a gold answer, both in LaTeX."""
+
+
+class Extracted(NamedTuple):
+    """What Math-Verify reads out of a whole text by itself."""
+
+    verdict: Verdict
+    """Against the gold answer."""
+    answer: str
+    """What it read; empty if nothing."""
+
 
 QUESTIONS_PER_CHILD = 1000
 """After so many questions a new child takes over, since SymPy's caches grow with every question."""
@@ -62,14 +72,28 @@ class Workers:
         Raises:
             HowwhenError: a process does not start.
         """
-        waiting: SimpleQueue[tuple[int, Pair]] = SimpleQueue()
-        for item in enumerate(pairs):
+        return [reply.verdict for reply in self._ask_all(pairs)]
+
+    def extract(self, pairs: Sequence[Pair]) -> list[Extracted]:
+        """Read whole texts with Math-Verify's own rules, and compare with the gold answers.
+
+        Args:
+            pairs: a text, and a gold answer in LaTeX.
+
+        Raises:
+            HowwhenError: a process does not start.
+        """
+        return self._ask_all([(*pair, "text") for pair in pairs])
+
+    def _ask_all(self, questions: Sequence[tuple[str, ...]]) -> list[Extracted]:
+        waiting: SimpleQueue[tuple[int, tuple[str, ...]]] = SimpleQueue()
+        for item in enumerate(questions):
             waiting.put(item)
-        verdicts: list[Verdict | None] = [None] * len(pairs)
+        replies: list[Extracted | None] = [None] * len(questions)
         failures: list[BaseException] = []
         threads = [
-            threading.Thread(target=self._work, args=(waiting, verdicts, failures))
-            for _ in self._processes[: len(pairs)]
+            threading.Thread(target=self._work, args=(waiting, replies, failures))
+            for _ in self._processes[: len(questions)]
         ]
         for thread in threads:
             thread.start()
@@ -77,19 +101,19 @@ class Workers:
             thread.join()
         if failures:
             raise failures[0]
-        return [verdict for verdict in verdicts if verdict is not None]
+        return [reply for reply in replies if reply is not None]
 
     def _work(
         self,
-        waiting: SimpleQueue[tuple[int, Pair]],
-        verdicts: list[Verdict | None],
+        waiting: SimpleQueue[tuple[int, tuple[str, ...]]],
+        replies: list[Extracted | None],
         failures: list[BaseException],
     ) -> None:
         process = self._idle.get()
         try:
             while not failures:
-                index, pair = waiting.get_nowait()
-                verdicts[index] = process.ask(pair, self.deadline_seconds)
+                index, question = waiting.get_nowait()
+                replies[index] = process.ask(question, self.deadline_seconds)
         except Empty:
             return
         except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
@@ -107,21 +131,20 @@ class _Process:
         self._child: int | None = None
         self._asked = 0
 
-    def ask(self, pair: Pair, deadline_seconds: float) -> Verdict:
-        """Compare a pair. At the deadline the child is killed, and another one takes over."""
+    def ask(self, question: Sequence[str], deadline_seconds: float) -> Extracted:
+        """Ask a question. At the deadline the child is killed, and another one takes over."""
         running = self._running or self._start()
         self._asked += 1
         with self._alarm(deadline_seconds) as alarm:
-            self._write(running, [self._asked, *pair])
+            self._write(running, [self._asked, *question])
             while True:
                 reply = self._read(running)
                 if len(reply) == 1:  # a new child, after one was killed or retired
                     self._child = reply[0]
                     if alarm.has_rung:
-                        return "too long"
+                        return Extracted("too long", "")
                 elif reply[0] == self._asked:
-                    verdict: Verdict = reply[1]
-                    return verdict
+                    return Extracted(reply[1], reply[2])
 
     def _start(self) -> "subprocess.Popen[str]":
         script = str(Path(__file__).with_name("verify.py"))

@@ -1,13 +1,20 @@
 """Step 5: every answer graded, every rung on one scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 from typing import get_args
 
 from howwhen.judge.endpoint import Judge, open_endpoint
-from howwhen.lm.prompts import ThinkTags
-from howwhen.measure.grade import Grader, Item, Mode, open_grader
-from howwhen.measure.judge import Judgement, JudgeReport, agreement, judge_answers
+from howwhen.measure.audit import Audit, Audited, audit_answers, unequal_reading
+from howwhen.measure.grade import Graded, Item, Mode, open_grader
+from howwhen.measure.judge import (
+    JudgedAnswer,
+    Judgement,
+    JudgeReport,
+    agreement,
+    judge_answers,
+)
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import grades_file
@@ -17,6 +24,12 @@ from howwhen.zoo.pairs import Pair
 
 JUDGE_REPORT = "judge.json"
 """File with what a judge thinks of the grades, if one was asked."""
+
+
+AUDIT = "audit.json"
+"""File with what a second reader makes of the answers, if they were read twice."""
+Read = list[tuple[Item, Graded]]
+"""Answers with their grades in the flexible mode, in order."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +42,57 @@ class MeasureCounts:
 
 def measure(run: Run, step: StepFolder) -> MeasureCounts:
     """Grade every trace and put all rungs on one scale."""
-    judge = open_endpoint(run.settings.measure, run.folder.judge_cache, run.reporter.say)
+    settings = run.settings.measure
+    judge = open_endpoint(settings, run.folder.judge_cache, run.reporter.say)
     problems = {problem.id: problem for problem in run.problems(Split.TEST)}
     decoded = run.folder.step("hybrid")
-    graded: dict[RungName, list[GradedTrace]] = {}
-    items: dict[RungName, list[Item]] = {}
-    with open_grader(run.settings.measure.deadline_seconds) as grader:
+    graded: dict[str, list[GradedTrace]] = {}
+    read: dict[str, Read] = {}
+    with open_grader(settings.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             rung = traces[0].rung
-            tags, is_begun = run.pair.think_tags, _starts_in_thinking(run.pair, rung)
-            rung_items = [
-                _item(trace, problems[trace.problem_id], tags, is_begun) for trace in traces
-            ]
-            graded.setdefault(rung, []).extend(_grade(grader, traces, rung_items))
-            items.setdefault(rung, []).extend(rung_items)
+            items = _items(run.pair, rung, traces, problems)
+            flexible, strict = grader.grade(items), grader.grade(items, "strict")
+            graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict))
+            read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
+        audited = audit_answers(read, grader) if settings.reads_twice else None
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
-    measurement = measure_ladder(ladder, run.settings.measure, knock_outs, categories)
+    measurement = measure_ladder(ladder, settings, knock_outs, categories)
     step.write_record("measurement.json", measurement)
-    for rung, graded_traces in graded.items():
-        step.write_records(grades_file(rung), graded_traces)
-    if judge is not None:
-        _judge(run, step, judge, items, graded)
+    for name, graded_traces in graded.items():
+        step.write_records(grades_file(name), graded_traces)
+    audit = audited.audit if audited else None
+    if judge is not None and audited is not None and settings.judge_disputed:
+        audit = _judge_disputed(run, step, judge, read, graded, audited)
+    elif judge is not None:
+        _judge(run, step, judge, read, graded)
+    if audit is not None:
+        step.write_record(AUDIT, audit)
+    for line in unequal_reading(measurement, audit):
+        run.reporter.say(f"  WARNING: read unequally: {line}")
     return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
+
+
+def _items(
+    pair: Pair, rung: RungName, traces: Sequence[HybridTrace], problems: Mapping[str, Problem]
+) -> list[Item]:
+    """A rung's answers, to be graded."""
+    is_begun = _starts_in_thinking(pair, rung)
+    return [
+        Item(
+            trace.text,
+            problems[trace.problem_id].answer,
+            problems[trace.problem_id].dataset,
+            trace.finish,
+            question=problems[trace.problem_id].question,
+            think_tags=pair.think_tags,
+            starts_in_thinking=is_begun,
+        )
+        for trace in traces
+    ]
 
 
 def _starts_in_thinking(pair: Pair, rung: RungName) -> bool:
@@ -64,56 +103,83 @@ def _starts_in_thinking(pair: Pair, rung: RungName) -> bool:
     return writer.prompt_ends_in(pair.think_tags[0])
 
 
-def _item(
-    trace: HybridTrace, problem: Problem, think_tags: ThinkTags, starts_in_thinking: bool
-) -> Item:
-    return Item(
-        trace.text,
-        problem.answer,
-        problem.dataset,
-        trace.finish,
-        question=problem.question,
-        think_tags=think_tags,
-        starts_in_thinking=starts_in_thinking,
-    )
-
-
 def _judge(
     run: Run,
     step: StepFolder,
     judge: Judge,
-    items: Mapping[RungName, Sequence[Item]],
-    graded: Mapping[RungName, Sequence[GradedTrace]],
+    read: Mapping[str, Read],
+    graded: Mapping[str, Sequence[GradedTrace]],
 ) -> None:
     """Ask a judge about every answer, and write how often it agrees with each mode.
 
     `judged/RUNG.jsonl` has a line for each line of `grades/RUNG.jsonl`.
     """
-    settings = run.settings.measure
+    repeats = run.settings.measure.judge_repeats
     judged: list[Judgement] = []
-    for rung, rung_items in items.items():
-        judgements = judge_answers(rung_items, judge, settings.judge_repeats)
+    for rung, pairs in read.items():
+        judgements = judge_answers([item for item, _ in pairs], judge, repeats)
         step.write_records(f"judged/{rung}.jsonl", judgements)
         judged += judgements
-    traces = [trace for rung in items for trace in graded[rung]]
+    traces = [trace for rung in read for trace in graded[rung]]
+    step.write_record(JUDGE_REPORT, _report(judge, repeats, traces, judged))
+
+
+def _judge_disputed(
+    run: Run,
+    step: StepFolder,
+    judge: Judge,
+    read: Mapping[str, Read],
+    graded: Mapping[str, Sequence[GradedTrace]],
+    audited: Audited,
+) -> Audit:
+    """Ask a judge about disputed answers and a random sample of all, and write what it says.
+
+    Returns:
+        The audit in which the judge decides about disputed answers.
+    """
+    settings = run.settings.measure
+    places = [(rung, index) for rung, pairs in read.items() for index in range(len(pairs))]
+    disputed = [place for place in places if audited.is_disputed(*place)]
+    drawn = Random(settings.seed).sample(places, min(settings.judge_sample, len(places)))
+    asked = list(dict.fromkeys([*disputed, *drawn]))
+    items = [read[rung][index][0] for rung, index in asked]
+    judgements = judge_answers(items, judge, settings.judge_repeats)
+    step.write_records(
+        "judged.jsonl",
+        [
+            JudgedAnswer(*place, audited.is_disputed(*place), judgement)
+            for place, judgement in zip(asked, judgements, strict=True)
+        ],
+    )
+    judged = dict(zip(asked, judgements, strict=True))
+    traces = [graded[rung][index] for rung, index in drawn]
+    report = _report(judge, settings.judge_repeats, traces, [judged[place] for place in drawn])
+    flexible = [graded[rung][index].flexible for rung, index in disputed]
+    step.write_record(
+        JUDGE_REPORT,
+        replace(
+            report,
+            unparsable=sum(judgement.unparsable for judgement in judgements),
+            sample=len(drawn),
+            disputed=agreement(flexible, [judged[place] for place in disputed]),
+        ),
+    )
+    return audited.settled(judged)
+
+
+def _report(
+    judge: Judge, repeats: int, traces: Sequence[GradedTrace], judged: Sequence[Judgement]
+) -> JudgeReport:
     modes: tuple[Mode, ...] = get_args(Mode)
-    report = JudgeReport(
+    return JudgeReport(
         model=judge.model,
-        repeats=settings.judge_repeats,
+        repeats=repeats,
         unparsable=sum(judgement.unparsable for judgement in judged),
         agreement={
             mode: agreement([trace.grade(mode) for trace in traces], judged) for mode in modes
         },
         usage=judge.usage,
     )
-    step.write_record(JUDGE_REPORT, report)
-
-
-def _grade(
-    grader: Grader, traces: Sequence[HybridTrace], items: Sequence[Item]
-) -> list[GradedTrace]:
-    grades = zip(traces, grader.grade(items), grader.grade(items, "strict"), strict=True)
-    return [reduce_trace(trace, flexible, strict) for trace, flexible, strict in grades]
 
 
 def _categories(run: Run) -> list[Category]:

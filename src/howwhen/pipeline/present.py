@@ -8,12 +8,13 @@ from typing import Any
 from howwhen.discover.categories import CategorySummary
 from howwhen.formats.files import Json
 from howwhen.lm.models import LanguageModel
+from howwhen.measure.audit import Audit
 from howwhen.measure.judge import JudgeReport
 from howwhen.measure.ladder import GradedTrace
 from howwhen.pipeline.context import REPORT, Run
 from howwhen.pipeline.discover import read_counts, read_grid, taxonomy_page
 from howwhen.pipeline.files import grades_file
-from howwhen.pipeline.measure import JUDGE_REPORT
+from howwhen.pipeline.measure import AUDIT, JUDGE_REPORT
 from howwhen.pipeline.store import StepFolder
 from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput, make_html
@@ -83,6 +84,7 @@ def _report(run: Run, chart: str | None) -> ReportInput:
         },
         chart=chart,
         judge=_read_judge(run),
+        audit=_read_audit(run),
     )
 
 
@@ -97,6 +99,12 @@ def _read_judge(run: Run) -> JudgeReport | None:
     if run.settings.measure.judge_url is None:
         return None
     return run.folder.step("measure").read_record(JUDGE_REPORT, JudgeReport)
+
+
+def _read_audit(run: Run) -> Audit | None:
+    if not run.settings.measure.reads_twice:
+        return None
+    return run.folder.step("measure").read_record(AUDIT, Audit)
 
 
 def _viewer(run: Run, titles: tuple[str, ...]) -> PackedViewer:

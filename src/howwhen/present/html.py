@@ -20,10 +20,18 @@ from howwhen.discover.page import (
     page_context,
     template_environment,
 )
+from howwhen.present.audit import (
+    AUDIT_TEXT,
+    audit_table,
+    disputed_table,
+    golds_text,
+    reading_table,
+)
 from howwhen.present.report import (
     COST_TEXT,
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
+    READING_TEXT,
     ReportInput,
     grading_text,
     judge_text,
@@ -31,6 +39,7 @@ from howwhen.present.report import (
     rungs_text,
     sample_text,
     training_lines,
+    unequal_lines,
     verdict,
 )
 from howwhen.present.tables import (
@@ -105,7 +114,7 @@ def _ticked(text: str) -> Markup:
 def make_html(given: HtmlInput) -> str:
     """The whole page."""
     report, measurement = given.report, given.report.measurement
-    knock_outs = measurement.knock_outs
+    knock_outs, audit = measurement.knock_outs, report.audit
     samples = sample_table(measurement)
     rows = [(name, str(value)) for name, value in given.settings.items()]
     return (
@@ -131,6 +140,13 @@ def make_html(given: HtmlInput) -> str:
             grading_text=grading_text(measurement),
             grades=grade_table(measurement),
             modes=mode_table(measurement),
+            reading_text=READING_TEXT,
+            reading=reading_table(measurement.rungs),
+            unequal=unequal_lines(report),
+            audit=None if audit is None else audit_table(audit),
+            audit_text=AUDIT_TEXT,
+            golds_text="" if audit is None else golds_text(audit),
+            disputed=None if audit is None else disputed_table(audit),
             judge=judge_table(report.judge) if report.judge else None,
             judge_text=judge_text(report.judge) if report.judge else "",
             samples=samples,

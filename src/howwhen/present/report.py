@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 
 from howwhen.discover.categories import CategorySummary
 from howwhen.judge.endpoint import usage_line
+from howwhen.measure.audit import unequal_reading
+from howwhen.present.audit import (
+    AUDIT_TEXT,
+    audit_table,
+    disputed_table,
+    golds_text,
+    reading_table,
+)
 from howwhen.present.tables import (
     Table,
     cost_table,
@@ -30,6 +38,7 @@ from howwhen.records import (
 if TYPE_CHECKING:
     from howwhen.discover.report import GridRow
     from howwhen.elicit.report import ElicitReport
+    from howwhen.measure.audit import Audit
     from howwhen.measure.judge import JudgeReport
 
 LADDER_TEXT = (
@@ -60,6 +69,11 @@ RUNG_NOTES: Mapping[RungName, str] = {
     "thinking": "the thinking model alone",
 }
 """What each rung is, in the terms of the literature."""
+READING_TEXT = (
+    "What the flexible mode read, by rule: the share of each rung's answers. An answer loops if it "
+    "ends in the same words four times and for 200 characters. Shares that differ much between "
+    "base, hybrid and thinking model mean that their accuracies are not read alike."
+)
 KNOCK_OUT_TEXT = (
     "The gap recovered by the hybrid without one category, the loss against the full hybrid, and "
     "the gap recovered with that category alone."
@@ -89,6 +103,8 @@ class ReportInput:
     """File with the chart of the knock-outs."""
     judge: "JudgeReport | None" = None
     """What a judge thinks of the grades; None if none was asked."""
+    audit: "Audit | None" = None
+    """What a second reader makes of the answers; None if they were read once."""
 
 
 def verdict(measurement: Measurement) -> str:
@@ -163,6 +179,10 @@ def make_report(given: ReportInput) -> str:
         grading_text(given.measurement),
         _markdown(grade_table(given.measurement)),
         _markdown(mode_table(given.measurement)),
+        READING_TEXT,
+        _markdown(reading_table(given.measurement.rungs)),
+        *unequal_lines(given),
+        *_audit_parts(given.audit),
         *_judge_parts(given.judge),
         *_sample_parts(given.measurement),
         *_knock_out_parts(given),
@@ -198,6 +218,23 @@ def grading_text(measurement: Measurement) -> str:
     )
 
 
+def unequal_lines(given: ReportInput) -> list[str]:
+    """Warnings where base, hybrid and thinking model are not read alike."""
+    lines = unequal_reading(given.measurement, given.audit)
+    return [f"Read unequally, which biases comparisons: {line}." for line in lines]
+
+
+def _audit_parts(audit: "Audit | None") -> list[str]:
+    if audit is None:
+        return []
+    return [
+        AUDIT_TEXT,
+        golds_text(audit),
+        _markdown(audit_table(audit)),
+        _markdown(disputed_table(audit)),
+    ]
+
+
 def _judge_parts(judge: "JudgeReport | None") -> list[str]:
     return [] if judge is None else [judge_text(judge), _markdown(judge_table(judge))]
 
@@ -205,10 +242,15 @@ def _judge_parts(judge: "JudgeReport | None") -> list[str]:
 def judge_text(judge: "JudgeReport") -> str:
     """Who judged, and how many replies could not be read."""
     used = usage_line(judge.model, judge.usage)
+    where = ""
+    if judge.disputed is not None:
+        raw = judge.disputed.raw
+        share = "" if raw is None else f" (on {raw:.0%} of the disputed ones)"
+        where = f", on a random sample of {judge.sample}{share}"
     return (
         f"Majority of {judge.repeats} verdicts of the {used}; {judge.unparsable} "
         "replies could not be parsed. Agreement of the grading rules and the judge on correct "
-        "answers:"
+        f"answers{where}:"
     )
 
 
