@@ -7,8 +7,8 @@ from pathlib import Path
 from howwhen.discover.categories import CategorySummary, SentenceExample
 from howwhen.elicit.report import ElicitReport, ProbeScores, SeedTraining, TrainingSummary
 from howwhen.formats.files import Json
-from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import GradedTrace, measure_ladder
+from howwhen.measure.marks import Rule
 from howwhen.pipeline.files import STEPS, Key, StepName, grades_file
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.store import RunFolder, StepFolder

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from howwhen.measure.answers import Answer, Rule, looks_truncated, read_answer
+from howwhen.measure.answers import read_answer
+from howwhen.measure.endings import looks_truncated
 from howwhen.measure.grade import Item, Mode, find_answer, grade_answers, open_grader
 from howwhen.measure.kinds import Kind, Wanted, wanted_of
+from howwhen.measure.marks import Answer, Rule
 from howwhen.measure.numbers import as_number, as_quantities
 from howwhen.measure.parts import split_parts
 from howwhen.measure.questions import Asked, read_question

@@ -14,8 +14,8 @@ from howwhen.elicit.report import (
     SeedTraining,
     TrainingSummary,
 )
-from howwhen.measure.answers import Rule
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
+from howwhen.measure.marks import Rule
 from howwhen.present.charts import draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput
 from howwhen.present.report import ReportInput

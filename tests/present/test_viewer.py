@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from howwhen.measure.answers import Rule
+from howwhen.measure.marks import Rule
 from howwhen.present.viewer import PackedViewer, pack_viewer, reason
 from howwhen.records import Grade
 from tests.present.planted import IDS, PROBLEMS, TOKENIZER, graded, viewer

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from howwhen.measure.answers import Answer, looks_truncated, read_answer
+from howwhen.measure.answers import read_answer
+from howwhen.measure.endings import looks_truncated
 from howwhen.measure.equality import as_intervals, compare_exactly, without_idle_digits
 from howwhen.measure.kinds import Kind, wanted_of
+from howwhen.measure.marks import Answer
 from howwhen.measure.parts import Parts, is_loop, split_parts
 from howwhen.measure.questions import read_question
 from howwhen.measure.workers import Verdict, Workers

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from howwhen.errors import StoreError
-from howwhen.measure.answers import Rule
 from howwhen.measure.grade import Graded, Mode
+from howwhen.measure.marks import Rule
 from howwhen.measure.recovery import Bootstrap, Outcomes, find_flips, find_gains, pass_at_k
 from howwhen.records import (
     Comparison,

@@ -25,6 +25,8 @@ _END_OF_TURN = re.compile(
     r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|<\uff5c(?:end\u2581of\u2581sentence|User)\uff5c>|\[INST\]|\[/INST\]"
 )
 """Marks of a chat after which an answer is over."""
+MAX_ANSWER_LENGTH = 500
+"""Longer texts are not answers."""
 MAX_TAIL = 20_000
 """Characters at the end of a text that are searched for what it repeats."""
 
