@@ -23,11 +23,10 @@ from howwhen.measure.equality import OPTION
 from howwhen.measure.grammar import MATH
 from howwhen.measure.kinds import Kind, Wanted
 from howwhen.measure.marks import (
-    STATED,
     Answer,
     Rule,
     last_mark,
-    last_matches,
+    said_answers,
     value_at,
 )
 from howwhen.measure.numbers import as_number, trim_unit
@@ -184,7 +183,7 @@ def _ends_in_cue(text: str) -> bool:
 
 def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """What a text calls its answer in some sentence."""
-    for match in last_matches(STATED, text):
+    for match in said_answers(text):
         rest = text[match.end() : match.end() + MAX_ANSWER_LENGTH].lstrip(" *_:\n")
         sentence = SENTENCE_END.split(rest, maxsplit=1)[0]
         if LABEL.sub("", sentence) != sentence or not sentence:

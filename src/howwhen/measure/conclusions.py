@@ -7,10 +7,12 @@ have no examples (LOG.md).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from howwhen.measure.grammar import (
+    CUES,
+    RESULTING,
     Quantity,
     Reading,
     Role,
@@ -88,6 +90,11 @@ _SETUP = re.compile(
 )
 
 
+_TOTAL = re.compile(r"\b(?:total|altogether|combined|overall|all)\b", re.IGNORECASE)
+_LAST_PART = re.compile(rf"\W(?:{'|'.join(CUES | RESULTING)})\b", re.IGNORECASE)
+"""Words that open a part within a sentence."""
+
+
 class Candidate(NamedTuple):
     """A quantity that may be the answer."""
 
@@ -99,13 +106,13 @@ class Candidate(NamedTuple):
 
 def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
     """The quantity that a text concludes with; None if it names none."""
-    best: Candidate | None = None
-    for candidate in candidates(text, wanted, asked):
-        if best is None or candidate.points > best.points:
-            best = candidate
-    if best is None:
-        return None
-    return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
+    for start in (_last_sentences(text), max(0, len(text) - TAIL)):
+        search = _Search(text, wanted, asked)
+        search.read_back(sentences_of(text, start))
+        if search.best is not None:
+            best = search.best
+            return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
+    return None
 
 
 def _with_its_like(best: Candidate, wanted: Wanted) -> str:
@@ -116,39 +123,64 @@ def _with_its_like(best: Candidate, wanted: Wanted) -> str:
     return ", ".join(like[-wanted.parts :])
 
 
-def candidates(text: str, wanted: Wanted, asked: Asked) -> Iterator[Candidate]:
-    """The quantities of the last sentences with their points, the last sentence first."""
-    found = False
-    for start in (_last_sentences(text), max(0, len(text) - TAIL)):
-        for candidate in _from(text, start, wanted, asked):
-            found = True
-            yield candidate
-        if found:
-            return
+class _Search:
+    """Reads sentences from the last one back; those that cannot win are put off."""
 
+    def __init__(self, text: str, wanted: Wanted, asked: Asked) -> None:
+        self.text, self.wanted, self.asked = text, wanted, asked
+        self.best: Candidate | None = None
+        self.steps = 0
+        """Conclusions read so far."""
+        self.denied: set[str] = set()
+        self.cue = CUE_WITHOUT_QUESTION if asked.is_empty else CUE
+        self.most = max(ROLES.values())
+        """Most points of a quantity, but for what the words of its sentence show."""
+        if not asked.is_empty:
+            self.most += ASKED_WORD * MAX_ASKED_WORDS + ASKED_UNIT
+            self.most += MORE_OF_UNIT * max(0, len(asked.nouns) - 1)
 
-def _from(text: str, start: int, wanted: Wanted, asked: Asked) -> Iterator[Candidate]:
-    steps = 0
-    denied: set[str] = set()
-    cue = CUE_WITHOUT_QUESTION if asked.is_empty else CUE
-    for sentence in reversed(sentences_of(text, start)):
-        if sentence.is_question:
-            continue
-        reading = read_sentence(text, sentence, wanted)
-        denied |= set(reading.denied)
+    def read_back(self, sentences: Sequence[Sentence]) -> None:
+        """Read sentences, the last one first, until those before count no more."""
+        put_off: list[Sentence] = []
+        for sentence in reversed(sentences):
+            if sentence.is_question:
+                continue
+            if not self._may_win(sentence):
+                put_off.append(sentence)
+                continue
+            for one in (*put_off, sentence):  # what is denied after a sentence counts in it
+                self._read(one)
+                if self.steps == len(STEPS_BACK):
+                    return
+            put_off.clear()
+
+    def _may_win(self, sentence: Sentence) -> bool:
+        if self.best is None:
+            return True
+        words = self.text[sentence.tokens[0].start : sentence.tokens[-1].end]
+        most = self.most + STEPS_BACK[self.steps] + TOTAL * bool(_TOTAL.search(words))
+        most += LAST_PART * bool(_LAST_PART.search(words))
+        if most + self.cue + ANSWER <= self.best.points:
+            return False
+        return most + _place(self.text, sentence, self.cue)[0] > self.best.points
+
+    def _read(self, sentence: Sentence) -> None:
+        reading = read_sentence(self.text, sentence, self.wanted)
+        self.denied.update(reading.denied)
         if not reading.quantities:
-            continue
-        place, is_conclusion = _place(text, sentence, cue)
+            return
+        place, is_conclusion = _place(self.text, sentence, self.cue)
         if any(quantity.role is Role.COMPUTED for quantity in reading.quantities):
-            cue = CUE
-        place += STEPS_BACK[steps]
+            self.cue = CUE
+        place += STEPS_BACK[self.steps]
         clauses = [stems(clause) for clause in reading.clauses]
         for index, quantity in enumerate(reading.quantities):
-            if quantity.text not in denied:
-                yield Candidate(place + _points(reading, index, clauses, asked), quantity, reading)
-        steps += is_conclusion
-        if steps == len(STEPS_BACK):
-            return
+            if quantity.text in self.denied:
+                continue
+            points = place + _points(reading, index, clauses, self.asked)
+            if self.best is None or points > self.best.points:
+                self.best = Candidate(points, quantity, reading)
+        self.steps += is_conclusion
 
 
 _BREAK = re.compile(r"[.!?]\s+(?=\S)|\n\s*(?=\S)")

@@ -42,7 +42,10 @@ def looks_truncated(text: str, parts: Parts) -> bool:
 
 def thinks_aloud(text: str) -> bool:
     """Whether a text doubts itself, as thinking does, more than once."""
-    return len(_DOUBT.findall(text[-MAX_TAIL:])) > 1
+    tail = text[-MAX_TAIL:]
+    if not any(part in tail for part in ("ait", "AIT", "mm", "MM")):
+        return False
+    return len(_DOUBT.findall(tail)) > 1
 
 
 def breaks_off_in_a_box(text: str) -> bool:

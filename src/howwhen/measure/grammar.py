@@ -133,7 +133,7 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_CUES = word_set(
+CUES = word_set(
     "therefore thus hence so consequently altogether finally overall then accordingly ultimately"
 )
 _CLOSING = word_set("altogether overall finally")
@@ -180,7 +180,7 @@ _RELATIVES = word_set(
     "adds simplifies reduces evaluates results turns brings"
 )
 _CLAUSE_VERBS = word_set("costs cost has have can will is are was were weigh weighs had")
-_RESULTING = word_set("leaving giving making bringing totaling totalling yielding resulting")
+RESULTING = word_set("leaving giving making bringing totaling totalling yielding resulting")
 _REPORTS = word_set(
     "means mean know see find found conclude conclusion get shows show determine determined so "
     "implies imply say says note given such is know answer tells meaning conclude"
@@ -352,11 +352,11 @@ class _Reader:
         clause.add(word)
         if word in _OPERATIONS and self._is_between_numbers(index):
             self._operate(index)
-        elif word in _CUES:
+        elif word in CUES:
             self._cue(index)
         elif word in ("which", "meaning"):
             self._which(index)
-        elif word in _RESULTING and self._previous(index) == ",":
+        elif word in RESULTING and self._previous(index) == ",":
             self.part += bool(self.found)
             self.clause, self.expected, self.governor = "main", Role.RELATIVE, -9
             self.has_verb = True
@@ -462,10 +462,7 @@ class _Reader:
             return
         if self._next(index) in _ADVERBIAL or (word in ("out", "up") and self._next(index) == "to"):
             return
-        if (
-            self.expected is Role.RELATIVE
-            and self._previous(index) in _RESULTING | _PRONOUN_OBJECTS
-        ):
+        if self.expected is Role.RELATIVE and self._previous(index) in RESULTING | _PRONOUN_OBJECTS:
             return
         if word == "of":
             previous = self.tokens[index - 1] if index else None
@@ -732,7 +729,7 @@ _AMOUNTS = word_set(
     "combined now other again longer later earlier ago"
 )
 """Words after a number that are not its unit."""
-_STOPS = _CUES | _IF | word_set("and or but which that to as than meaning")
+_STOPS = CUES | _IF | word_set("and or but which that to as than meaning")
 
 
 def read_sentence(text: str, sentence: Sentence, wanted: Wanted) -> Reading:

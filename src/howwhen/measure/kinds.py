@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from howwhen.measure.numbers import as_number
@@ -27,6 +28,7 @@ class Wanted(NamedTuple):
     """Whether it is an equation or an inequality, and not the value of something."""
 
 
+@lru_cache(maxsize=50_000)
 def wanted_of(gold: str, dataset: str = "") -> Wanted:
     """The form of a gold answer.
 

@@ -1,7 +1,7 @@
 """Answers that a text marks as such: in a box, after `####`, or after `the answer is`."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"[\s$\\,;()\[\].*]{0,20}(?:and|or)?[\s$\\,;()\[\].*]{0,20}")
 _MARKED = re.compile(r"(?:####[ \t]*|<answer>\s*)(?P<answer>[^\n<]+)")
-STATED = re.compile(
+_STATED = re.compile(
     r"(?<!by step )(?<!by-step )\banswer\b\"?"
     r"(?:\s+(?:to|for|of)\s+[^.:,\n]{1,80}?)?"
     r"[*_\s]{0,4}(?:\bis\b|\bare\b|\bshould be\b|\bwould be\b|\bwill be\b|\bmust be\b|=|:)"
@@ -82,7 +82,7 @@ def _boxed(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
     boxes: list[str] = []
     right = None
     place = 0
-    for match in last_matches(_BOX, text, 16):
+    for match in last_matches(_BOX, ("\\boxed", "\\fbox"), text, 16):
         end = closing_brace(text, match.end(), MAX_ANSWER_LENGTH)
         if right is not None and not _joins(text, end or right, right, wanted):
             break
@@ -133,14 +133,14 @@ def _in_words(inside: str, wanted: Wanted) -> str:
 
 
 def _hashed(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
-    for match in last_matches(_MARKED, text):
+    for match in last_matches(_MARKED, ("####", "<answer>"), text):
         if value := value_at("\n" + match["answer"], wanted):
             return match.start(), Answer(value, Rule.MARKED)
     return None
 
 
 def _said(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
-    for match in last_matches(STATED, text):
+    for match in said_answers(text):
         if text[match.start() - 1 : match.start()] == '"' and ":" in match[0]:
             continue  # a key of JSON
         if value := value_at(text[match.end() : match.end() + MAX_ANSWER_LENGTH], wanted):
@@ -148,9 +148,29 @@ def _said(text: str, wanted: Wanted) -> tuple[int, Answer] | None:
     return None
 
 
-def last_matches(pattern: re.Pattern[str], text: str, limit: int = 8) -> Iterator[re.Match[str]]:
-    """The last `limit` matches, the last one first."""
-    return iter(list(pattern.finditer(text))[: -limit - 1 : -1])
+def last_matches(
+    pattern: re.Pattern[str], openings: Sequence[str], text: str, limit: int = 8
+) -> Iterator[re.Match[str]]:
+    """The last `limit` matches, the last one first.
+
+    Args:
+        pattern: what is looked for.
+        openings: what each match begins with.
+        text: is searched from its end.
+        limit: matches returned at most.
+    """
+    places = [text.rfind(opening) for opening in openings]
+    while limit and (place := max(places)) >= 0:
+        index = places.index(place)
+        places[index] = text.rfind(openings[index], 0, place)
+        if match := pattern.match(text, place):
+            limit -= 1
+            yield match
+
+
+def said_answers(text: str) -> Iterator[re.Match[str]]:
+    """Where a text says `the answer is` or the like, the last one first."""
+    return last_matches(_STATED, ("answer", "Answer", "ANSWER"), text)
 
 
 def value_at(rest: str, wanted: Wanted) -> str | None:

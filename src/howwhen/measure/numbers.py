@@ -2,6 +2,7 @@ r"""Exact numbers as people and models write them: `1,234`, `$7.50`, `\frac{3}{4
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_DIGITS = 400
 """Longer numbers are not read. No answer has so many digits."""
@@ -92,6 +93,7 @@ COMPOUND = re.compile(
 """A quantity in two units: `1 hour and 35 minutes`. Only `as_quantities` knows which units fit."""
 
 
+@lru_cache(maxsize=50_000)
 def as_number(text: str) -> Fraction | None:
     r"""The exact value of a number, percentages as hundredths; None for anything else.
 
@@ -100,6 +102,8 @@ def as_number(text: str) -> Fraction | None:
     """
     if len(text) > MAX_DIGITS:
         return None
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text))
     text, factor = _unscaled(_COLOUR.sub("", _with_plain_fractions(text)))
     text, percents = _PERCENT.subn("", text)
     plain = re.sub(

@@ -25,6 +25,8 @@ _END_OF_TURN = re.compile(
     r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|<\uff5c(?:end\u2581of\u2581sentence|User)\uff5c>|\[INST\]|\[/INST\]"
 )
 """Marks of a chat after which an answer is over."""
+_PARTS_OF_MARKS = ("<|", "</s>", "<eos>", "_of_turn>", "<\uff5c", "INST]")
+"""A text without any of these has no such mark."""
 MAX_ANSWER_LENGTH = 500
 """Longer texts are not answers."""
 MAX_TAIL = 20_000
@@ -76,6 +78,8 @@ def _of_channels(text: str, heads: list[re.Match[str]]) -> Parts:
 
 def end_turn(text: str) -> str:
     """A text up to the first mark of a chat that ends it, or all of it."""
+    if not any(part in text for part in _PARTS_OF_MARKS):
+        return text
     for match in _END_OF_TURN.finditer(text):
         if text[: match.start()].strip():
             return text[: match.start()]
