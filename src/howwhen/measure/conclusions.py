@@ -13,6 +13,7 @@ from typing import NamedTuple
 from howwhen.measure.grammar import (
     CUES,
     RESULTING,
+    TOTALS,
     Quantity,
     Reading,
     Role,
@@ -90,8 +91,8 @@ _SETUP = re.compile(
 )
 
 
-_TOTAL = re.compile(r"\b(?:total|altogether|combined|overall|all)\b", re.IGNORECASE)
-_LAST_PART = re.compile(rf"\W(?:{'|'.join(CUES | RESULTING)})\b", re.IGNORECASE)
+_TOTALS = TOTALS | {"all"}
+_OPENING = CUES | RESULTING
 """Words that open a part within a sentence."""
 
 
@@ -157,10 +158,11 @@ class _Search:
     def _may_win(self, sentence: Sentence) -> bool:
         if self.best is None:
             return True
-        words = self.text[sentence.tokens[0].start : sentence.tokens[-1].end]
-        most = self.most + STEPS_BACK[self.steps] + TOTAL * bool(_TOTAL.search(words))
-        most += LAST_PART * bool(_LAST_PART.search(words))
-        if most + self.cue + ANSWER <= self.best.points:
+        words = {token.text for token in sentence.tokens}
+        most = self.most + STEPS_BACK[self.steps] + TOTAL * (not words.isdisjoint(_TOTALS))
+        most += LAST_PART * (not words.isdisjoint(_OPENING))
+        is_named = "answer" in words or "answer" in sentence.label
+        if most + self.cue + ANSWER * is_named <= self.best.points:
             return False
         return most + _place(self.text, sentence, self.cue)[0] > self.best.points
 

@@ -249,7 +249,7 @@ def sentences_of(text: str, start: int = 0) -> list[Sentence]:
     return found
 
 
-_TOTALS = word_set("altogether total combined overall")
+TOTALS = word_set("altogether total combined overall")
 _DETERMINERS = word_set(
     "the each that this which every no any another these those both his her their its"
 )
@@ -712,7 +712,7 @@ class _Reader:
 
     def _is_total(self, index: int) -> bool:
         words = [token.text for token in self.tokens[index + 1 : index + 5]]
-        return any(word in _TOTALS for word in words) or ("in", "all") in pairwise(words)
+        return any(word in TOTALS for word in words) or ("in", "all") in pairwise(words)
 
     def _previous(self, index: int) -> str:
         return self.tokens[index - 1].text if index else ""
