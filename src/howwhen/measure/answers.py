@@ -114,6 +114,7 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
+_DIGIT = re.compile(r"\d")
 _WEIGHTY = re.compile(
     r"\b(?:total|altogether|in all|correct|therefore|thus|overall)\b", re.IGNORECASE
 )
@@ -124,6 +125,8 @@ _GIVES_UP = re.compile(
     r"|\bnot sure\b|\bdo(?:es)?(?: not|n't) (?:know|give enough)",
     re.IGNORECASE,
 )
+_PARTS_OF_GIVING_UP = ("can", "could", "able", "impossible", "not sure", "know", "enough")
+"""A text without any of these does not give up."""
 _WITHDRAWN = re.compile(
     r"\blet me (?:redo|start over)|\bthat ignores|\bthat(?:'s| is) (?:wrong|incorrect|not right)"
     r"|\bi (?:forgot|made an? (?:mistake|error))|\bstart over|\bscratch that",
@@ -195,7 +198,7 @@ def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
 
 def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """The answer in the sentence that concludes a text that ended by itself."""
-    if _GIVES_UP.search(text[-200:]) or _UNFINISHED.search(text.rstrip("*_$ \n")):
+    if _gives_up(text[-200:]) or _UNFINISHED.search(text[-200:].rstrip("*_$ \n")):
         return None
     if called := _called_answer(text, wanted, asked):
         return called
@@ -208,6 +211,11 @@ def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
         if not sentence.endswith("?") and (value := _of_sentence(sentence, wanted, asked)):
             return Answer(value, Rule.CONCLUDED)
     return None
+
+
+def _gives_up(end: str) -> bool:
+    lower = end.lower()
+    return any(part in lower for part in _PARTS_OF_GIVING_UP) and bool(_GIVES_UP.search(end))
 
 
 _VERB = re.compile(
@@ -225,7 +233,7 @@ def _plain_expression(text: str, wanted: Wanted) -> str | None:
             value = value_at(sentence[verb.end() :], wanted)
             if value and as_number(value) is None and (len(value) > 1 or not value.isalnum()):
                 return trim_unit(value)
-        if re.search(r"\d", sentence):
+        if _DIGIT.search(sentence):
             return None
     return None
 
@@ -261,9 +269,15 @@ def _repeated(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     is_thinking = thinks_aloud(text)
     weights: dict[object, float] = {}
     texts: dict[object, str] = {}
+    known: dict[str, str | None] = {}  # a text that repeats itself is read once
+    is_numeric = wanted.kind is Kind.NUMBER
     for sentence in split_sentences(text):
         weight = _weight(sentence) if is_thinking else float(bool(_CUE.search(sentence)))
-        value = _of_sentence(sentence, wanted, asked) if weight else None
+        if not weight or (is_numeric and not _DIGIT.search(sentence)):
+            continue
+        if sentence not in known:
+            known[sentence] = _of_sentence(sentence, wanted, asked)
+        value = known[sentence]
         if value is not None and not (is_thinking and "%" in value):
             number = as_number(value)
             key = value if number is None else number

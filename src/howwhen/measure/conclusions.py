@@ -107,7 +107,7 @@ class Candidate(NamedTuple):
 
 def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
     """The quantity that a text concludes with; None if it names none."""
-    for start in (_last_sentences(text), max(0, len(text) - TAIL)):
+    for start in dict.fromkeys((_last_sentences(text), max(0, len(text) - TAIL))):
         search = _Search(text, wanted, asked)
         search.read_back(sentences_of(text, start))
         if search.best is not None:

@@ -85,6 +85,8 @@ _HOW = {
 """Units of the answer to `how long`, `how old` and the like."""
 _MEASURED = {"weigh": _WEIGHTS, "age": _AGES}
 """Units of the answer to a question with such a word."""
+_HOW_LONG = re.compile(rf"\bhow (?:much )?({'|'.join(_HOW)})(?:er)?\b", re.IGNORECASE)
+_WEIGHS = re.compile(rf"\b({'|'.join(_MEASURED)})\b", re.IGNORECASE)
 _EMPTY = word_set(
     "the a an is are was were be do does did will would can could has have had how many much "
     "what which find in on of at to for and or if when that this it its he she they his her "
@@ -156,9 +158,10 @@ def _nouns(sentence: str) -> frozenset[str]:
     for match in matches:
         phrase = [stem(word) for word in match["noun"].split()]
         nouns |= {word for word in phrase if word not in _EMPTY}
-    for words, pattern in ((_HOW, r"\bhow (?:much )?{}(?:er)?\b"), (_MEASURED, r"\b{}\b")):
+    for words, pattern in ((_HOW, _HOW_LONG), (_MEASURED, _WEIGHS)):
+        found = {match[1].lower() for match in pattern.finditer(sentence)}
         for word, units in words.items():
-            if not nouns & units and re.search(pattern.format(word), sentence, re.IGNORECASE):
+            if word in found and not nouns & units:
                 nouns |= units
     return frozenset(nouns)
 
