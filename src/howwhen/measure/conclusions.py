@@ -107,13 +107,18 @@ class Candidate(NamedTuple):
 
 def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
     """The quantity that a text concludes with; None if it names none."""
-    for start in dict.fromkeys((_last_sentences(text), max(0, len(text) - TAIL))):
-        search = _Search(text, wanted, asked)
-        search.read_back(sentences_of(text, start))
-        if search.best is not None:
-            best = search.best
-            return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
-    return None
+    tail, far = max(0, len(text) - TAIL), _last_sentences(text)
+    near = max(far, _nearest(text))
+    search = _Search(text, wanted, asked)
+    for start, end in ((near, len(text)), (far, near), (tail, far)):
+        if start < end and search.may_change(start, end):
+            search.read_back(sentences_of(text, start, end))
+        if start == far and search.best is not None:
+            break
+    if search.best is None:
+        return None
+    best = search.best
+    return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
 
 
 def _with_its_like(best: Candidate, wanted: Wanted) -> str:
@@ -133,6 +138,7 @@ class _Search:
         self.steps = 0
         """Conclusions read so far."""
         self.denied: set[str] = set()
+        self.put_off: list[Sentence] = []
         self.cue = CUE_WITHOUT_QUESTION if asked.is_empty else CUE
         self.most = max(ROLES.values())
         """Most points of a quantity, but for what the words of its sentence show."""
@@ -142,18 +148,33 @@ class _Search:
 
     def read_back(self, sentences: Sequence[Sentence]) -> None:
         """Read sentences, the last one first, until those before count no more."""
-        put_off: list[Sentence] = []
         for sentence in reversed(sentences):
             if sentence.is_question:
                 continue
             if not self._may_win(sentence):
-                put_off.append(sentence)
+                self.put_off.append(sentence)
                 continue
-            for one in (*put_off, sentence):  # what is denied after a sentence counts in it
+            for one in (*self.put_off, sentence):  # what is denied after a sentence counts in it
                 self._read(one)
                 if self.steps == len(STEPS_BACK):
                     return
-            put_off.clear()
+            self.put_off.clear()
+
+    def may_change(self, start: int, end: int) -> bool:
+        """Whether anything in a part of the text, before all that was read, may win."""
+        if self.best is None:
+            return True
+        if self.steps == len(STEPS_BACK):
+            return False
+        part = self.text[start:end].lower()
+        most = self.most + STEPS_BACK[self.steps] + self.cue + ANSWER * ("answer" in part)
+        if any(word in part for word in _TOTALS):
+            most += TOTAL
+        if most <= self.best.points:
+            return False
+        if any(word in part for word in _OPENING):
+            most += LAST_PART
+        return most > self.best.points
 
     def _may_win(self, sentence: Sentence) -> bool:
         if self.best is None:
@@ -193,6 +214,18 @@ def _last_sentences(text: str) -> int:
     start = max(0, len(text) - TAIL)
     ends = [match.end() for match in _BREAK.finditer(text, start)]
     return ends[-SENTENCES] if len(ends) >= SENTENCES else start
+
+
+_CLEAR_BREAK = re.compile(r"(?<=[a-z]{3}[.!?])\s+(?=[A-Z])")
+"""Between two sentences, without a doubt."""
+NEAR = 600
+"""Characters at the end of a text in which the sentences that are read first begin."""
+
+
+def _nearest(text: str) -> int:
+    """Where the last two or three sentences of a text begin."""
+    ends = [match.end() for match in _CLEAR_BREAK.finditer(text, max(0, len(text) - NEAR))]
+    return ends[-min(2, len(ends))] if ends else 0
 
 
 def _place(text: str, sentence: Sentence, cue: int) -> tuple[int, bool]:

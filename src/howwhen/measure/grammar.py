@@ -208,8 +208,8 @@ REACH = 4
 """How many words before a number a preposition still governs it."""
 
 
-def sentences_of(text: str, start: int = 0) -> list[Sentence]:
-    """The sentences of a text from a position on, in order."""
+def sentences_of(text: str, start: int = 0, until: int | None = None) -> list[Sentence]:
+    """The sentences of a text between two positions, in order."""
     found: list[Sentence] = []
     tokens: list[Token] = []
     label = ""
@@ -221,7 +221,7 @@ def sentences_of(text: str, start: int = 0) -> list[Sentence]:
     behind = start
     if label_match := _LABEL.match(text, start):
         label, behind = label_match["label"].lower(), label_match.end()
-    for match in _TOKEN.finditer(text, behind):
+    for match in _TOKEN.finditer(text, behind, len(text) if until is None else until):
         first, end = match.span()
         if first < behind:
             continue
