@@ -382,6 +382,8 @@ def print_audit(audit: "Audit") -> None:
 
     print(f"{AUDIT_TEXT}\n{golds_text(audit)}")
     for found, is_long in ((audit_table(audit), False), (disputed_table(audit), True)):
+        if not found.rows:
+            continue
         table = Table(show_lines=is_long)
         for column in found.columns:
             table.add_column(column, overflow="fold")

@@ -107,14 +107,15 @@ class Candidate(NamedTuple):
 
 def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
     """The quantity that a text concludes with; None if it names none."""
-    tail, far = max(0, len(text) - TAIL), _last_sentences(text)
-    near = max(far, _nearest(text))
+    near = _nearest(text) or _last_sentences(text)
     search = _Search(text, wanted, asked)
-    for start, end in ((near, len(text)), (far, near), (tail, far)):
-        if start < end and search.may_change(start, end):
-            search.read_back(sentences_of(text, start, end))
-        if start == far and search.best is not None:
-            break
+    search.read_back(sentences_of(text, near))
+    if near and search.may_be_beaten():
+        far = min(near, _last_sentences(text))
+        if search.may_change(far, near):
+            search.read_back(sentences_of(text, far, near))
+        if search.best is None and far:
+            search.read_back(sentences_of(text, max(0, len(text) - TAIL), far))
     if search.best is None:
         return None
     best = search.best
@@ -160,12 +161,17 @@ class _Search:
                     return
             self.put_off.clear()
 
+    def may_be_beaten(self) -> bool:
+        """Whether any sentence before those that were read could win."""
+        if self.best is None:
+            return True
+        most = self.most + self.cue + ANSWER + TOTAL + LAST_PART
+        return self.steps < len(STEPS_BACK) and most + STEPS_BACK[self.steps] > self.best.points
+
     def may_change(self, start: int, end: int) -> bool:
         """Whether anything in a part of the text, before all that was read, may win."""
         if self.best is None:
             return True
-        if self.steps == len(STEPS_BACK):
-            return False
         part = self.text[start:end].lower()
         most = self.most + STEPS_BACK[self.steps] + self.cue + ANSWER * ("answer" in part)
         if any(word in part for word in _TOTALS):
@@ -216,16 +222,25 @@ def _last_sentences(text: str) -> int:
     return ends[-SENTENCES] if len(ends) >= SENTENCES else start
 
 
-_CLEAR_BREAK = re.compile(r"(?<=[a-z]{3}[.!?])\s+(?=[A-Z])")
-"""Between two sentences, without a doubt."""
 NEAR = 600
 """Characters at the end of a text in which the sentences that are read first begin."""
+_SOME_BREAK = re.compile(r"[.!?]\s+(?=[A-Z])|\n\s{0,3}\n(?=[A-Z*#])")
+_ENDS_CLEARLY = re.compile(
+    r"(?:[a-z]{3}|[a-z\d]\)|(?:[^\n]\d|[,}])\d)[.!?]$"
+    r"|(?<!\bis)(?<!\bare)(?<!equals)(?<=[a-z\d.!?*)%$}\]])\n$"
+)
+"""The last characters of a sentence that ends without a doubt."""
 
 
 def _nearest(text: str) -> int:
-    """Where the last two or three sentences of a text begin."""
-    ends = [match.end() for match in _CLEAR_BREAK.finditer(text, max(0, len(text) - NEAR))]
-    return ends[-min(2, len(ends))] if ends else 0
+    """Where the last two sentences of a text begin; 0 if that is not clear."""
+    breaks = _SOME_BREAK.finditer(text, max(0, len(text) - NEAR))
+    clear = [
+        match.end()
+        for match in breaks
+        if _ENDS_CLEARLY.search(text, max(0, match.start() - 8), match.start() + 1)
+    ]
+    return clear[-min(2, len(clear))] if clear else 0
 
 
 def _place(text: str, sentence: Sentence, cue: int) -> tuple[int, bool]:

@@ -214,10 +214,6 @@ def sentences_of(text: str, start: int = 0, until: int | None = None) -> list[Se
     tokens: list[Token] = []
     label = ""
 
-    def close() -> None:
-        if any(token.kind not in ("stop", "mark") for token in tokens):
-            found.append(Sentence(tokens, label))
-
     behind = start
     if label_match := _LABEL.match(text, start):
         label, behind = label_match["label"].lower(), label_match.end()
@@ -228,25 +224,25 @@ def sentences_of(text: str, start: int = 0, until: int | None = None) -> list[Se
         kind, found_text = match.lastgroup or "", match[0]
         if kind == "word":
             found_text = found_text.lower()
-            if _may_count(found_text, tokens) and (longer := _NUMBER_IN_WORDS.match(text, first)):
+            if found_text in NUMERAL_WORDS and (longer := _number_in_words(text, first, tokens)):
                 kind, found_text, behind = "numeral", longer[0], longer.end()
                 end = behind
             tokens.append(Token(kind, found_text, first, end))
         elif kind == "break":
             if tokens and not _goes_on(text, tokens[-1], end):
-                close()
+                found.append(Sentence(tokens, label))
                 tokens, label = [], ""
             if not tokens and (label_match := _LABEL.match(text, end)):
                 label, behind = label_match["label"].lower(), label_match.end()
         elif kind == "stop":
             if not (tokens and found_text == "." and tokens[-1].text in ABBREVIATIONS):
                 tokens.append(Token(kind, found_text, first, end))
-                close()
+                found.append(Sentence(tokens, label))
                 tokens, label = [], ""
         else:
             tokens.append(Token(kind, found_text, first, end))
-    close()
-    return found
+    found.append(Sentence(tokens, label))
+    return [one for one in found if any(token.kind not in _EMPTY_KINDS for token in one.tokens)]
 
 
 TOTALS = word_set("altogether total combined overall")
@@ -255,9 +251,14 @@ _DETERMINERS = word_set(
 )
 
 
-def _may_count(word: str, before: list[Token]) -> bool:
-    """Whether a word may begin a number in words; `the two` only names what is known."""
-    return word in NUMERAL_WORDS and not (before and before[-1].text in _DETERMINERS)
+def _number_in_words(text: str, start: int, before: list[Token]) -> re.Match[str] | None:
+    """A number in words at a position; `the two` only names what is known."""
+    if before and before[-1].text in _DETERMINERS:
+        return None
+    return _NUMBER_IN_WORDS.match(text, start)
+
+
+_EMPTY_KINDS = frozenset(["stop", "mark"])
 
 
 def _goes_on(text: str, last: Token, following: int) -> bool:
@@ -289,6 +290,13 @@ def last_side(formula: str) -> str:
     if _NAME.fullmatch(sides[-1]) and as_number(sides[-2]) is not None:
         return sides[-2]
     return sides[-1]
+
+
+_GRAMMATICAL = frozenset().union(
+    _OPERATIONS, CUES, RESULTING, _NOT, _IF, _AT, _IS, _HAS, _WRONG, _NEARLY,
+    word_set("which meaning who whose whom that instead rather but and or as to"),
+)  # fmt: skip
+"""Words that say how a sentence is built. Any other one is just content."""
 
 
 class _Reader:
@@ -348,9 +356,10 @@ class _Reader:
     # Words
 
     def _word(self, index: int, word: str) -> None:
-        clause = self.clauses[-1]
-        clause.add(word)
-        if word in _OPERATIONS and self._is_between_numbers(index):
+        self.clauses[-1].add(word)
+        if word not in _GRAMMATICAL and self.clause != "condition":
+            self.has_content = True
+        elif word in _OPERATIONS and self._is_between_numbers(index):
             self._operate(index)
         elif word in CUES:
             self._cue(index)

@@ -56,6 +56,7 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
             flexible, strict = grader.grade(items), grader.grade(items, "strict")
             graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict))
             read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
+        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS) if rung in read}
         audited = audit_answers(read, grader) if settings.reads_twice else None
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
