@@ -1,6 +1,7 @@
 """Hostile answers end at the deadline, and the workers live on, whoever asks."""
 
-import random
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -101,12 +102,22 @@ def test_one_grader_serves_many_threads_and_equal_answers_are_compared_once() ->
     assert all(graded.grade is Grade.CORRECT for result in results for graded in result)
 
 
+PLAIN_NUMBERS = """
+import random, time
+from howwhen.measure.grade import grade_answers
+rng = random.Random(0)
+items = [
+    (f"She counts and counts. In all she has {rng.randrange(9999)} pens.", "12", "gsm8k")
+    for _ in range(3000)
+]
+started = time.process_time()
+grade_answers(items)
+print(len(items) / (time.process_time() - started))
+"""
+
+
 def test_plain_numbers_are_graded_fast() -> None:
-    rng = random.Random(0)
-    items = [
-        (f"She counts and counts. In all she has {rng.randrange(9999)} pens.", "12", "gsm8k")
-        for _ in range(3000)
-    ]
-    started = time.monotonic()
-    grade_answers(items)
-    assert len(items) / (time.monotonic() - started) > 300
+    """In a process of its own, where types are not checked at run time."""
+    command = [sys.executable, "-c", PLAIN_NUMBERS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 1000
