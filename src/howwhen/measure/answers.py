@@ -86,10 +86,40 @@ def _called_in_cut_final(reader: Reader) -> Answer | None:
     return _called_answer(reader.final, reader.wanted, reader.asked)
 
 
+def _checked_in_cut_final(reader: Reader) -> Answer | None:
+    """A text that was cut off while it checks an answer has settled on it."""
+    if reader.is_complete or thinks_aloud(reader.final):
+        return None
+    check = _CHECKED_AFTER.search(reader.final)
+    head = reader.final[: check.start()] if check else _before_repetition(reader.final)
+    if reader.wanted.kind not in (Kind.NUMBER, Kind.EXPRESSION) or not head:
+        return None
+    value = conclude(head, reader.wanted, reader.asked, least=SETTLED)
+    return Answer(value, Rule.CONCLUDED) if value else None
+
+
+def _before_repetition(text: str) -> str:
+    """A text up to where it begins to repeat its paragraphs; empty if it does not."""
+    seen: set[str] = set()
+    place = 0
+    for paragraph in text.split("\n\n"):
+        if len(paragraph) > MIN_REPEATED and paragraph in seen:
+            return text[:place]
+        seen.add(paragraph)
+        place += len(paragraph) + 2
+    return ""
+
+
+MIN_REPEATED = 40
+"""Shorter paragraphs may occur twice."""
+
+
 def _repeated_in_cut_text(reader: Reader) -> Answer | None:
     if reader.is_complete or reader.parts.is_open:
         return None
-    return _repeated(f"{reader.parts.thinking}\n{reader.final}", reader.wanted, reader.asked)
+    headings = [match.end() for match in _HEADING.finditer(reader.final)]
+    final = reader.final[headings[-1] :] if headings else reader.final  # results of earlier steps
+    return _repeated(f"{reader.parts.thinking}\n{final}", reader.wanted, reader.asked)
 
 
 STRICT_RULES: tuple[Callable[[Reader], Answer | None], ...] = (_marked_in_final,)
@@ -100,6 +130,7 @@ RULES: tuple[Callable[[Reader], Answer | None], ...] = (
     _of_open_thinking,
     _marked_in_closed_thinking,
     _called_in_cut_final,
+    _checked_in_cut_final,
     _repeated_in_cut_text,
 )
 """The flexible mode, in order: the first rule that finds an answer decides."""
@@ -120,12 +151,13 @@ _WEIGHTY = re.compile(
 )
 _UNFINISHED = re.compile(r"(?:\b(?:is|are|equals|after|to|of|the|a)|=|answer:)\s*$", re.IGNORECASE)
 _GIVES_UP = re.compile(
-    r"\b(?:cannot|can't|could not|couldn't|not able to|unable to|impossible to) (?:be )?"
-    r"(?:decided?|say|said|determined?|tell|told|settled?|found|find|solved?|concluded?)\b"
-    r"|\bnot sure\b|\bdo(?:es)?(?: not|n't) (?:know|give enough)",
+    r"\b(?:cannot|can't|can not|could not|couldn't|not able to|unable to|impossible to"
+    r"|(?:isn't|not) possible to) (?:be )?"
+    r"(?:give|decided?|say|said|determined?|tell|told|settled?|found|find|solved?|concluded?)\b"
+    r"|\bnot sure\b|\bdo(?:es)?(?: not|n't) (?:know|give enough)|\bmore information is needed",
     re.IGNORECASE,
 )
-_PARTS_OF_GIVING_UP = ("can", "could", "able", "impossible", "not sure", "know", "enough")
+_PARTS_OF_GIVING_UP = ("can", "could", "able", "possible", "not sure", "know", "enough", "needed")
 """A text without any of these does not give up."""
 _WITHDRAWN = re.compile(
     r"\blet me (?:redo|start over)|\bthat ignores|\bthat(?:'s| is) (?:wrong|incorrect|not right)"
@@ -198,6 +230,8 @@ def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
 
 def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """The answer in the sentence that concludes a text that ended by itself."""
+    if first := _EXPLAINED_AFTER.match(text):
+        text = first["first"]
     if _gives_up(text[-200:]) or _UNFINISHED.search(text[-200:].rstrip("*_$ \n")):
         return None
     if called := _called_answer(text, wanted, asked):
@@ -213,7 +247,27 @@ def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     return None
 
 
+_LAST_ASIDE = re.compile(r"\([^()]*\)\s*$")
+_EXPLAINED_AFTER = re.compile(
+    r"\s*(?P<first>[^\n]{5,300}?[.!])\**\s+\**(?:here(?:'s| is| are) (?:why|how|the (?:reason|steps"
+    r"|explanation|work))|explanation\b|reasoning\b|justification\b|why\?|this is because\b)",
+    re.IGNORECASE,
+)
+"""A text that says its answer first."""
+_CHECKED_AFTER = re.compile(
+    r"\n\s*(?:(?:now,? |wait,? )?let(?:'s| me| us) (?:quickly )?(?:verify|check|double|confirm)"
+    r"|to (?:verify|check|double)|(?:\*\*|#+ )?(?:verification|check)\b|```)",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"\n[ \t]*(?:#{1,4} |\*\*)?(?:Step\s+\d+|[A-Z][^\n.]{2,60}:\*\*|\*\*[^\n*]{2,80}\*\*)"
+)
+SETTLED = 20
+"""Points with which a cut text has settled on an answer, before it checks it."""
+
+
 def _gives_up(end: str) -> bool:
+    end = _LAST_ASIDE.sub("", end)
     lower = end.lower()
     return any(part in lower for part in _PARTS_OF_GIVING_UP) and bool(_GIVES_UP.search(end))
 

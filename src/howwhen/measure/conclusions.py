@@ -6,6 +6,7 @@ of the worked solutions of GSM8K's training set and on model answers, and set by
 have no examples (LOG.md).
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -81,9 +82,13 @@ _REMARK = re.compile(
     r"|(?:\w+\s)?(?:is|are)\W(?:about|approximately|exactly|equal to|a total of)?\W{0,4}\d)"
     r"|note\b|let's|let us|"
     r"remember|please|thank|yes\b|you\b|i\b|we can see|it's|for example|recall|if you|"
-    r"the (?:problem|calculation|reasoning|solution|step)s?\b)",
+    r"the (?:problem|calculation|reasoning|solution|step)s?\b|"
+    r"(?:that|this|it)(?:'s| is| was) (?:almost|nearly|just|roughly|close|more than|less than)\b|"
+    r"(?:for (?:comparison|reference|fun)|by the way|incidentally|interestingly|in other words|"
+    r"as an? (?:decimal|aside|side note)|at (?:this|that|his|her|its|their) (?:rate|pace))\b)",
     re.IGNORECASE,
 )
+_UNREAL = re.compile(r"\bwould have (?:\w+ ){0,2}(?:had|been|got|made|paid|\w+ed)\b", re.IGNORECASE)
 _SETUP = re.compile(
     r"\W*(?:let\b|first\b|next\b|given\b|initially\b|suppose\b|we know|we have|we need|"
     r"to (?:find|solve|determine|calculate|get)\b)",
@@ -105,8 +110,8 @@ class Candidate(NamedTuple):
     """Of its sentence."""
 
 
-def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
-    """The quantity that a text concludes with; None if it names none."""
+def conclude(text: str, wanted: Wanted, asked: Asked, least: float = -math.inf) -> str | None:
+    """The quantity that a text concludes with; None if it names none with at least such points."""
     near = _nearest(text) or _last_sentences(text)
     search = _Search(text, wanted, asked)
     search.read_back(sentences_of(text, near))
@@ -116,9 +121,9 @@ def conclude(text: str, wanted: Wanted, asked: Asked) -> str | None:
             search.read_back(sentences_of(text, far, near))
         if search.best is None and far:
             search.read_back(sentences_of(text, max(0, len(text) - TAIL), far))
-    if search.best is None:
-        return None
     best = search.best
+    if best is None or best.points < least:
+        return None
     return _with_its_like(best, wanted) if wanted.parts > 1 else best.quantity.text
 
 
@@ -250,7 +255,7 @@ def _place(text: str, sentence: Sentence, cue: int) -> tuple[int, bool]:
     if "answer" in sentence.label or _ANSWER.search(words):
         points += ANSWER
     is_check = bool(_CHECK.search(words))
-    is_remark = bool(_REMARK.match(words))
+    is_remark = words[0] == "(" or bool(_REMARK.match(words) or _UNREAL.search(words))
     points += CHECK * is_check + REMARK * is_remark
     if _SETUP.match(words):
         points += SETUP
@@ -267,7 +272,7 @@ def _points(reading: Reading, index: int, clauses: list[frozenset[str]], asked: 
         points += BEFORE_ANOTHER.get(role, BEFORE_ANY)
     if 0 < quantity.part == reading.quantities[-1].part:
         points += LAST_PART
-    if not any(character.isdigit() for character in text):
+    if text[0].isalpha() and not any(character.isdigit() for character in text):
         points += NUMERAL
     points += TOTAL * quantity.is_total
     if asked.is_empty:

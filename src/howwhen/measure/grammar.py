@@ -111,7 +111,7 @@ _TOKEN = re.compile(
     r"(?P<word>[A-Za-z]+(?:['\u2019-][A-Za-z]+)*)"
     rf"|(?P<math>{MATH.pattern})"
     rf"|(?P<number>{NUMBER.pattern})"
-    r"|(?P<stop>[.!?…]+(?=[\s\"'*_)\]}`]|$))"
+    r"|(?P<stop>[.!?…]+(?=[\s\"'*_)\]}`]|$)(?!(?<=\d!)\s?[=+\u00d7*/]))"
     r"|(?P<mark>[,;:()\[\]])"
     r"|(?P<break>[ \t]*\n\s*)"
     r"|(?P<equals>[=≈≃≅→]|\\approx\b|->)"
@@ -164,6 +164,7 @@ _NOT = word_set(
 _WRONG = word_set("wrong incorrect false impossible ruled excluded rejected")
 _PRONOUNS = word_set("he she they it we you there i")
 _PRONOUN_OBJECTS = word_set("him her them us me it you")
+_ABOUT = word_set("about approximately roughly approx")
 _STARTS = word_set("the this these he she they it we you there i his her their each")
 _NEARLY = word_set(
     "about approximately roughly exactly only just still also now a an the therefore thus indeed "
@@ -602,7 +603,9 @@ class _Reader:
             compound = None
         self.behind = end
         following = self._next(index)
-        if compound is None and following.removesuffix("s") in UNITS and token.kind == "number":
+        is_inches = following != "in" or self._next(index + 1) not in ("all", "total")
+        is_unit = following.removesuffix("s") in UNITS and is_inches
+        if compound is None and is_unit and token.kind == "number":
             text = f"{text} {following}"
         self._add(index, text, self._role(index, token))
 
@@ -639,6 +642,8 @@ class _Reader:
             self.found[-1] = last._replace(text=f"{last.text} or {text}", unit=self._unit(index))
         else:
             is_total = self._is_total(index)
+            if is_total and self._previous(index) == "," and role is not Role.OPERAND:
+                role = Role.RELATIVE  # `3 of hers and 4 of his, 7 in all`
             self.found.append(Quantity(text, role, self._unit(index), clause, self.part, is_total))
         self.numbers += 1
         self._index_of_last = index
@@ -666,6 +671,10 @@ class _Reader:
             return Role.ASIDE
         if self.clause == "condition":
             return Role.CONDITION
+        if self.wanted.kind is Kind.EXPRESSION and (
+            previous in _ABOUT or (is_computed and self.tokens[self.equals].text in "≈≃≅\\approx")
+        ):
+            return Role.MODIFIER  # where an exact value is wanted
         if is_computed:
             return Role.COMPUTED
         if index - self.governor <= REACH:
@@ -674,14 +683,16 @@ class _Reader:
             return Role.CONSEQUENCE
         if self.expected is not None:
             return self.expected
-        if self._continues_a_list():
+        if self._continues_a_list(index, previous):
             return Role.CONDITION
         return Role.OBJECT if self.has_verb or self.has_content else Role.SUBJECT
 
-    def _continues_a_list(self) -> bool:
+    def _continues_a_list(self, index: int, previous: str) -> bool:
         """Whether only a comma or `and` parts a number from one that a preposition governs."""
         if not self.found or self.found[-1].role is not Role.CONDITION:
             return False
+        if previous == "and" and index - self._index_of_last == 2:
+            return True
         return not self.verb_here and self.found[-1].part == self.part and self.listed
 
     def _is_modifier(self, token: Token, following: Token | None, previous: str) -> bool:
