@@ -292,10 +292,13 @@ def _plain_expression(text: str, wanted: Wanted) -> str | None:
     return None
 
 
+_DENIED_OPTION = re.compile(r"\b(?:not|n't|never|cannot be)\s+(?:option\s+)?\(?[A-J]\b\)?")
+
+
 def _of_sentence(sentence: str, wanted: Wanted, asked: Asked) -> str | None:
     """The answer within a sentence of prose."""
     if wanted.kind is Kind.LETTER:
-        options = OPTION.findall(sentence)
+        options = OPTION.findall(_DENIED_OPTION.sub("", sentence))
         return options[-1] if options else _of_options(sentence, asked)
     if wanted.kind is Kind.WORDS:
         return sentence.removeprefix("It is ").strip(" .*_")[:MAX_ANSWER_LENGTH] or None

@@ -31,8 +31,17 @@ def read_option(text: str) -> str | None:
     return option["letter"] if option else None
 
 
+_VALUE_FIRST = re.compile(r"(?P<value>[^=]*\d[^=]*)=\s*[A-Za-z]\s*")
+"""`23 = n` for `n = 23`."""
+_MODULUS = re.compile(r"\s*(?:\\pmod\s*\{?\d+\}?|\\b?mod\s*\{?\d+\}?|\(mod\s*\d+\))\s*$")
+
+
 def compare_exactly(answer: str, gold: str) -> Same | None:
     """Compare by exact arithmetic or letter by letter; None if that does not decide."""
+    if "mod" in answer and "mod" not in gold:
+        answer = _MODULUS.sub("", answer)
+    if "=" not in gold and (turned := _VALUE_FIRST.fullmatch(answer)):
+        answer = turned["value"]
     ours, theirs = canonical(answer), canonical(gold)
     if ours == theirs:
         return "same"
@@ -87,6 +96,8 @@ def _numbers(answer: str, gold: str) -> Same | None:
         theirs = value_of(gold)
         ours = value_of(answer)
         return None if theirs is None or ours is None else _same(ours == theirs)
+    if (measures := _measures(answer, gold)) is not None:
+        return _same(measures)
     quantities = as_quantities(without_text(answer))
     if quantities:
         return _same(theirs in quantities)
@@ -97,6 +108,36 @@ def _numbers(answer: str, gold: str) -> Same | None:
         return None
     bare = as_number(without_scale(answer))  # if the question asks for thousands
     return _same(theirs == bare or _same_number(ours, theirs, answer, gold))
+
+
+_IN_BASE_UNITS = {
+    **{name: ("length", Fraction(f)) for name, f in (("mm", "1/1000"), ("cm", "1/100"),
+       ("m", "1"), ("km", "1000"), ("meter", "1"), ("kilometer", "1000"), ("centimeter", "1/100"),
+       ("inch", "127/5000"), ("ft", "381/1250"), ("feet", "381/1250"), ("foot", "381/1250"),
+       ("mile", "201168/125"))},
+    **{name: ("mass", Fraction(f)) for name, f in (("mg", "1/1000"), ("g", "1"), ("kg", "1000"),
+       ("gram", "1"), ("kilogram", "1000"))},
+    **{name: ("time", Fraction(f)) for name, f in (("s", "1"), ("second", "1"), ("min", "60"),
+       ("minute", "60"), ("h", "3600"), ("hour", "3600"), ("day", "86400"))},
+}  # fmt: skip
+"""Units that may be compared, with what they measure."""
+_UNIT_IN_TEXT = re.compile(
+    r"(?P<number>.*\d.*?)\\(?:text|mbox|mathrm)\{\s*(?P<unit>[A-Za-z]+)\s*\}"
+)
+
+
+def _measures(answer: str, gold: str) -> bool | None:
+    """Whether two measures with units are the same; None unless both have a unit."""
+    found = []
+    for text in (answer, gold):
+        match = _UNIT_IN_TEXT.fullmatch(text.strip())
+        unit = match["unit"] if match else ""
+        base = _IN_BASE_UNITS.get(unit) or _IN_BASE_UNITS.get(unit.removesuffix("s"))
+        value = as_number(match["number"]) if match and base else None
+        if base is None or value is None:
+            return None
+        found.append((base[0], value * base[1]))
+    return found[0] == found[1]
 
 
 def _same_number(ours: Fraction, theirs: Fraction, answer: str, gold: str) -> bool:

@@ -17,6 +17,7 @@ from howwhen.measure.endings import looks_truncated
 from howwhen.measure.equality import as_intervals, compare_exactly, without_idle_digits
 from howwhen.measure.kinds import Kind, wanted_of
 from howwhen.measure.marks import Answer
+from howwhen.measure.numbers import in_asked_unit
 from howwhen.measure.parts import Parts, is_loop, split_parts
 from howwhen.measure.questions import read_question
 from howwhen.measure.workers import Verdict, Workers
@@ -111,7 +112,7 @@ class Grader:
         named = [item if isinstance(item, Item) else Item(*item) for item in items]
         found = [find_answer(item, mode) for item in named]
         pairs = [
-            (one.answer.text, item.gold)
+            (_as_asked(one.answer.text, item), item.gold)
             for item, one in zip(named, found, strict=True)
             if one.answer is not None
         ]
@@ -179,6 +180,13 @@ def open_grader(deadline_seconds: float = 5.0, workers: int = 2) -> Iterator[Gra
     """A grader whose workers are ended when the block ends."""
     with Workers(deadline_seconds, workers) as pool:
         yield Grader(pool)
+
+
+def _as_asked(answer: str, item: Item) -> str:
+    asked = read_question(item.question or "")
+    if asked.is_empty or wanted_of(item.gold, item.dataset).kind is not Kind.NUMBER:
+        return answer
+    return in_asked_unit(answer, asked.nouns | asked.words)
 
 
 def _whole_answer(item: Item) -> str:

@@ -221,7 +221,8 @@ def _short_value(rest: str, wanted: Wanted) -> str | None:
     if number and not _GOES_ON.match(rest, number.end()):
         unit = sentence[number.end() :]
         is_unit = len(_WORD.findall(unit)) <= 5 and not _DIGIT.search(unit) and "?" not in unit
-        return number[0].strip() if is_unit else None
+        cents = " cents" if re.match(r"\s*cents?\b", unit) else ""
+        return number[0].strip() + cents if is_unit else None
     sentence = _UNIT_WORDS.sub("", sentence)
     prose = [word for word in _WORD.findall(sentence) if word.lower() not in _MATH_WORDS]
     return sentence if sentence and not prose else None

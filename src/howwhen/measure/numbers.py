@@ -1,6 +1,7 @@
 r"""Exact numbers as people and models write them: `1,234`, `$7.50`, `\frac{3}{4}`, `twelve`."""
 
 import re
+from collections.abc import Container
 from fractions import Fraction
 from functools import lru_cache
 
@@ -22,6 +23,11 @@ _WORDS = {
     **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
 }
 _PARTS_OF_ONE = {"half": 2, "third": 3, "quarter": 4}
+_PARTS = {
+    "halves": 2, "thirds": 3, "quarters": 4, "fourths": 4, "fifths": 5, "sixths": 6, "eighths": 8,
+    "tenths": 10,
+}  # fmt: skip
+"""Several of them make a fraction: `three quarters`."""
 _SCALE = rf"\s(?:{'|'.join(_SCALES)})(?![A-Za-z])"
 _POWER = r"\s?(?:\\times|\\cdot|\u00d7|\*)\s?10\s?(?:\^|\*\*)\s?(?:\{-?\d{1,3}\}|-?\d{1,3}(?!\d))"
 _BLANK = "[ \u00a0\u2009\u202f]"
@@ -41,7 +47,8 @@ NUMBER = re.compile(
 _NUMERAL = rf"(?:{'|'.join([*_SMALL, *_TENS, *list(_SCALES)[1:]])})"
 NUMERAL = re.compile(
     rf"(?:(?:negative|minus)\s)?(?:an?\s(?=hundred|thousand|million)|\b){_NUMERAL}"
-    rf"(?:(?:[-\s]|\sand\s){_NUMERAL})*(?:\sand\sa\s(?:half|quarter|third))?\b(?!-)",
+    rf"(?:(?:[-\s]|\sand\s){_NUMERAL})*"
+    rf"(?:\sand\sa\s(?:half|quarter|third)|[-\s](?:{'|'.join(_PARTS)}))?\b(?!-)",
     re.IGNORECASE,
 )
 """A whole number in words: `twelve`, `minus one`, `two hundred and five`."""
@@ -59,7 +66,7 @@ _UNIT = re.compile(
 )
 _PLAIN = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
 _FRACTION = re.compile(r"(?P<sign>-?)(?P<whole>\d*)\s*\\[dt]?frac\s*(?P<rest>.+)")
-_PARTS = re.compile(r"(?:\{(?P<a>-?\d+)\}|(?P<b>\d))\s*(?:\{(?P<c>\d+)\}|(?P<d>\d))")
+_TWO_PARTS = re.compile(r"(?:\{(?P<a>-?\d+)\}|(?P<b>\d))\s*(?:\{(?P<c>\d+)\}|(?P<d>\d))")
 _SCALED = re.compile(
     rf"(?P<number>.*?[\d}}])(?:(?P<scale>{_SCALE})|(?P<power>{_POWER}|[eE][-+]?\d{{1,3}}(?!\w)))"
 )
@@ -68,6 +75,7 @@ _REPEATING = re.compile(
     r"(?P<sign>-?)(?P<whole>\d*)\.(?P<fixed>\d*)\\(?:overline|bar)\{(?P<period>\d{1,20})\}"
 )
 _DECIMAL_COMMA = re.compile(r"^(\D{0,3}\d+),(\d\d)(?![\d,])")
+_SCALE_IN_TEXT = re.compile(rf"\\text\{{\s*({'|'.join(_SCALES)})\s*\}}")
 _COLOUR = re.compile(r"\\(?:text)?color\s*\{[^{}]*\}")
 _FRACTION_SIGNS = {
     "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5",
@@ -104,6 +112,7 @@ def as_number(text: str) -> Fraction | None:
         return None
     if text.isascii() and text.isdigit():
         return Fraction(int(text))
+    text = _SCALE_IN_TEXT.sub(r" \1", text)
     text, factor = _unscaled(_COLOUR.sub("", _with_plain_fractions(text)))
     text, percents = _PERCENT.subn("", text)
     plain = re.sub(
@@ -165,7 +174,30 @@ def without_scale(text: str) -> str:
 
     If a question asks for millions, `5 million` and 5 are the same answer.
     """
-    return re.sub(_SCALE, "", text)
+    return re.sub(_SCALE, "", _SCALE_IN_TEXT.sub(r" \1", text))
+
+
+def in_asked_unit(text: str, asked: Container[str]) -> str:
+    """An answer in the unit that a question asks for, where that is a matter of cents or scales.
+
+    Asked for dollars, `75 cents` is 0.75; asked for eggs, `2 dozen` is 24; asked for dozens, it
+    is 2.
+
+    Args:
+        text: the answer.
+        asked: stems of the question's words.
+    """
+    if (cents := _CENTS.fullmatch(text.strip())) and "dollar" in asked and "cent" not in asked:
+        return f"{float(Fraction(cents[1]) / 100):g}"
+    scale = re.search(_SCALE, _SCALE_IN_TEXT.sub(r" \1", text))
+    if scale is None or (value := as_number(text)) is None:
+        return text
+    if scale[0].strip() in asked:
+        return without_scale(text)
+    return str(value)
+
+
+_CENTS = re.compile(r"(\d+(?:\.\d+)?) cents?")
 
 
 def _unscaled(text: str) -> tuple[str, Fraction]:
@@ -194,7 +226,9 @@ def _exact(plain: str) -> Fraction | None:
         return _ratio(Fraction(over), int(under or 1))
     if mixed := _MIXED.fullmatch(plain):
         return _with_whole(mixed["sign"], mixed["whole"], int(mixed["a"]), int(mixed["b"]))
-    if (fraction := _FRACTION.fullmatch(plain)) and (parts := _PARTS.fullmatch(fraction["rest"])):
+    if (fraction := _FRACTION.fullmatch(plain)) and (
+        parts := _TWO_PARTS.fullmatch(fraction["rest"])
+    ):
         top, bottom = int(parts["a"] or parts["b"]), int(parts["c"] or parts["d"])
         return _with_whole(fraction["sign"], fraction["whole"] or "0", top, bottom)
     return None
@@ -232,6 +266,8 @@ def _in_words(plain: str) -> Fraction | None:
             part += _WORDS[word]
         elif word in _PARTS_OF_ONE:
             part += Fraction(1, _PARTS_OF_ONE[word])
+        elif word in _PARTS:
+            part /= _PARTS[word]
         elif scale == 100:
             part = (part or Fraction(1)) * scale
         elif scale:

@@ -39,6 +39,9 @@ _CONDITION = re.compile(
     r"^\W*(?:if|when|given|since|suppose)\b.*,\s*(?=\w)|,?\s(?:if|given that)\s.*$", re.I
 )
 _OPTION_LINE = re.compile(r"(?m)^\s*\(?(?P<letter>[A-J])[.):]\s+(?P<text>\S.*)$")
+_OPTION_INLINE = re.compile(
+    r"(?<=[ \t])\((?P<letter>[A-J])\)\s*(?P<text>[^\n]+?)(?=\s*\([A-J]\)|\s*\n|\s*$)"
+)
 _ASKS = re.compile(
     r"\b(?:how|what|which|find|compute|calculate|determine|evaluate|simplify|express|when|who|where)\b",
     re.IGNORECASE,
@@ -134,7 +137,8 @@ def read_question(question: str) -> Asked:
         is_money=bool(_HOW_MUCH.search(sentence) or "$" in nouns) and bool(_MONEY.search(sentence)),
         is_percentage=bool(re.search(r"\bpercent|%", sentence, re.IGNORECASE)),
         options=tuple(
-            (m["letter"], m["text"].strip(" .")) for m in _OPTION_LINE.finditer(question)
+            (m["letter"], m["text"].strip(" .;,"))
+            for m in (*_OPTION_LINE.finditer(question), *_OPTION_INLINE.finditer(question))
         ),
         givens=frozenset(plain_number(match[0]) for match in NUMBER.finditer(question)),
     )
