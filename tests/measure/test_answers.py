@@ -240,7 +240,77 @@ ASKED = [
     ("How many eggs are left?", "He had 20 eggs and sold 12, leaving him with 8.", "8"),
     ("How many pens has Ann?", "If Bob has 3 pens and Cid 5, Ann has 9.", "9"),
     ("How many pens has Ann?", "Ann has 9 pens because Bob has 3 and Cid has 5.", "9"),
+    (
+        "How many hours does the job take?",
+        "So the job takes 6.5 hours. That is almost 7 hours of hard work.",
+        "6.5 hours",
+    ),
+    (
+        "How many eggs did they find?",
+        "They found 45 eggs. If the dog had stayed away, they would have found 60 eggs.",
+        "45",
+    ),
+    ("How much money have they got?", "Ann has $30, and Bob $12 more, $72 in all.", "$72"),
+    (
+        "How many times must he knock?",
+        "He must knock 4 times. Here is why. There are 12 doors in 3 rows, and 12 minus 4 is 8.",
+        "4",
+    ),
+    (
+        "In how many ways can they sit?",
+        "There are 720 ways in which they can sit. (Without the rule there would be 7! = 5,040.)",
+        "720",
+    ),
+    (
+        "What is the least sum?",
+        "The least sum is reached for $a = 6$ and $b = 3$, and it is 9.",
+        "9",
+    ),
+    ("How many boxes are needed?", "He needs 15 boxes. (I can not say how heavy they are.)", "15"),
 ]
+
+SETTLED = [
+    ("It costs Ann $112 to fly.\n\nLet me verify this:\n- 50 + 60 = 110\n- 110 + 2 is", "$112"),
+    ("She had 20 pens and lost 6. Ann has 14 pens left.\n\n" * 2 + "She had 20 pe", "14"),
+    ("**Step 1:** Ann buys pens.\n\nSo, Ann buys 20 pens.\n\n**Step 2:** She gives", None),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), SETTLED)
+def test_a_cut_text_that_checks_or_repeats_itself_has_settled(
+    text: str, answer: str | None
+) -> None:
+    question = "How many pens does Ann have left?" if "pens" in text else "What does it cost Ann?"
+    found = find_answer(Item(text, "1", "gsm8k", Finish.LENGTH, question), "flexible")
+    assert (found.answer and found.answer.text) == answer
+
+
+UNITS = [
+    ("The answer is 75 cents.", "75", "How many dollars are left?", Grade.WRONG),
+    ("The answer is 75 cents.", "0.75", "How many dollars are left?", Grade.CORRECT),
+    ("The answer is 75 cents.", "75", "How many cents are left?", Grade.CORRECT),
+    ("The answer is 2 dozen.", "24", "How many eggs are left?", Grade.CORRECT),
+    ("The answer is 2 dozen.", "2", "How many eggs are left?", Grade.WRONG),
+    ("The answer is 2 dozen.", "2", "How many dozen eggs are left?", Grade.CORRECT),
+    ("\\boxed{1.5\\text{ million}}", "1.5", "How many people live there?", Grade.WRONG),
+    ("\\boxed{1.5\\text{ million}}", "1500000", "How many people live there?", Grade.CORRECT),
+    ("\\boxed{6\\text{ km}}", "6\\text{ m}", None, Grade.WRONG),
+    ("\\boxed{6\\text{ km}}", "6000\\text{ m}", None, Grade.CORRECT),
+    ("\\boxed{23 = n}", "23", None, Grade.CORRECT),
+    ("\\boxed{4 \\pmod{9}}", "4", None, Grade.CORRECT),
+    ("The answer is three quarters.", "\\frac{3}{4}", None, Grade.CORRECT),
+    ("The answer is 45.", "C", "How many? (A) 41 (B) 42 (C) 45", Grade.CORRECT),
+    ("The correct option is not C.", "C", "How many? (A) 41 (B) 42 (C) 45", Grade.NO_ANSWER),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "question", "grade"), UNITS)
+def test_units_scales_and_options_are_taken_as_the_question_means_them(
+    text: str, gold: str, question: str | None, grade: Grade
+) -> None:
+    dataset = "mmlu_pro" if gold == "C" else "math500"
+    item = Item(text, gold, dataset, Finish.STOP, question)
+    assert grade_answers([item], deadline_seconds=20.0) == [grade]
 
 
 @pytest.mark.parametrize(("question", "text", "answer"), ASKED)

@@ -117,8 +117,8 @@ MIN_REPEATED = 40
 def _repeated_in_cut_text(reader: Reader) -> Answer | None:
     if reader.is_complete or reader.parts.is_open:
         return None
-    headings = [match.end() for match in _HEADING.finditer(reader.final)]
-    final = reader.final[headings[-1] :] if headings else reader.final  # results of earlier steps
+    headings = [match.end() for match in _HEADING.finditer(reader.parts.final)]
+    final = reader.final[headings[-1] :] if headings else reader.final  # no result of earlier steps
     return _repeated(f"{reader.parts.thinking}\n{final}", reader.wanted, reader.asked)
 
 
@@ -146,6 +146,8 @@ _CUE = re.compile(
 )
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
 _DIGIT = re.compile(r"\d")
+_NEXT_LABEL = re.compile(r"\n[^\n]{0,30}\b(?:answer|solution):\s*$", re.IGNORECASE)
+"""Announces what was written again."""
 _WEIGHTY = re.compile(
     r"\b(?:total|altogether|in all|correct|therefore|thus|overall)\b", re.IGNORECASE
 )
@@ -175,7 +177,8 @@ def read_answer(
         wanted = wanted._replace(parts=1)  # results in several places are not one marked answer
     parts = parts._replace(final=_mended(parts.final), thinking=_mended(parts.thinking))
     final = _first_problem(parts.final, wanted, asked)
-    is_complete = is_complete or len(final) < len(parts.final)  # it goes on after its answer
+    if len(final) < len(parts.final):  # it goes on after its answer
+        is_complete, final = True, _NEXT_LABEL.sub("", final)
     if not is_complete:
         if breaks_off_in_a_box(final):
             return None
@@ -262,7 +265,7 @@ _CHECKED_AFTER = re.compile(
 _HEADING = re.compile(
     r"\n[ \t]*(?:#{1,4} |\*\*)?(?:Step\s+\d+|[A-Z][^\n.]{2,60}:\*\*|\*\*[^\n*]{2,80}\*\*)"
 )
-SETTLED = 20
+SETTLED = 10.0
 """Points with which a cut text has settled on an answer, before it checks it."""
 
 

@@ -88,7 +88,7 @@ _REMARK = re.compile(
     r"as an? (?:decimal|aside|side note)|at (?:this|that|his|her|its|their) (?:rate|pace))\b)",
     re.IGNORECASE,
 )
-_UNREAL = re.compile(r"\bwould have (?:\w+ ){0,2}(?:had|been|got|made|paid|\w+ed)\b", re.IGNORECASE)
+_UNREAL = re.compile(r"\bwould have (?:\w+ )?\w+", re.IGNORECASE)
 _SETUP = re.compile(
     r"\W*(?:let\b|first\b|next\b|given\b|initially\b|suppose\b|we know|we have|we need|"
     r"to (?:find|solve|determine|calculate|get)\b)",

@@ -677,22 +677,23 @@ class _Reader:
             return Role.MODIFIER  # where an exact value is wanted
         if is_computed:
             return Role.COMPUTED
+        is_next = self.found and previous == "and" and self._index_of_last == index - 2
+        if is_next and self.found[-1].role is Role.CONDITION:
+            return Role.CONDITION  # `for $a = 6$ and $b = 3$`
         if index - self.governor <= REACH:
             return Role.CONDITION
         if self.clause == "consequence":
             return Role.CONSEQUENCE
         if self.expected is not None:
             return self.expected
-        if self._continues_a_list(index, previous):
+        if self._continues_a_list():
             return Role.CONDITION
         return Role.OBJECT if self.has_verb or self.has_content else Role.SUBJECT
 
-    def _continues_a_list(self, index: int, previous: str) -> bool:
+    def _continues_a_list(self) -> bool:
         """Whether only a comma or `and` parts a number from one that a preposition governs."""
         if not self.found or self.found[-1].role is not Role.CONDITION:
             return False
-        if previous == "and" and index - self._index_of_last == 2:
-            return True
         return not self.verb_here and self.found[-1].part == self.part and self.listed
 
     def _is_modifier(self, token: Token, following: Token | None, previous: str) -> bool:
