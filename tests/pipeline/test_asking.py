@@ -11,7 +11,7 @@ from rich.console import Console
 import howwhen as hw
 from howwhen import Pipeline, cli, open_run
 from howwhen.errors import InputError, RedoError, SettingsError
-from howwhen.pipeline.measure import _starts_in_thinking
+from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.reader import read_run
 from howwhen.progress import Reporter
 from howwhen.records import Rollout
@@ -104,9 +104,11 @@ def test_a_model_made_to_be_sampled_from_is_sampled_if_that_is_asked(
 def test_the_prompt_of_the_model_that_writes_says_where_an_answer_begins() -> None:
     opened = {"chat_template": "{{ messages[0]['content'] }}<assistant><think>\n"}
     pair = hw.find_pair("tally-rl").asked(thinking_template=opened)
+    models = ModelPair(pair.base_outline, pair.thinking_outline)
     begins = {rung for rung in ("base", "hybrid", "takeover", "thinking", "base-step-by-step")
-              if _starts_in_thinking(pair, rung)}  # fmt: skip
+              if models.starts_in_thinking(rung)}  # fmt: skip
     assert begins == {"thinking"}
     both = pair.asked(base_template=opened)
-    assert _starts_in_thinking(both, "hybrid")
-    assert not _starts_in_thinking(both, "base-step-by-step")
+    models = ModelPair(both.base_outline, both.thinking_outline)
+    assert models.starts_in_thinking("hybrid")
+    assert not models.starts_in_thinking("base-step-by-step")

@@ -31,7 +31,10 @@ def asked(question: str = QUESTION, **more: Any) -> dict[str, Any]:
 
 
 def test_the_official_client_finds_every_rung_as_a_model(serve: Serve) -> None:
-    ids = [model.id for model in client(serve()).models.list()]
+    models = list(client(serve()).models.list())
+    ids = [model.id for model in models]
+    told = [(model.model_extra or {})["howwhen"]["starts_in_thinking"] for model in models]
+    assert told == [False] * len(models)
     assert ids == ["tiny", "tiny/base", "tiny/hybrid", "tiny/takeover", "tiny/thinking"]
 
 

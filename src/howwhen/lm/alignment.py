@@ -61,6 +61,16 @@ class ModelPair:
         """Shared and banned ids."""
         return align(self.base, self.thinking, self.one_sided)
 
+    def starts_in_thinking(self, rung: str) -> bool:
+        """Whether a rung's answers begin inside thinking.
+
+        They do where the prompt of the model that writes them ends in the opening think tag.
+        """
+        if rung == "base-step-by-step":
+            return False  # its prompt ends in a request
+        writer = self.thinking if rung == "thinking" else self.base
+        return writer.prompt_ends_in(self.thinking.think_tags[0])
+
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens of either model that end an answer."""

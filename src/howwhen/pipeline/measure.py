@@ -6,6 +6,7 @@ from random import Random
 from typing import get_args
 
 from howwhen.judge.endpoint import Judge, open_endpoint
+from howwhen.lm.alignment import ModelPair
 from howwhen.measure.audit import Audit, Audited, audit_answers, unequal_reading
 from howwhen.measure.grade import Graded, Item, Mode, open_grader
 from howwhen.measure.judge import (
@@ -81,7 +82,8 @@ def _items(
     pair: Pair, rung: RungName, traces: Sequence[HybridTrace], problems: Mapping[str, Problem]
 ) -> list[Item]:
     """A rung's answers, to be graded."""
-    is_begun = _starts_in_thinking(pair, rung)
+    outlines = ModelPair(pair.base_outline, pair.thinking_outline)
+    is_begun = outlines.starts_in_thinking(rung)
     return [
         Item(
             trace.text,
@@ -94,14 +96,6 @@ def _items(
         )
         for trace in traces
     ]
-
-
-def _starts_in_thinking(pair: Pair, rung: RungName) -> bool:
-    """Whether the prompt of the model that writes a rung's answers ends in the opening tag."""
-    if rung == "base-step-by-step":
-        return False  # its prompt ends in a request
-    writer = pair.thinking_outline if rung == "thinking" else pair.base_outline
-    return writer.prompt_ends_in(pair.think_tags[0])
 
 
 def _judge(

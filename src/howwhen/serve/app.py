@@ -174,9 +174,19 @@ def _add_pages(app: FastAPI, service: Service, registry: CollectorRegistry) -> N
 
     @app.get("/v1/models")
     async def list_models() -> dict[str, Any]:
-        names = [service.name, *(f"{service.name}/{rung}" for rung in service.rungs)]
+        rungs = {
+            service.name: "hybrid",
+            **{f"{service.name}/{rung}": rung for rung in service.rungs},
+        }
         models = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "howwhen"} for name in names
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "howwhen",
+                "howwhen": {"starts_in_thinking": service.engine.models.starts_in_thinking(rung)},
+            }
+            for name, rung in rungs.items()
         ]
         return {"object": "list", "data": models}
 
