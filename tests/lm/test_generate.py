@@ -22,6 +22,10 @@ def test_a_models_own_sampler_is_taken_over(make_model: MakeModel) -> None:
     model = make_model(seed=5)
     assert own_sampling(model, 7, 2) == Sampling(7, seed=2)
     assert greedy_warning(model, "--flag") is None
+    with_sampler(model, repetition_penalty=1.3)
+    assert own_sampling(model, 7, 2) == Sampling(7, seed=2, repetition_penalty=1.3)
+    with_sampler(model, do_sample=True, top_k=-1)
+    assert own_sampling(model, 7).top_k == 0
     with_sampler(
         model, do_sample=True, temperature=0.6, top_p=0.9, top_k=20, repetition_penalty=1.1
     )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -285,7 +286,26 @@ def test_a_cut_text_that_checks_or_repeats_itself_has_settled(
     assert (found.answer and found.answer.text) == answer
 
 
+@pytest.mark.parametrize("empty", ["$ $", "$$ $$", "\\[ \\]", "$$$$$", "\\(\\)"])
+def test_an_empty_formula_is_no_answer_and_no_error(empty: str) -> None:
+    item = Item(f"The value is {empty}.", "x+1", "", Finish.STOP)
+    assert find_answer(item, "flexible").answer is None
+
+
+BLANK = ["\n", "\n ", " ", "\t", "\n\n- ", "answer ", "#### ", "("]
+
+
+@pytest.mark.parametrize("finish", [None, *Finish])
+@pytest.mark.parametrize("piece", BLANK)
+def test_a_text_is_read_in_linear_time(piece: str, finish: Finish | None) -> None:
+    started = time.process_time()
+    find_answer(Item("It costs 5." + piece * 20_000, "5", "gsm8k", finish), "flexible")
+    assert time.process_time() - started < 2
+
+
 UNITS = [
+    ("The answer is 1234567 cents.", "12345.67", "How many dollars is it?", Grade.CORRECT),
+    ("The answer is 1234567 cents.", "12345.7", "How many dollars is it?", Grade.WRONG),
     ("The answer is 75 cents.", "75", "How many dollars are left?", Grade.WRONG),
     ("The answer is 75 cents.", "0.75", "How many dollars are left?", Grade.CORRECT),
     ("The answer is 75 cents.", "75", "How many cents are left?", Grade.CORRECT),

@@ -71,21 +71,22 @@ def own_sampling(model: LanguageModel, max_new_tokens: int, seed: int = 0) -> Sa
             f"the generation config of {model.name} sets {', '.join(unknown)}, which howwhen does "
             "not know; give --collect.temperature a number"
         )
-    if not getattr(config, "do_sample", None):
-        return Sampling(max_new_tokens, seed=seed)
 
     def setting(name: str, default: Any) -> Any:
         value = getattr(config, name, None)
         return default if value is None else value
 
+    penalty = float(setting("repetition_penalty", 1.0))
+    if not getattr(config, "do_sample", None):  # a penalty is for greedy decoding too
+        return Sampling(max_new_tokens, seed=seed, repetition_penalty=penalty)
     return Sampling(
         max_new_tokens,
         temperature=float(setting("temperature", 1.0)),
         seed=seed,
-        top_k=int(setting("top_k", 50)),  # the library's default
+        top_k=max(0, int(setting("top_k", 50))),  # the library's default
         top_p=float(setting("top_p", 1.0)),
         min_p=float(setting("min_p", 0.0)),
-        repetition_penalty=float(setting("repetition_penalty", 1.0)),
+        repetition_penalty=penalty,
     )
 
 

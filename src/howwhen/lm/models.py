@@ -192,7 +192,7 @@ class LanguageModel:
 
     def prompt_ends_in(self, mark: str) -> bool:
         """Whether the last thing in its prompt is a mark, blanks aside."""
-        return self._prompt_text("1 + 1?").rstrip().endswith(mark)
+        return self._prompt_text("1 + 1?").rstrip().endswith(mark.strip())
 
     def _prompt_text(self, question: str) -> str:
         try:

@@ -258,7 +258,7 @@ _EXPLAINED_AFTER = re.compile(
 )
 """A text that says its answer first."""
 _CHECKED_AFTER = re.compile(
-    r"\n\s*(?:(?:now,? |wait,? )?let(?:'s| me| us) (?:quickly )?(?:verify|check|double|confirm)"
+    r"\n[ \t]*(?:(?:now,? |wait,? )?let(?:'s| me| us) (?:quickly )?(?:verify|check|double|confirm)"
     r"|to (?:verify|check|double)|(?:\*\*|#+ )?(?:verification|check)\b|```)",
     re.IGNORECASE,
 )

@@ -2,7 +2,8 @@
 
 The second reader is Math-Verify's own extraction, which shares no rule with ours and knows nothing
 of the question. An answer is disputed where one of the two counts it as right and the other does
-not. The share of disputed answers bounds what misreading can do to an accuracy.
+not. The share of disputed answers indicates what misreading can do
+to an accuracy; what both misread alike, and words and options, which are read once, do not show.
 """
 
 import re

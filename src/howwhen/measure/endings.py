@@ -12,11 +12,13 @@ SENTENCE_END = re.compile(
     + r"[\"'*)\]]{0,3}\s+|(?<=[.!?])$|\n+|(?<=[.!?])(?=\*\*)"
 )
 LABEL = re.compile(
-    r"^[\s*_#>-]*(?:Step\s*\d+\s*[:.)]|\d{1,3}[.)](?=\s)|(?:Final )?Answer\s*:)?[\s*_#>-]*(?=\S)",
+    r"^[\s*_#>-]*+(?:Step\s*\d+\s*[:.)]|\d{1,3}[.)](?=\s)|(?:Final )?Answer\s*:)?[\s*_#>-]*+(?=\S)",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(r"\b(?:wait|hmm)\b", re.IGNORECASE)
 _ITEM_BEGUN = re.compile(r"\n[ \t]+$|\n\s*(?:[-*]|\d{1,2}\.)\s*$")
+MAX_ITEM = 100
+"""Characters at the end of a text in which an item of a list may just have begun."""
 _UNFINISHED_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{(?:[^{}]|\{[^{}]*\})*$")
 
 
@@ -35,7 +37,7 @@ def looks_truncated(text: str, parts: Parts) -> bool:
         return bool(parts.thinking)
     if not parts.thinking and thinks_aloud(text):
         return True
-    if _ITEM_BEGUN.search(text) or (parts.thinking and text.endswith("\n")):
+    if _ITEM_BEGUN.search(text[-MAX_ITEM:]) or (parts.thinking and text.endswith("\n")):
         return True
     return end[-1] not in ".!?}])$*|\"'`…。>%" and len(text) > TAIL
 

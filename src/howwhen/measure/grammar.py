@@ -612,6 +612,8 @@ class _Reader:
     def _math(self, index: int, token: Token) -> None:
         inside = inside_math(token.text)
         side = last_side(inside)
+        if not side:
+            return  # nothing between the delimiters
         is_relation = bool(_RELATION.search(inside))
         is_number = as_number(side) is not None
         if self.wanted.kind is Kind.NUMBER:

@@ -182,6 +182,8 @@ def value_at(rest: str, wanted: Wanted) -> str | None:
     if wanted.kind is Kind.LETTER:
         return _options(without_text(rest))
     value = _short_value(rest, wanted)
+    if value is not None and not value.strip("\\()[]$ "):
+        return None  # a formula with nothing in it
     if value is None or wanted.kind is not Kind.NUMBER:
         return value
     is_number = as_number(value) is not None or as_quantities(value)

@@ -188,7 +188,7 @@ def in_asked_unit(text: str, asked: Container[str]) -> str:
         asked: stems of the question's words.
     """
     if (cents := _CENTS.fullmatch(text.strip())) and "dollar" in asked and "cent" not in asked:
-        return f"{float(Fraction(cents[1]) / 100):g}"
+        return str(Fraction(cents[1]) / 100)
     scale = re.search(_SCALE, _SCALE_IN_TEXT.sub(r" \1", text))
     if scale is None or (value := as_number(text)) is None:
         return text
@@ -253,10 +253,17 @@ def _with_plain_fractions(text: str) -> str:
     )
 
 
+_MORE_IN_WORDS = re.compile(r"\s(?:half|third|quarter|dozen)\b", re.IGNORECASE)
+_MIXED_IN_WORDS = re.compile(rf"\band\b.*\b(?:{'|'.join(_PARTS)})\b", re.IGNORECASE)
+"""`one half`, `two dozen`, `two and three quarters`: left to others rather than read wrong."""
+
+
 def _in_words(plain: str) -> Fraction | None:
     """The value of a whole number in words, with or without a unit after it."""
     match = NUMERAL.match(plain)
     if match is None or not re.fullmatch(r"(?:\s[a-z]+){0,3}", plain[match.end() :], re.IGNORECASE):
+        return None
+    if _MORE_IN_WORDS.match(plain, match.end()) or _MIXED_IN_WORDS.search(match[0]):
         return None
     total, part = Fraction(0), Fraction(0)
     words = re.findall(r"[a-z]+", match[0].lower())

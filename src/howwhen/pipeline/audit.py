@@ -49,7 +49,8 @@ def audit_files(paths: Sequence[Path], deadline_seconds: float) -> tuple[list[Fi
                     items.setdefault(name, []).append(item)
             files.append(FileAudit(path.name, len(golds), tuple(unequal_golds(golds, grader))))
             for name, rows in items.items():
-                answers[name] = list(zip(rows, grader.grade(rows), strict=True))
+                pairs = zip(rows, grader.grade(rows), strict=True)
+                answers.setdefault(name, []).extend(pairs)  # files in two folders, of one name
         return files, audit_answers(answers, grader).audit
 
 

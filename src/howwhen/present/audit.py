@@ -9,7 +9,8 @@ from howwhen.records import RungMeasurement, RungName
 AUDIT_TEXT = (
     "Every answer was read twice: by our rules, and by Math-Verify's own extraction, which shares "
     "none of them and does not know the question. Disputed answers are right by one of the two "
-    "only. Lowest and highest: the accuracy if none or all of the disputed answers were right."
+    "only. Lowest and highest: the accuracy if none or all of the disputed answers were right. "
+    "Words, options and what took too long have no second reading (unread) and are not disputed."
 )
 
 
