@@ -71,6 +71,7 @@ def test_one_model_has_two_modes_by_the_arguments_of_its_template(make_model: Ma
     assert not quick.starts_in_thinking
     assert thinking.starts_in_thinking
     assert thinking.prompt_ends_in("<think>")
+    assert thinking.prompt_ends_in("<think>\n")  # tags may be given with a line break
     assert not thinking.prompt_ends_in("[THINK]")
 
 

@@ -292,6 +292,28 @@ def test_an_empty_formula_is_no_answer_and_no_error(empty: str) -> None:
     assert find_answer(item, "flexible").answer is None
 
 
+@pytest.mark.parametrize("sentence", ["It is 12. ", "It is 12.\n", "So it is 12 pens. "])
+def test_a_text_that_takes_back_all_its_conclusions_has_none(sentence: str) -> None:
+    text = sentence * 20 + sentence.replace("is", "is not").strip()
+    assert find_answer(Item(text, "5", "gsm8k", Finish.STOP), "flexible").answer is None
+
+
+@pytest.mark.parametrize("indent", ["", " ", "\t"])
+def test_options_are_read_once_however_they_are_indented(indent: str) -> None:
+    asked = read_question(f"Which?\n{indent}(A) red\n{indent}(B) blue")
+    assert dict(asked.options) == {"A": "red", "B": "blue"}
+    assert len(asked.options) == 2
+
+
+UNREAD = ["one half", "one third", "two dozen", "two and three quarters"]
+
+
+@pytest.mark.parametrize("words", UNREAD)
+def test_numbers_in_words_that_are_not_understood_have_no_value(words: str) -> None:
+    assert as_number(words) is None
+    assert as_number("three quarters") == Fraction(3, 4)
+
+
 BLANK = ["\n", "\n ", " ", "\t", "\n\n- ", "answer ", "#### ", "("]
 
 

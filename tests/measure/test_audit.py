@@ -108,6 +108,11 @@ def test_files_of_answers_are_audited_by_file_and_role(tmp_path: Path) -> None:
     assert (found.name, found.golds, found.unequal) == ("answers.jsonl.gz", 1, ())
     accuracies = {name: rung.accuracy for name, rung in audit.rungs.items()}
     assert accuracies == {"answers base": 1.0, "answers hybrid": 0.0}
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / file.name
+    other.write_bytes(file.read_bytes())
+    _, audit = audit_files([file, other], 5.0)
+    assert {rung.answers for rung in audit.rungs.values()} == {2}  # one of each file
     for wrong in ('{"text": "4"}', '{"text": 4, "gold": "4"}', '{"gold": "4", "finish": "eos"}'):
         (tmp_path / "wrong.jsonl").write_text(wrong)
         with pytest.raises(ProblemError, match=r"wrong.jsonl, line 1 has no gold answer"):

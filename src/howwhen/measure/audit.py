@@ -2,8 +2,8 @@
 
 The second reader is Math-Verify's own extraction, which shares no rule with ours and knows nothing
 of the question. An answer is disputed where one of the two counts it as right and the other does
-not. The share of disputed answers indicates what misreading can do
-to an accuracy; what both misread alike, and words and options, which are read once, do not show.
+not. The share of disputed answers indicates what misreading can do to an accuracy. What both
+misread alike does not show, nor do words and options, which are read once.
 """
 
 import re
@@ -18,7 +18,7 @@ from howwhen.records import Grade, Measurement
 
 SHOWN = 10
 """Disputed answers of each kind that are shown."""
-Kind = Literal["rules only", "second reader only"]
+RightBy = Literal["rules only", "second reader only"]
 """Who counts a disputed answer as right."""
 
 
@@ -64,7 +64,7 @@ class Disputed:
     """One disputed answer."""
 
     rung: str
-    right_by: Kind
+    right_by: RightBy
     question: str
     gold: str
     read: str
@@ -95,17 +95,14 @@ class Audited:
     """An audit, and which answers are disputed."""
 
     audit: Audit
-    kinds: Mapping[str, Sequence[Kind | None]]
+    kinds: Mapping[str, Sequence[RightBy | None]]
     """By rung, who counts each answer as right if only one reader does, in order."""
 
     def is_disputed(self, rung: str, index: int) -> bool:
         """Whether an answer is disputed."""
         return self.kinds[rung][index] is not None
 
-    def settled(
-        self,
-        judged: Mapping[tuple[str, int], Judgement],
-    ) -> Audit:
+    def settled(self, judged: Mapping[tuple[str, int], Judgement]) -> Audit:
         """The audit with what a judge says of disputed answers.
 
         Args:
@@ -123,9 +120,7 @@ class Audited:
         return replace(self.audit, rungs=rungs)
 
 
-def audit_answers(
-    answers: Mapping[str, Sequence[tuple[Item, Graded]]], grader: Grader
-) -> "Audited":
+def audit_answers(answers: Mapping[str, Sequence[tuple[Item, Graded]]], grader: Grader) -> Audited:
     """Read every answer a second time.
 
     Args:
@@ -138,7 +133,7 @@ def audit_answers(
         rung: grader.read_again([item for item, _ in pairs]) for rung, pairs in answers.items()
     }
     rungs: dict[str, RungAudit] = {}
-    kinds: dict[str, list[Kind | None]] = {}
+    kinds: dict[str, list[RightBy | None]] = {}
     examples: list[Disputed] = []
     for rung, pairs in answers.items():
         kinds[rung] = [
@@ -182,7 +177,7 @@ def unequal_golds(golds: Iterable[tuple[str, str]], grader: Grader) -> list[str]
     ]
 
 
-def right_by(grade: Grade, second: Second | None) -> Kind | None:
+def right_by(grade: Grade, second: Second | None) -> RightBy | None:
     """Who counts an answer as right, if only one of the two readers does; None otherwise."""
     if second is None or second.grade is Grade.TIMED_OUT:
         return None
@@ -198,7 +193,7 @@ def _spread(examples: Sequence[Disputed]) -> list[Disputed]:
     return [examples[int(place * step)] for place in range(min(SHOWN, len(examples)))]
 
 
-def _show(rung: str, kind: Kind, item: Item, graded: Graded, second: Second) -> Disputed:
+def _show(rung: str, kind: RightBy, item: Item, graded: Graded, second: Second) -> Disputed:
     answer = graded.answer
     return Disputed(
         rung=rung,

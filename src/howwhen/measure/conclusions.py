@@ -155,6 +155,8 @@ class _Search:
     def read_back(self, sentences: Sequence[Sentence]) -> None:
         """Read sentences, the last one first, until those before count no more."""
         for sentence in reversed(sentences):
+            if self.steps == len(STEPS_BACK):
+                return
             if sentence.is_question:
                 continue
             if not self._may_win(sentence):

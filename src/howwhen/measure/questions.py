@@ -136,12 +136,14 @@ def read_question(question: str) -> Asked:
         frozenset(words | formulas) - nouns,
         is_money=bool(_HOW_MUCH.search(sentence) or "$" in nouns) and bool(_MONEY.search(sentence)),
         is_percentage=bool(re.search(r"\bpercent|%", sentence, re.IGNORECASE)),
-        options=tuple(
-            (m["letter"], m["text"].strip(" .;,"))
-            for m in (*_OPTION_LINE.finditer(question), *_OPTION_INLINE.finditer(question))
-        ),
+        options=_options(question),
         givens=frozenset(plain_number(match[0]) for match in NUMBER.finditer(question)),
     )
+
+
+def _options(question: str) -> tuple[tuple[str, str], ...]:
+    found = (*_OPTION_INLINE.finditer(question), *_OPTION_LINE.finditer(question))
+    return tuple({match["letter"]: match["text"].strip(" .;,") for match in found}.items())
 
 
 def _asking_sentence(question: str) -> str:
