@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
@@ -248,13 +248,14 @@ class RunOptions:
         """The pair that is meant."""
         return self.pair_options.pair(name)
 
+    def flags(self) -> dict[str, Any]:
+        """The settings that were typed, by section."""
+        return merge(self.shortcuts.overrides(), self.settings.model_dump(exclude_unset=True))
+
     def choose(self, pair: "Pair") -> RunSettings:
         """The settings in force."""
-        flags: Overrides = merge(
-            self.shortcuts.overrides(), self.settings.model_dump(exclude_unset=True)
-        )
         file = read_config(self.config) if self.config else {}
-        return make_settings(PRESETS[self.preset], pair.overrides, file, flags)
+        return make_settings(PRESETS[self.preset], pair.overrides, file, self.flags())
 
     def measurement(self, pair: "Pair") -> Measurement:
         """The finished measurement."""
@@ -333,9 +334,9 @@ def measure(
     published:
         Print the paper's figures next to this run's.
     files:
-        With --audit and no pair: JSONL files of problems (their gold answers are graded against
-        themselves), or of answers of any origin (`text`, `gold`, maybe `question`, `role`,
-        `dataset`, `finish`), which are read twice.
+        With --audit and no pair: JSONL files of problems, as --problems takes them (their gold
+        answers are graded against themselves), or of answers of any origin (`text`, `gold`, maybe
+        `question`, `role`, `dataset`, `finish`), which are read twice.
     run:
         Where the run is, and its settings.
     """
@@ -357,13 +358,21 @@ def measure(
 
 def measure_files(files: Sequence[Path], pair: str | None, run: RunOptions) -> None:
     """Print the audit of files of problems or answers."""
-    if pair is not None or not run.shortcuts.audit:
+    given = run.flags()
+    measure = given.pop("measure", {})
+    is_audit, deadline = measure.pop("audit", False), measure.pop("deadline_seconds", None)
+    others = [f"PAIR {pair!r}"] if pair is not None else []
+    others += [f"--measure.{name.replace('_', '-')}" for name in measure]
+    others += [f"settings of {name}" for name, values in given.items() if values]
+    plain = RunOptions(shortcuts=run.shortcuts, settings=run.settings)
+    if not is_audit or others or run != plain:
         raise SettingsError(
-            f"found --files with PAIR {pair!r}; expected --audit --files FILE ... without a pair"
+            f"found --files with {', '.join(others) or 'flags of a run'}; expected --audit --files "
+            "FILE ... with at most --measure.deadline-seconds, and without a pair"
         )
     from howwhen.pipeline.audit import audit_files
 
-    checked, audit = audit_files(files, run.settings.measure.deadline_seconds)
+    checked, audit = audit_files(files, deadline or run.settings.measure.deadline_seconds)
     table = Table("file", "gold answers", "right against themselves")
     for file in checked:
         right = file.golds - len(file.unequal)

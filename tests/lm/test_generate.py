@@ -34,7 +34,15 @@ def test_a_models_own_sampler_is_taken_over(make_model: MakeModel) -> None:
     warning = greedy_warning(model, "--flag") or ""
     assert "temperature 0.6, top_k 20, top_p 0.9" in warning
     assert warning.endswith("type --flag")
-    with_sampler(model, typical_p=0.5)
+    with_sampler(
+        model, min_new_tokens=0, guidance_scale=1.0, suppress_tokens=[], sequence_bias={},
+        encoder_repetition_penalty=1.0, num_beams=1, stop_strings=None,
+    )  # fmt: skip
+    assert own_sampling(model, 7, 2) == expected
+    with_sampler(model, min_length=3, stop_strings=["x"])
+    with pytest.raises(ModelError, match="sets min_length, stop_strings, which howwhen"):
+        own_sampling(model, 7)
+    with_sampler(model, min_length=0, stop_strings=[], typical_p=0.5)
     with pytest.raises(ModelError, match="sets typical_p, which howwhen does not know"):
         own_sampling(model, 7)
 

@@ -14,9 +14,10 @@ from howwhen.measure.endings import looks_truncated
 from howwhen.measure.grade import Item, Mode, find_answer, grade_answers, open_grader
 from howwhen.measure.kinds import Kind, Wanted, wanted_of
 from howwhen.measure.marks import Answer, Rule
-from howwhen.measure.numbers import as_number, as_quantities
+from howwhen.measure.numbers import as_number
 from howwhen.measure.parts import split_parts
 from howwhen.measure.questions import Asked, read_question
+from howwhen.measure.units import as_quantities, in_all_units
 from howwhen.records import Finish, Grade
 from tests.conftest import DATA, needs_data, read_traces
 
@@ -305,13 +306,82 @@ def test_options_are_read_once_however_they_are_indented(indent: str) -> None:
     assert len(asked.options) == 2
 
 
-UNREAD = ["one half", "one third", "two dozen", "two and three quarters"]
+IN_WORDS = [
+    ("one half", "1/2"),
+    ("half", "1/2"),
+    ("half of the cake", "1/2"),
+    ("a third", "1/3"),
+    ("three-fifths", "3/5"),
+    ("minus three quarters", "-3/4"),
+    ("two and three quarters", "11/4"),
+    ("one and a half hours", "3/2"),
+    ("a hundred and five", "105"),
+    ("two hundred and a half", "401/2"),
+    ("two dozen eggs", "24"),
+    ("half a dozen", "6"),
+    ("two and a half dozen", "30"),
+    ("a dozen and a half", "18"),
+    ("a quarter of a million", "250000"),
+    ("one hundred twenty-five thousand", "125000"),
+]
 
 
-@pytest.mark.parametrize("words", UNREAD)
-def test_numbers_in_words_that_are_not_understood_have_no_value(words: str) -> None:
+@pytest.mark.parametrize(("words", "value"), IN_WORDS)
+def test_numbers_in_words(words: str, value: str) -> None:
+    assert as_number(words) == Fraction(value)
+
+
+@pytest.mark.parametrize("words", ["twenty-fifth", "a", "a cake", "an hour", "halfway", "thirds"])
+def test_words_that_are_no_numbers(words: str) -> None:
     assert as_number(words) is None
-    assert as_number("three quarters") == Fraction(3, 4)
+
+
+OTHER_PROBLEMS = [
+    " 12\n\nQuestion: Bob has 2 pens and buys 4. How many has he?\nAnswer: 6",
+    " 12\n\nNext question: Bob has 2 pens and buys 4. How many has he?\n\nHe has 6.",
+    "It is 12.\n\n### Task 2: Bob has 2 pens and buys 4. How many?\n\nHe has 6.",
+    "12\n\nBob has 2 pens and buys 4 more of them. How many has he?\n\nHe has 6 pens.",
+]
+
+
+@pytest.mark.parametrize("text", OTHER_PROBLEMS)
+def test_an_answer_ends_where_another_problem_begins(text: str) -> None:
+    item = Item(text, "12", "gsm8k", Finish.STOP, "Ann has 5 pens and buys 7. How many has she?")
+    assert grade_answers([item, item._replace(gold="6")]) == [Grade.CORRECT, Grade.WRONG]
+
+
+@pytest.mark.parametrize("head", ["Problem 1:", "Here are 2 ways.", "Let us see."])
+def test_a_heading_before_the_problem_is_no_answer(head: str) -> None:
+    item = Item(f"{head}\n\nQuestion: What is 5 + 7?\nAnswer: 12", "12", "", Finish.STOP, "5 + 7?")
+    assert grade_answers([item]) == [Grade.CORRECT]
+
+
+UNSETTLED = ["x = -3 or x = 3.", "So x = -3 or x = 3", "It is either -3 or 3.", "$x=-3$ or $x=3$."]
+
+
+@pytest.mark.parametrize("text", UNSETTLED)
+def test_two_values_between_which_a_text_does_not_decide_are_not_one_of_them(text: str) -> None:
+    items = [Item(text, gold, "math500", Finish.STOP) for gold in ("3", "-3", "-3, 3")]
+    assert grade_answers(items, deadline_seconds=20.0) == ["wrong", "wrong", "correct"]
+    decided = Item("x = -3 or x = 3, but x is positive, so x = 3.", "3", "", Finish.STOP)
+    assert grade_answers([decided]) == ["correct"]
+
+
+WITHOUT_RESULT = [
+    "Bob sold 4 boxes. How many pens has Ann?",
+    "Ann has 20 pens. Bob sold 4 boxes. How many pens has Ann?",
+    "```python\npens = 20 - 4\nprint(pens)\n```",
+    "Step 1: Ann has 20 pens.",
+]
+
+
+@pytest.mark.parametrize("text", WITHOUT_RESULT)
+def test_code_and_what_the_question_says_itself_are_no_results(text: str) -> None:
+    question = "Ann has 20 pens. Bob sold 4 boxes. How many pens has Ann?"
+    item = Item(text, "16", "gsm8k", Finish.STOP, question)
+    assert find_answer(item, "flexible").answer is None
+    with_output = "```python\nprint(20 - 4)\n```\n```output\n16\n```\nAnn has 16 pens."
+    assert grade_answers([item._replace(text=with_output)]) == ["correct"]
 
 
 BLANK = ["\n", "\n ", " ", "\t", "\n\n- ", "answer ", "#### ", "("]
@@ -341,9 +411,27 @@ UNITS = [
     ("\\boxed{23 = n}", "23", None, Grade.CORRECT),
     ("\\boxed{4 \\pmod{9}}", "4", None, Grade.CORRECT),
     ("The answer is three quarters.", "\\frac{3}{4}", None, Grade.CORRECT),
+    ("He is 5 years old.", "60", "How old is he, in years?", Grade.WRONG),
+    ("He is 5 years old.", "60", "How many months old is he?", Grade.CORRECT),
+    ("He is 5 years old.", "5", "How many months old is he?", Grade.WRONG),
+    ("He is 5 years old.", "60", None, Grade.CORRECT),
+    ("The answer is 2 days.", "48", "How many hours does it take?", Grade.CORRECT),
+    ("The answer is 2 days.", "2", "How many hours does it take?", Grade.WRONG),
+    ("\\boxed{24 \\text{ months}}", "2", "How many years does it take?", Grade.CORRECT),
+    ("It takes 3 days.", "4320", "How many minutes does it take?", Grade.CORRECT),
+    ("It is 1 hour and 35 minutes.", "95", "How many minutes is it?", Grade.CORRECT),
+    ("It is 1 hour and 35 minutes.", "1.5", "How many hours is it?", Grade.WRONG),
+    ("It costs $340.", "340", "How many cents does it cost?", Grade.WRONG),
+    ("It costs $3.40.", "340", "How many cents does it cost?", Grade.CORRECT),
+    ("There are $60 million left.", "60", "How many millions of dollars?", Grade.CORRECT),
+    ("The answer is 2 mL.", "2", "How many liters is it?", Grade.WRONG),
+    ("He reads 14 hours.", "14", "How much time a week does he read?", Grade.CORRECT),
+    ("He ran 24 meters per hour.", "24", "How fast did he run?", Grade.CORRECT),
+    ("So 12 of the 30 are left, which means 40 percent.", "40", "What percent is left?",
+     Grade.CORRECT),
     ("The answer is 45.", "C", "How many? (A) 41 (B) 42 (C) 45", Grade.CORRECT),
     ("The correct option is not C.", "C", "How many? (A) 41 (B) 42 (C) 45", Grade.NO_ANSWER),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "gold", "question", "grade"), UNITS)
@@ -406,11 +494,17 @@ def test_a_prompt_may_open_the_thinking_and_a_model_may_have_marks_of_its_own() 
 
 
 def test_quantities_in_other_units() -> None:
-    assert as_quantities("1 hour and 35 minutes") == (Fraction(95), Fraction(19, 12))
-    assert as_quantities("5 dollars and 30 cents") == (Fraction(530), Fraction(53, 10))
-    assert as_quantities("75 cents") == (Fraction(75), Fraction(3, 4))
-    assert as_quantities("12 apples") == ()
-    assert as_quantities("3 cats and 2 dogs") == ()
+    assert as_quantities("1 hour and 35 minutes") == {"minute": 95, "hour": Fraction(19, 12)}
+    assert as_quantities("5 dollars and 30 cents") == {"cent": 530, "dollar": Fraction(53, 10)}
+    three_quarters = Fraction(3, 4)
+    in_others = {"cent": 75, "dollar": three_quarters, "euro": three_quarters}
+    assert as_quantities("75 cents") == in_others
+    assert as_quantities("6 ft") == {"foot": 6, "inch": 72, "yard": 2, "mile": Fraction(6, 5280)}
+    assert as_quantities("12 apples") == {}
+    assert as_quantities("3 cats and 2 dogs") == {}
+    assert in_all_units("2 weeks")["minute"] == 20_160
+    assert in_all_units("$2.50")["cent"] == 250
+    assert in_all_units("12") == {}
 
 
 @needs_data

@@ -113,10 +113,36 @@ def test_files_of_answers_are_audited_by_file_and_role(tmp_path: Path) -> None:
     other.write_bytes(file.read_bytes())
     _, audit = audit_files([file, other], 5.0)
     assert {rung.answers for rung in audit.rungs.values()} == {2}  # one of each file
-    for wrong in ('{"text": "4"}', '{"text": 4, "gold": "4"}', '{"gold": "4", "finish": "eos"}'):
+    for wrong in (
+        '{"text": "4"}', '{"gold": ["4"]}', '{"text": 4, "gold": "4"}',
+        '{"gold": "4", "finish": "eos"}', '{"gold": "4", "question": 4}', '"4"',
+    ):  # fmt: skip
         (tmp_path / "wrong.jsonl").write_text(wrong)
-        with pytest.raises(ProblemError, match=r"wrong.jsonl, line 1 has no gold answer"):
+        with pytest.raises(ProblemError, match=r"wrong.jsonl, line 1 (is a problem without|has a)"):
             audit_files([tmp_path / "wrong.jsonl"], 5.0)
+
+
+def test_golds_of_published_rows_are_read_as_problems_are(tmp_path: Path) -> None:
+    rows = [
+        {"question": "?", "answer": "It is 5 + 7 = <<5+7=12>>12.\n#### 12"},
+        {"problem": "?", "solution": "It is $\\boxed{12}$."},
+        {"question": "?", "options": ["4", "5"], "answer": "B"},
+        {"question": "?", "answer": "B", "options": ["4", "5"], "text": "So (B)."},
+        {"text": "It is 12.", "answer": "So 12 \n#### 12"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    [found], audit = audit_files([file], 20.0)
+    assert (found.golds, found.unequal) == (2, ())
+    assert audit.rungs["rows"].accuracy == 1.0
+
+
+def test_a_number_in_thinking_that_was_cut_off_is_not_disputed() -> None:
+    texts = ["<think>So it is 12.", "So it is 12."]
+    items = [Item(text, "12", "", Finish.LENGTH, starts_in_thinking=True) for text in texts]
+    assert audited(items).rungs["base"].highest == 0.0
+    ended = [item._replace(finish=STOP) for item in items]
+    assert audited(ended).rungs["base"].accuracy == 1.0
 
 
 SENTENCES = [

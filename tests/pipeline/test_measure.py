@@ -194,8 +194,38 @@ def test_an_audit_is_printed_kept_and_reported(run_folder: Path) -> None:
         shown = (run_folder / "6-present" / file).read_text()
         assert "Every answer was read twice" in shown
         assert "are graded as right against themselves" in shown
-    with pytest.raises(SettingsError, match="expected --audit --files FILE ... without a pair"):
-        app(["measure", "tally-rl", "--files", str(run_folder)], exit_on_error=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["tally-rl", "--audit"], "PAIR 'tally-rl'"),
+        ([], "flags of a run"),
+        (["--audit", "--out", "x"], "flags of a run"),
+        (["--audit", "--base", "x"], "flags of a run"),
+        (["--audit", "--measure.seed", "3"], "--measure.seed"),
+        (["--audit", "--limit", "3"], "settings of collect"),
+    ],
+)
+def test_files_are_audited_with_no_flags_of_a_run(
+    flags: list[str], found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=f"found --files with {found}; expected --audit"):
+        app(["measure", *flags, "--files", str(tmp_path / "a.jsonl")], exit_on_error=False)
+
+
+def test_files_are_audited_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "It is 12.", "answer": 12}')
+    for flags in (["--audit"], ["--measure.audit", "--measure.deadline-seconds", "20"]):
+        app(
+            ["measure", *flags, "--files", str(file)],
+            exit_on_error=False,
+            result_action="return_value",
+        )
+        assert "100.0%" in capsys.readouterr().out
 
 
 def test_a_judge_may_be_asked_about_disputed_answers_and_a_sample_only(

@@ -34,7 +34,7 @@ PUBLISHED = {
 """Published problem sets by name, with their source."""
 _HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 _QUESTIONS = ("question", "problem", "Question")
-_ANSWERS = ("answer", "final_ans", "Answer")
+_ANSWERS = ("gold", "answer", "final_ans", "Answer")
 _MARK = "####"
 _BOX = "\\boxed{"
 
@@ -43,9 +43,9 @@ def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]
     """The first `limit` problems of a file, a published set or a set on the hub.
 
     A row is an object with a question (`question` or `problem`, after a `Body` if there is one) and
-    a gold answer (`answer`, text or number), and optionally `id` and `options`. If the answer has
-    `####`, as in GSM8K, only what follows is kept. If there is no answer, the last box in
-    `solution` is taken. Other fields are ignored.
+    a gold answer (`gold` or `answer`, text or number), and optionally `id` and `options`. If the
+    answer has `####`, as in GSM8K, only what follows is kept. If there is no answer, the last box
+    in `solution` is taken. Other fields are ignored.
 
     Raises:
         ProblemError: the source is missing, empty or not JSONL, a row has no question or no answer,
@@ -191,6 +191,21 @@ def _hub_rows(name: str) -> Iterable[tuple[int, Any]]:
     return enumerate(rows, start=1)
 
 
+def read_gold(source: str, number: int, row: Any) -> str:
+    """The gold answer of a row, as `read_problems` reads it.
+
+    Raises:
+        ProblemError: the row has none. The message names the line.
+    """
+    fields: Mapping[str, Any] = row if isinstance(row, dict) else {}
+    boxed = _boxed(fields.get("solution"))
+    if boxed is not None and not any(name in fields for name in _ANSWERS):
+        fields = {**fields, "answer": boxed}
+    answer = _field(source, number, fields, "answer", _ANSWERS).rpartition(_MARK)[2].strip()
+    is_option = bool(fields.get("options")) and re.fullmatch("[A-Z]", answer)
+    return f"({answer})" if is_option else answer  # graders then know it for an option
+
+
 def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
     fields: Mapping[str, Any] = row if isinstance(row, dict) else {}
     question = _field(source, number, fields, "question", _QUESTIONS)
@@ -198,12 +213,7 @@ def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
         question = f"{fields['Body'].strip()} {question}"
     if options := fields.get("options"):
         question = with_options(question, _read_options(source, number, options))
-    boxed = _boxed(fields.get("solution"))
-    if boxed is not None and not any(name in fields for name in _ANSWERS):
-        fields = {**fields, "answer": boxed}
-    answer = _field(source, number, fields, "answer", _ANSWERS).rpartition(_MARK)[2].strip()
-    if options and re.fullmatch("[A-Z]", answer):
-        answer = f"({answer})"  # graders then know it for an option, whatever the set's name
+    answer = read_gold(source, number, fields)
     given_id = fields.get("id")
     problem_id = f"{dataset}-{number}" if given_id is None else str(given_id)
     return Problem(problem_id, question, answer, dataset=dataset)

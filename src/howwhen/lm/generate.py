@@ -45,12 +45,17 @@ class Sampling:
     they are negative."""
 
 
-_OTHER_SAMPLERS = (
-    "bad_words_ids", "begin_suppress_tokens", "encoder_repetition_penalty", "epsilon_cutoff",
-    "eta_cutoff", "forced_bos_token_id", "forced_eos_token_id", "no_repeat_ngram_size", "num_beams",
-    "penalty_alpha", "sequence_bias", "suppress_tokens", "top_h", "typical_p",
-)  # fmt: skip
-"""Names in a generation config that would change what is drawn, and that are not taken over."""
+_OTHER_SAMPLERS: dict[str, Any] = {
+    "bad_words_ids": None, "begin_suppress_tokens": None, "constraints": None,
+    "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1, "epsilon_cutoff": 0,
+    "eta_cutoff": 0, "exponential_decay_length_penalty": None, "force_words_ids": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "guidance_scale": 1, "min_length": 0,
+    "min_new_tokens": 0, "no_repeat_ngram_size": 0, "num_beams": 1, "penalty_alpha": 0,
+    "sequence_bias": None, "stop_strings": None, "suppress_tokens": None, "top_h": None,
+    "typical_p": 1, "watermarking_config": None,
+}  # fmt: skip
+"""What in a generation config would change what is written and is not taken over, with the value
+that changes nothing. None, False, 0 and what is empty change nothing either."""
 
 
 def own_sampling(model: LanguageModel, max_new_tokens: int, seed: int = 0) -> Sampling:
@@ -60,11 +65,10 @@ def own_sampling(model: LanguageModel, max_new_tokens: int, seed: int = 0) -> Sa
         ModelError: it samples in a way that howwhen does not know.
     """
     config = model.model.generation_config
-    usual = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0}
     unknown = [
         name
-        for name in _OTHER_SAMPLERS
-        if getattr(config, name, None) not in (None, False, 0, 0.0, usual.get(name))
+        for name, idle in _OTHER_SAMPLERS.items()
+        if (value := getattr(config, name, None)) and value != idle
     ]
     if unknown:
         raise ModelError(

@@ -6,6 +6,7 @@ rules know the question and what kind of answer is wanted, never the gold answer
 them take time linear in the text.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -135,7 +136,8 @@ RULES: tuple[Callable[[Reader], Answer | None], ...] = (
 )
 """The flexible mode, in order: the first rule that finds an answer decides."""
 _ANOTHER_PROBLEM = re.compile(
-    r"\n\s{0,4}(?:\*\*|#{1,4} )?(?:Question|Problem|Exercise|Instruction|Human|User|Q)\s?\d{0,3}:"
+    r"\n\s{0,4}(?:\*\*|#{1,4} )?(?:(?:Next|New|Another|Second|Third|Bonus|Similar|Extra) )?"
+    r"(?i:Question|Problem|Exercise|Task|Instruction|Human|User|Q)\s?\d{0,3}(?:\*\*)?:"
     r"|\n\s{0,4}You are an AI assistant"
     r"|\n\s{0,4}(?:\*\*|#{1,4} )?Step 1\b"
 )
@@ -199,6 +201,8 @@ def _mended(text: str) -> str:
 
 def _first_problem(text: str, wanted: Wanted, asked: Asked) -> str:
     """The text up to where it goes on to another problem or starts again after its answer."""
+    if (first := _FIRST_LINE.match(text)) and value_at(first["line"], wanted):
+        return first["line"]
     for index, match in enumerate(_ANOTHER_PROBLEM.finditer(text)):
         head = text[: match.start()]
         if index == 8:
@@ -209,9 +213,30 @@ def _first_problem(text: str, wanted: Wanted, asked: Asked) -> str:
             return head
         if last_mark(head, wanted) or _called_answer(head, wanted, asked) or _ends_in_cue(head):
             return head
-        if "Step 1" not in match[0] and len(head) > 40 and _concluded(head, wanted, asked):
+        if "Step 1" not in match[0] and _answers(head, wanted, asked):
             return head
     return text
+
+
+_FIRST_LINE = re.compile(
+    r"\s*(?P<line>[^\n]{1,40})\n\s*\n(?=[^\n]*\d[^\n]{20,}\?[\"*)]*\s*(?:\n|$))"
+)
+"""A line, an empty line, and a paragraph with a number that asks something."""
+
+
+def _answers(head: str, wanted: Wanted, asked: Asked) -> bool:
+    """Whether the text before another problem answers the first one."""
+    if len(head) > SHORT:
+        return _concluded(head, wanted, asked) is not None
+    if value_at(head, wanted):
+        return True
+    if wanted.kind not in (Kind.NUMBER, Kind.EXPRESSION) or head.rstrip()[-1:] in (":", ""):
+        return False
+    return conclude(head, wanted, asked, least=SETTLED) is not None
+
+
+SHORT = 40
+"""A text of so many characters may still be a heading."""
 
 
 def _ends_in_cue(text: str) -> bool:
@@ -233,6 +258,8 @@ def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
 
 def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """The answer in the sentence that concludes a text that ended by itself."""
+    if "```" in text:
+        text = _CODE.sub("", text)
     if first := _EXPLAINED_AFTER.match(text):
         text = first["first"]
     if _gives_up(text[-200:]) or _UNFINISHED.search(text[-200:].rstrip("*_$ \n")):
@@ -242,7 +269,7 @@ def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     if wanted.kind is Kind.EXPRESSION and (plain := _plain_expression(text, wanted)):
         return Answer(plain, Rule.CONCLUDED)
     if wanted.kind in (Kind.NUMBER, Kind.EXPRESSION):
-        value = conclude(text, wanted, asked)
+        value = conclude(text, wanted, asked, -math.inf if asked.is_empty else LEAST)
         return Answer(value, Rule.CONCLUDED) if value else None
     for sentence in reversed(split_sentences(text[-TAIL:])[-6:]):
         if not sentence.endswith("?") and (value := _of_sentence(sentence, wanted, asked)):
@@ -265,6 +292,13 @@ _CHECKED_AFTER = re.compile(
 _HEADING = re.compile(
     r"\n[ \t]*(?:#{1,4} |\*\*)?(?:Step\s+\d+|[A-Z][^\n.]{2,60}:\*\*|\*\*[^\n*]{2,80}\*\*)"
 )
+_CODE = re.compile(
+    r"```(?:python|py|c\+\+|cpp|c|java|javascript|js|r|matlab|julia|sql)\d?[ \t]*\n.*?(?:```|$)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""A block of code, which gives no result; one that holds its output has another name."""
+LEAST = -20.0
+"""Points of an answer, where the question is known."""
 SETTLED = 10.0
 """Points with which a cut text has settled on an answer, before it checks it."""
 

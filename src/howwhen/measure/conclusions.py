@@ -157,7 +157,7 @@ class _Search:
         for sentence in reversed(sentences):
             if self.steps == len(STEPS_BACK):
                 return
-            if sentence.is_question:
+            if sentence.is_question or self._is_asked(sentence):
                 continue
             if not self._may_win(sentence):
                 self.put_off.append(sentence)
@@ -188,6 +188,13 @@ class _Search:
         if any(word in part for word in _OPENING):
             most += LAST_PART
         return most > self.best.points
+
+    def _is_asked(self, sentence: Sentence) -> bool:
+        """Whether the question says the same."""
+        if not self.asked.sentences:
+            return False
+        words = self.text[sentence.tokens[0].start : sentence.tokens[-1].end]
+        return " ".join(words.lower().rstrip(".").split()) in self.asked.sentences
 
     def _may_win(self, sentence: Sentence) -> bool:
         if self.best is None:
@@ -288,7 +295,7 @@ def _match(quantity: Quantity, clause: frozenset[str], asked: Asked) -> int:
     """Points for how well a quantity is what the question asks for."""
     unit = stems(quantity.unit)
     is_money = "$" in quantity.text or not unit.isdisjoint(("dollar", "cent"))
-    is_percentage = "%" in quantity.text or "percent" in unit
+    is_percentage = "%" in quantity.text or "cent" in quantity.text or "percent" in unit
     words = len(asked.words & clause)
     points = ASKED_WORD * min(MAX_ASKED_WORDS, words)
     if (

@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Literal
 
 from howwhen.measure.kinds import Kind, split_list, wanted_of, without_text
-from howwhen.measure.numbers import as_number, as_quantities, without_scale
+from howwhen.measure.numbers import as_number, without_scale
+from howwhen.measure.units import as_quantities
 
 Same = Literal["same", "different"]
 
@@ -98,14 +99,14 @@ def _numbers(answer: str, gold: str) -> Same | None:
         return None if theirs is None or ours is None else _same(ours == theirs)
     if (measures := _measures(answer, gold)) is not None:
         return _same(measures)
-    quantities = as_quantities(without_text(answer))
-    if quantities:
-        return _same(theirs in quantities)
+    quantities = as_quantities(without_text(answer)).values()
+    if theirs in quantities:
+        return "same"
     ours = as_number(answer)
     if ours is None:
         ours = value_of(answer)
     if ours is None:
-        return None
+        return "different" if quantities else None
     bare = as_number(without_scale(answer))  # if the question asks for thousands
     return _same(theirs == bare or _same_number(ours, theirs, answer, gold))
 

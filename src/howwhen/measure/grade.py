@@ -17,9 +17,8 @@ from howwhen.measure.endings import looks_truncated
 from howwhen.measure.equality import as_intervals, compare_exactly, without_idle_digits
 from howwhen.measure.kinds import Kind, wanted_of
 from howwhen.measure.marks import Answer
-from howwhen.measure.numbers import in_asked_unit
 from howwhen.measure.parts import Parts, is_loop, split_parts
-from howwhen.measure.questions import read_question
+from howwhen.measure.questions import in_asked_unit, read_question
 from howwhen.measure.workers import Verdict, Workers
 from howwhen.records import Finish, Grade
 
@@ -186,12 +185,14 @@ def _as_asked(answer: str, item: Item) -> str:
     asked = read_question(item.question or "")
     if asked.is_empty or wanted_of(item.gold, item.dataset).kind is not Kind.NUMBER:
         return answer
-    return in_asked_unit(answer, asked.nouns | asked.words)
+    return in_asked_unit(answer, asked)
 
 
 def _whole_answer(item: Item) -> str:
     """What a second reader reads: the end of the answer, without thinking that was closed."""
     parts = split_parts(item.text, item.think_tags, item.starts_in_thinking)
+    if parts.is_open and _is_cut(item, parts):
+        return ""  # it was still thinking
     return (parts.final or parts.thinking)[-MAX_SECOND:]
 
 
@@ -202,9 +203,7 @@ MAX_SECOND = 4000
 def find_answer(item: Item, mode: Mode) -> Found:
     """The answer that a text gives, or the grade of a text that gives none."""
     parts = split_parts(item.text, item.think_tags, item.starts_in_thinking)
-    is_cut = (
-        looks_truncated(item.text, parts) if item.finish is None else item.finish is Finish.LENGTH
-    )
+    is_cut = _is_cut(item, parts)
     answer = read_answer(
         parts,
         wanted_of(item.gold, item.dataset),
@@ -213,6 +212,12 @@ def find_answer(item: Item, mode: Mode) -> Found:
         is_strict=mode == "strict",
     )
     return Found(answer, Grade.TRUNCATED if is_cut else Grade.NO_ANSWER, parts)
+
+
+def _is_cut(item: Item, parts: Parts) -> bool:
+    if item.finish is None:
+        return looks_truncated(item.text, parts)
+    return item.finish is Finish.LENGTH
 
 
 _UNICODE = str.maketrans(

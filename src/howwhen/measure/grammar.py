@@ -11,15 +11,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from howwhen.measure.kinds import Kind, Wanted
-from howwhen.measure.numbers import (
-    COMPOUND,
-    NUMBER,
-    NUMERAL,
-    NUMERAL_WORDS,
-    UNITS,
-    as_number,
-    as_quantities,
-)
+from howwhen.measure.numbers import NUMBER, as_number
+from howwhen.measure.numerals import NUMERAL, NUMERAL_WORDS
+from howwhen.measure.units import COMPOUND, UNITS, as_quantities
 
 
 class Role(StrEnum):
@@ -641,7 +635,11 @@ class _Reader:
             self.denied.append(text)
         elif self._is_alternative(index) and self.found[-1].text != text:
             last = self.found[-1]
-            self.found[-1] = last._replace(text=f"{last.text} or {text}", unit=self._unit(index))
+            self.found[-1] = last._replace(
+                text=f"{last.text} or {text}",
+                unit=self._unit(index),
+                role=role if last.role is Role.OPERAND else last.role,  # `x = -3 or x = 3`
+            )
         else:
             is_total = self._is_total(index)
             if is_total and self._previous(index) == "," and role is not Role.OPERAND:
@@ -655,10 +653,14 @@ class _Reader:
 
     def _is_alternative(self, index: int) -> bool:
         """Whether this number is one of two between which a sentence does not decide."""
-        if not self.found or self._previous(index) != "or":
+        if not self.found or self.depth:
             return False
-        between = self.tokens[self._index_of_last + 1 : index - 1]
-        return not any(token.kind == "mark" for token in between) and self.depth == 0
+        between = self.tokens[self._index_of_last + 1 : index]
+        if len(between) > 2 and between[-1].kind == "equals":
+            between = between[:-2]  # a name and its equals sign
+        if not between or between[-1].text != "or":
+            return False
+        return not any(token.kind == "mark" for token in between)
 
     def _role(self, index: int, token: Token) -> Role:
         following = self.tokens[index + 1] if index + 1 < len(self.tokens) else None

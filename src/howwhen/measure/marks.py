@@ -11,9 +11,11 @@ from howwhen.measure.endings import SENTENCE_END
 from howwhen.measure.equality import read_option
 from howwhen.measure.grammar import MATH, inside_math
 from howwhen.measure.kinds import Kind, Wanted, without_text
-from howwhen.measure.numbers import COMPOUND, NUMBER, NUMERAL, as_number, as_quantities
+from howwhen.measure.numbers import NUMBER, as_number
+from howwhen.measure.numerals import NUMERAL
 from howwhen.measure.parts import MAX_ANSWER_LENGTH
 from howwhen.measure.questions import Asked
+from howwhen.measure.units import COMPOUND, UNITS, as_quantities, unit_name
 
 
 class Rule(StrEnum):
@@ -223,8 +225,10 @@ def _short_value(rest: str, wanted: Wanted) -> str | None:
     if number and not _GOES_ON.match(rest, number.end()):
         unit = sentence[number.end() :]
         is_unit = len(_WORD.findall(unit)) <= 5 and not _DIGIT.search(unit) and "?" not in unit
-        cents = " cents" if re.match(r"\s*cents?\b", unit) else ""
-        return number[0].strip() + cents if is_unit else None
+        if not is_unit:
+            return None
+        name = unit.split(maxsplit=1)[0] if unit.strip() else ""
+        return f"{number[0].strip()} {name}" if unit_name(name) in UNITS else number[0].strip()
     sentence = _UNIT_WORDS.sub("", sentence)
     prose = [word for word in _WORD.findall(sentence) if word.lower() not in _MATH_WORDS]
     return sentence if sentence and not prose else None

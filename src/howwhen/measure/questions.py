@@ -6,7 +6,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from howwhen.measure.grammar import MATH, inside_math, word_set
-from howwhen.measure.numbers import NUMBER
+from howwhen.measure.kinds import without_text
+from howwhen.measure.numbers import NUMBER, as_number, scale_of, trim_unit, without_scale
+from howwhen.measure.units import in_all_units
 
 
 class Asked(NamedTuple):
@@ -20,6 +22,9 @@ class Asked(NamedTuple):
     is_percentage: bool = False
     givens: frozenset[str] = frozenset()
     """Numbers that the question states itself, as `plain_number` writes them."""
+
+    sentences: frozenset[str] = frozenset()
+    """What the question says, in lower case, without the stops at the end."""
 
     options: tuple[tuple[str, str], ...] = ()
     """Letters and texts of the options to choose from."""
@@ -82,8 +87,8 @@ _WEIGHTS = word_set("pound ounce gram kilogram kg ton lb")
 _AGES = word_set("year old")
 _HOW = {
     "long": _TIMES | _LENGTHS, "old": _AGES, "far": _LENGTHS, "tall": _LENGTHS, "high": _LENGTHS,
-    "wide": _LENGTHS, "deep": _LENGTHS, "heavy": _WEIGHTS, "fast": word_set("mile mph kilometer"),
-    "often": word_set("time"),
+    "wide": _LENGTHS, "deep": _LENGTHS, "heavy": _WEIGHTS,
+    "fast": word_set("mile mph kilometer meter foot"), "often": word_set("time"),
 }  # fmt: skip
 """Units of the answer to `how long`, `how old` and the like."""
 _MEASURED = {"weigh": _WEIGHTS, "age": _AGES}
@@ -136,6 +141,9 @@ def read_question(question: str) -> Asked:
         frozenset(words | formulas) - nouns,
         is_money=bool(_HOW_MUCH.search(sentence) or "$" in nouns) and bool(_MONEY.search(sentence)),
         is_percentage=bool(re.search(r"\bpercent|%", sentence, re.IGNORECASE)),
+        sentences=frozenset(
+            " ".join(part.lower().rstrip(".?").split()) for part in _sentences(question)
+        ),
         options=_options(question),
         givens=frozenset(plain_number(match[0]) for match in NUMBER.finditer(question)),
     )
@@ -148,12 +156,20 @@ def _options(question: str) -> tuple[tuple[str, str], ...]:
 
 def _asking_sentence(question: str) -> str:
     """The last sentence that asks; the last one if none does."""
-    sentences = [part for part in re.split(r"(?<=[.?!])\s+", question.strip()) if part]
+    sentences = _sentences(question)
     asking = next(
         (part for part in reversed(sentences) if part.endswith("?") or _ASKS.search(part)),
         sentences[-1],
     )
     return _CONDITION.sub("", asking)
+
+
+def _sentences(question: str) -> list[str]:
+    return [part for part in re.split(r"(?<=[.?!])\s+", question.strip()) if part]
+
+
+_RATE = re.compile(r"\b(?:an?|every|each)\b", re.IGNORECASE)
+"""After a noun: `hours A day`."""
 
 
 def _nouns(sentence: str) -> frozenset[str]:
@@ -162,7 +178,7 @@ def _nouns(sentence: str) -> frozenset[str]:
         nouns |= set(map(stem, match["unit"].split()))
     matches = list(_COUNTED.finditer(sentence)) or list(_NAMED.finditer(sentence))
     for match in matches:
-        phrase = [stem(word) for word in match["noun"].split()]
+        phrase = [stem(word) for word in _RATE.split(match["noun"])[0].split()]
         nouns |= {word for word in phrase if word not in _EMPTY}
     for words, pattern in ((_HOW, _HOW_LONG), (_MEASURED, _WEIGHS)):
         found = {match[1].lower() for match in pattern.finditer(sentence)}
@@ -170,6 +186,26 @@ def _nouns(sentence: str) -> frozenset[str]:
             if word in found and not nouns & units:
                 nouns |= units
     return frozenset(nouns)
+
+
+def in_asked_unit(text: str, asked: Asked) -> str:
+    """An answer in the unit that a question asks for, without the unit.
+
+    Asked for dollars, `75 cents` is 0.75; asked for months, `5 years` is 60; asked for eggs, `2
+    dozen` is 24, and asked for dozens, 2. Anything else is returned as it is.
+    """
+    scale = scale_of(text)
+    if scale and scale in asked.nouns | asked.words:
+        return without_scale(text)
+    plain = without_text(text)
+    units = in_all_units(plain)
+    if "cent" in units and "dollar" in asked.words - asked.nouns and "cent" not in asked.nouns:
+        return str(units["dollar"])
+    values = [value for unit, value in units.items() if unit in asked.nouns]
+    number = as_number(text)
+    if len(values) == 1:
+        return trim_unit(plain) if number == values[0] else str(values[0])
+    return str(number) if scale and number is not None else text
 
 
 def plain_number(text: str) -> str:

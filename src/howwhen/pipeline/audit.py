@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from howwhen.collect.problems import file_rows
+from howwhen.collect.problems import file_rows, read_gold
 from howwhen.errors import ProblemError
 from howwhen.measure.audit import Audit, audit_answers, unequal_golds
 from howwhen.measure.grade import Graded, Item, open_grader
@@ -25,8 +25,9 @@ def audit_files(paths: Sequence[Path], deadline_seconds: float) -> tuple[list[Fi
     """Read files of problems or of answers twice.
 
     Args:
-        paths: JSONL files, plain or gzipped. Rows have a gold answer (`gold` or `answer`); those
-            with a `text` too are answers, and may have `question`, `dataset`, `finish` and `role`.
+        paths: JSONL files, plain or gzipped. Rows have a gold answer, as `read_problems` reads
+            it; those with a `text` too are answers, and may have `question`, `dataset`, `finish`
+            and `role`.
         deadline_seconds: longest time for one comparison.
 
     Returns:
@@ -42,7 +43,7 @@ def audit_files(paths: Sequence[Path], deadline_seconds: float) -> tuple[list[Fi
             golds: dict[tuple[str, str], None] = {}
             items: dict[str, list[Item]] = {}
             for number, row in file_rows(path, "answers"):
-                item, role = _read_row(row, f"{path}, line {number}", path)
+                item, role = _read_row(row, number, path)
                 golds[item.gold, item.dataset] = None
                 if item.text:
                     name = f"{path.name.partition('.jsonl')[0]} {role}".strip()
@@ -54,22 +55,17 @@ def audit_files(paths: Sequence[Path], deadline_seconds: float) -> tuple[list[Fi
         return files, audit_answers(answers, grader).audit
 
 
-def _read_row(row: object, place: str, path: Path) -> tuple[Item, str]:
+def _read_row(row: object, number: int, path: Path) -> tuple[Item, str]:
     found = row if isinstance(row, dict) else {}
-    gold = found.get("gold", found.get("answer"))
-    text, finish = found.get("text") or "", found.get("finish")
-    if gold is None or not isinstance(text, str) or finish not in (None, *Finish):
+    gold = read_gold(str(path), number, found)
+    text, finish, role = found.get("text") or "", found.get("finish"), found.get("role") or ""
+    question = found.get("question")
+    texts = (text, role, "" if question is None else question)
+    if not all(isinstance(one, str) for one in texts) or finish not in (None, *Finish):
         raise ProblemError(
-            f"{place} has no gold answer, a text that is none, or an unknown finish; expected an "
-            "object with gold (or answer), and for answers text, maybe question, dataset, role, "
-            f"finish ({' or '.join(Finish)}); found {str(row)[:80]}"
+            f"{path}, line {number} has a text, question or role that is no text, or an unknown "
+            f"finish; expected texts, and {' or '.join(Finish)}; found {str(row)[:80]}"
         )
     dataset = str(found.get("dataset") or path.name.partition(".")[0])
-    item = Item(
-        text,
-        str(gold),
-        dataset,
-        None if finish is None else Finish(finish),
-        question=None if found.get("question") is None else str(found["question"]),
-    )
-    return item, str(found.get("role") or "")
+    finished = None if finish is None else Finish(finish)
+    return Item(text, gold, dataset, finished, question), role

@@ -10,7 +10,7 @@ from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import STEPS, Key, StepName
 from howwhen.pipeline.plan import problems_digest, step_settings
 
-GRADING = 3
+GRADING = 4
 """Raised when the same answer may be graded otherwise, so that runs are measured again."""
 MODELS_USED: dict[StepName, tuple[Role, ...]] = {
     "collect": ("thinking",),
