@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,11 @@ def test_an_audit_is_printed_kept_and_reported(run_folder: Path) -> None:
         assert audit.rungs[name].lowest <= rung.flexible_accuracy <= audit.rungs[name].highest
         unread = rung.counts["no_answer"] + rung.counts["truncated"]
         assert sum(rung.read_by.values()) + unread == 12
+    for file in ("report.md", "report.html"):
+        shown = (run_folder / "6-present" / file).read_text()
+        assert "Every answer was read twice" in shown
+    shutil.rmtree(run_folder / "6-present")
+    go_on(run_folder, "present")  # without the flag: what was measured is reported
     for file in ("report.md", "report.html"):
         shown = (run_folder / "6-present" / file).read_text()
         assert "Every answer was read twice" in shown

@@ -248,6 +248,10 @@ class StepFiles:
                     f"{content[:12]}. Delete {self.path} and run the same command again"
                 )
 
+    def holds(self, name: str) -> bool:
+        """Whether this finished step wrote a file of that name."""
+        return self.digest is not None and name in self._provenance()["outputs"]
+
     def is_made_from(self, digests: Mapping[str, str | None]) -> bool:
         """Whether this step is finished, and was made from the earlier steps with these digests."""
         if self.digest is None:

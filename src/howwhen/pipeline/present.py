@@ -96,15 +96,13 @@ def _how_asked(prompt: str, outline: LanguageModel) -> str:
 
 
 def _read_judge(run: Run) -> JudgeReport | None:
-    if run.settings.measure.judge_url is None:
-        return None
-    return run.folder.step("measure").read_record(JUDGE_REPORT, JudgeReport)
+    measured = run.folder.step("measure")
+    return measured.read_record(JUDGE_REPORT, JudgeReport) if measured.holds(JUDGE_REPORT) else None
 
 
 def _read_audit(run: Run) -> Audit | None:
-    if not run.settings.measure.reads_twice:
-        return None
-    return run.folder.step("measure").read_record(AUDIT, Audit)
+    measured = run.folder.step("measure")
+    return measured.read_record(AUDIT, Audit) if measured.holds(AUDIT) else None
 
 
 def _viewer(run: Run, titles: tuple[str, ...]) -> PackedViewer:

@@ -146,7 +146,7 @@ def make_html(given: HtmlInput) -> str:
             audit=None if audit is None else audit_table(audit),
             audit_text=AUDIT_TEXT,
             golds_text="" if audit is None else golds_text(audit),
-            disputed=None if audit is None else disputed_table(audit),
+            disputed=disputed_table(audit) if audit is not None and audit.examples else None,
             judge=judge_table(report.judge) if report.judge else None,
             judge_text=judge_text(report.judge) if report.judge else "",
             samples=samples,

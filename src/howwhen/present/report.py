@@ -231,7 +231,7 @@ def _audit_parts(audit: "Audit | None") -> list[str]:
         AUDIT_TEXT,
         golds_text(audit),
         _markdown(audit_table(audit)),
-        _markdown(disputed_table(audit)),
+        *([_markdown(disputed_table(audit))] if audit.examples else []),
     ]
 
 
