@@ -129,6 +129,8 @@ def test_golds_of_published_rows_are_read_as_problems_are(tmp_path: Path) -> Non
         {"question": "?", "options": ["4", "5"], "answer": "B"},
         {"question": "?", "answer": "B", "options": ["4", "5"], "text": "So (B)."},
         {"text": "It is 12.", "answer": "So 12 \n#### 12"},
+        {"text": "It is 12.", "answer": "It is 12.", "gold": 12},
+        {"question": "?", "gold": None, "answer": "12"},
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))

@@ -34,7 +34,7 @@ PUBLISHED = {
 """Published problem sets by name, with their source."""
 _HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 _QUESTIONS = ("question", "problem", "Question")
-_ANSWERS = ("gold", "answer", "final_ans", "Answer")
+_ANSWERS = ("answer", "final_ans", "Answer", "gold")
 _MARK = "####"
 _BOX = "\\boxed{"
 
@@ -43,7 +43,7 @@ def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]
     """The first `limit` problems of a file, a published set or a set on the hub.
 
     A row is an object with a question (`question` or `problem`, after a `Body` if there is one) and
-    a gold answer (`gold` or `answer`, text or number), and optionally `id` and `options`. If the
+    a gold answer (`answer` or `gold`, text or number), and optionally `id` and `options`. If the
     answer has `####`, as in GSM8K, only what follows is kept. If there is no answer, the last box
     in `solution` is taken. Other fields are ignored.
 
@@ -240,7 +240,7 @@ def _read_options(source: str, number: int, options: Any) -> list[str]:
 def _field(
     source: str, number: int, row: Mapping[str, Any], what: str, names: Sequence[str]
 ) -> str:
-    value = next((row[name] for name in names if name in row), None)
+    value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
     is_text = isinstance(value, str | int | float) and not isinstance(value, bool)
     if not is_text or not str(value).strip():
         raise ProblemError(

@@ -6,7 +6,6 @@ rules know the question and what kind of answer is wanted, never the gold answer
 them take time linear in the text.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,9 +29,9 @@ from howwhen.measure.marks import (
     said_answers,
     value_at,
 )
-from howwhen.measure.numbers import as_number, trim_unit
+from howwhen.measure.numbers import NUMBER, as_number, trim_unit
 from howwhen.measure.parts import MAX_ANSWER_LENGTH, MAX_TAIL, Parts
-from howwhen.measure.questions import Asked
+from howwhen.measure.questions import Asked, plain_number
 
 
 class Reader(NamedTuple):
@@ -201,8 +200,8 @@ def _mended(text: str) -> str:
 
 def _first_problem(text: str, wanted: Wanted, asked: Asked) -> str:
     """The text up to where it goes on to another problem or starts again after its answer."""
-    if (first := _FIRST_LINE.match(text)) and value_at(first["line"], wanted):
-        return first["line"]
+    if bare := _bare_answer(text, wanted, asked):
+        return bare
     for index, match in enumerate(_ANOTHER_PROBLEM.finditer(text)):
         head = text[: match.start()]
         if index == 8:
@@ -213,30 +212,54 @@ def _first_problem(text: str, wanted: Wanted, asked: Asked) -> str:
             return head
         if last_mark(head, wanted) or _called_answer(head, wanted, asked) or _ends_in_cue(head):
             return head
-        if "Step 1" not in match[0] and _answers(head, wanted, asked):
+        line = text[match.end() : match.end() + MAX_PROBLEM].strip().partition("\n")[0]
+        has_numbers = len(NUMBER.findall(line)) > 1
+        if "Step 1" in match[0] or not has_numbers or _is_asked(line, asked):
+            continue  # the same problem goes on
+        if _is_bare(head, wanted) or _answers(head, wanted, asked):
             return head
     return text
 
 
-_FIRST_LINE = re.compile(
-    r"\s*(?P<line>[^\n]{1,40})\n\s*\n(?=[^\n]*\d[^\n]{20,}\?[\"*)]*\s*(?:\n|$))"
-)
-"""A line, an empty line, and a paragraph with a number that asks something."""
+SHORT, MAX_PROBLEM = 40, 300
+"""Characters of a text that may still be a heading, and those of a problem that are looked at."""
+_ITEM = re.compile(r"\W*\d{1,2}\W*[.):]\W*")
+_GOES_ON_ASKING = re.compile(r"(?:but|wait|hmm|so|now|then)\b", re.IGNORECASE)
+
+
+def _is_asked(line: str, asked: Asked) -> bool:
+    """Whether a line says the question again, or a sentence of it."""
+    plain = " ".join(line.lower().rstrip("?.").split())
+    return any(plain.endswith(sentence) for sentence in asked.sentences if sentence)
 
 
 def _answers(head: str, wanted: Wanted, asked: Asked) -> bool:
     """Whether the text before another problem answers the first one."""
-    if len(head) > SHORT:
-        return _concluded(head, wanted, asked) is not None
-    if value_at(head, wanted):
-        return True
-    if wanted.kind not in (Kind.NUMBER, Kind.EXPRESSION) or head.rstrip()[-1:] in (":", ""):
+    found = _concluded(head, wanted, asked)
+    if found is None or len(head) > SHORT:
+        return found is not None
+    if head.rstrip().endswith(":"):
         return False
-    return conclude(head, wanted, asked, least=SETTLED) is not None
+    return wanted.kind is Kind.NUMBER and plain_number(found.text) not in asked.givens
 
 
-SHORT = 40
-"""A text of so many characters may still be a heading."""
+def _is_bare(line: str, wanted: Wanted) -> bool:
+    """Whether a line is nothing but a number, maybe with a unit."""
+    plain = line.strip().rstrip(".")
+    is_short = wanted.kind in (Kind.NUMBER, Kind.EXPRESSION) and 0 < len(plain) <= SHORT
+    return is_short and as_number(plain) is not None and not _ITEM.fullmatch(line.strip())
+
+
+def _bare_answer(text: str, wanted: Wanted, asked: Asked) -> str | None:
+    """A bare answer that a text begins with, if its next paragraph is a problem without a label."""
+    line, _, rest = text.lstrip().partition("\n")
+    following = rest.lstrip()
+    if not _is_bare(line, wanted) or "\n" not in rest[: len(rest) - len(following)]:
+        return None
+    problem = following.partition("\n")[0].strip()[-MAX_PROBLEM:]
+    if not problem.endswith("?") or _is_asked(problem, asked) or _GOES_ON_ASKING.match(problem):
+        return None
+    return line if len(problem) > SHORT and len(NUMBER.findall(problem)) > 1 else None
 
 
 def _ends_in_cue(text: str) -> bool:
@@ -259,7 +282,7 @@ def _called_answer(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
 def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     """The answer in the sentence that concludes a text that ended by itself."""
     if "```" in text:
-        text = _CODE.sub("", text)
+        text = _CODE.sub(_result_of, text)
     if first := _EXPLAINED_AFTER.match(text):
         text = first["first"]
     if _gives_up(text[-200:]) or _UNFINISHED.search(text[-200:].rstrip("*_$ \n")):
@@ -269,7 +292,7 @@ def _concluded(text: str, wanted: Wanted, asked: Asked) -> Answer | None:
     if wanted.kind is Kind.EXPRESSION and (plain := _plain_expression(text, wanted)):
         return Answer(plain, Rule.CONCLUDED)
     if wanted.kind in (Kind.NUMBER, Kind.EXPRESSION):
-        value = conclude(text, wanted, asked, -math.inf if asked.is_empty else LEAST)
+        value = conclude(text, wanted, asked)
         return Answer(value, Rule.CONCLUDED) if value else None
     for sentence in reversed(split_sentences(text[-TAIL:])[-6:]):
         if not sentence.endswith("?") and (value := _of_sentence(sentence, wanted, asked)):
@@ -293,12 +316,23 @@ _HEADING = re.compile(
     r"\n[ \t]*(?:#{1,4} |\*\*)?(?:Step\s+\d+|[A-Z][^\n.]{2,60}:\*\*|\*\*[^\n*]{2,80}\*\*)"
 )
 _CODE = re.compile(
-    r"```(?:python|py|c\+\+|cpp|c|java|javascript|js|r|matlab|julia|sql)\d?[ \t]*\n.*?(?:```|$)",
-    re.DOTALL | re.IGNORECASE,
+    r"```(?:python|py|c\+\+|cpp|c|java|javascript|js|r|matlab|julia|sql)\d?[ \t]*\n"
+    r"(?P<code>[^`]*)```",
+    re.IGNORECASE,
 )
-"""A block of code, which gives no result; one that holds its output has another name."""
-LEAST = -20.0
-"""Points of an answer, where the question is known."""
+"""A block of code; one that holds its output often has no name, or another."""
+_OUTPUT = re.compile(r"(?:#|//)[ \t]*(?P<result>\D{0,20}\d[\d,.]*)\s*$")
+
+
+def _result_of(block: re.Match[str]) -> str:
+    """What a block of code says of its result: a bare number, or a comment at its end."""
+    code = block["code"].strip()
+    if as_number(code) is not None:
+        return code
+    output = _OUTPUT.search(code[-80:])
+    return output["result"] if output else ""
+
+
 SETTLED = 10.0
 """Points with which a cut text has settled on an answer, before it checks it."""
 

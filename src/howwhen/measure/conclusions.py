@@ -295,7 +295,7 @@ def _match(quantity: Quantity, clause: frozenset[str], asked: Asked) -> int:
     """Points for how well a quantity is what the question asks for."""
     unit = stems(quantity.unit)
     is_money = "$" in quantity.text or not unit.isdisjoint(("dollar", "cent"))
-    is_percentage = "%" in quantity.text or "cent" in quantity.text or "percent" in unit
+    is_percentage = "%" in quantity.text or "percent" in quantity.text.replace("per c", "perc")
     words = len(asked.words & clause)
     points = ASKED_WORD * min(MAX_ASKED_WORDS, words)
     if (

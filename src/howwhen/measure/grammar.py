@@ -346,7 +346,7 @@ class _Reader:
                 self._operate(index)
             elif token.kind == "mark":
                 self._mark(token.text)
-        return Reading(self.found, self.denied, self.clauses)
+        return Reading(_decided(self.found), self.denied, self.clauses)
 
     # Words
 
@@ -597,9 +597,10 @@ class _Reader:
             compound = None
         self.behind = end
         following = self._next(index)
-        is_inches = following != "in" or self._next(index + 1) not in ("all", "total")
+        after = self.tokens[index + 2 : index + 3]
+        is_inches = following != "in" or not (after and after[0].kind in _WORDY)
         is_unit = following.removesuffix("s") in UNITS and is_inches
-        if compound is None and is_unit and token.kind == "number":
+        if compound is None and is_unit:
             text = f"{text} {following}"
         self._add(index, text, self._role(index, token))
 
@@ -638,7 +639,7 @@ class _Reader:
             self.found[-1] = last._replace(
                 text=f"{last.text} or {text}",
                 unit=self._unit(index),
-                role=role if last.role is Role.OPERAND else last.role,  # `x = -3 or x = 3`
+                role=self._alternative_role(last.role),
             )
         else:
             is_total = self._is_total(index)
@@ -650,6 +651,12 @@ class _Reader:
         self.governor = -9
         if role in (Role.STATED, Role.RELATIVE):
             self.expected = None
+
+    def _alternative_role(self, role: Role) -> Role:
+        """That of two alternatives; the first of two equations was taken for an operand."""
+        if role is not Role.OPERAND:
+            return role
+        return Role.CONDITION if self.clause == "condition" else Role.STATED
 
     def _is_alternative(self, index: int) -> bool:
         """Whether this number is one of two between which a sentence does not decide."""
@@ -749,6 +756,20 @@ class _Reader:
         return any(token.text == "," for token in self.tokens[index:])
 
 
+def _decided(quantities: list[Quantity]) -> list[Quantity]:
+    """Quantities without alternatives of which the sentence names one by itself."""
+    if not any(" or " in one.text for one in quantities):
+        return quantities
+    values = {as_number(one.text) for one in quantities} - {None}
+    return [
+        one
+        for one in quantities
+        if " or " not in one.text
+        or values.isdisjoint(as_number(part) for part in one.text.split(" or "))
+    ]
+
+
+_WORDY = frozenset(["word", "number", "numeral"])
 _AMOUNTS = word_set(
     "more less fewer left remaining total altogether together extra additional apiece away "
     "combined now other again longer later earlier ago"

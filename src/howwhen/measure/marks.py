@@ -228,7 +228,8 @@ def _short_value(rest: str, wanted: Wanted) -> str | None:
         if not is_unit:
             return None
         name = unit.split(maxsplit=1)[0] if unit.strip() else ""
-        return f"{number[0].strip()} {name}" if unit_name(name) in UNITS else number[0].strip()
+        is_known = unit_name(name) in UNITS and (name != "in" or unit.strip() == "in")
+        return f"{number[0].strip()} {name}" if is_known else number[0].strip()
     sentence = _UNIT_WORDS.sub("", sentence)
     prose = [word for word in _WORD.findall(sentence) if word.lower() not in _MATH_WORDS]
     return sentence if sentence and not prose else None

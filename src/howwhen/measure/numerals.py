@@ -57,6 +57,27 @@ def in_words(text: str) -> Fraction | None:
     return -value if is_negative else value
 
 
+def without_part(text: str) -> str:
+    """A number in words without the part at its end: `two` for `two quarters`."""
+    words = text.split()
+    is_part = len(words) > 1 and words[-1].lower() in (*_PART, *_PARTS)
+    return " ".join(words[:-1]) if is_part else text
+
+
+def part_of(text: str) -> str:
+    """The part at the end of a number in words, in the singular: `quarter`; empty without one."""
+    word = text.split()[-1].lower() if text.split() else ""
+    return (
+        "half"
+        if word == "halves"
+        else word.removesuffix("s")
+        if word in _PARTS
+        else word
+        if word in _PART
+        else ""
+    )
+
+
 def _value(words: list[str]) -> Fraction:
     """The value of words such as `two and a half million`."""
     parts = [index for index, word in enumerate(words) if word in _PART or word in _PARTS]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from howwhen.measure.grammar import MATH, inside_math, word_set
 from howwhen.measure.kinds import without_text
 from howwhen.measure.numbers import NUMBER, as_number, scale_of, trim_unit, without_scale
+from howwhen.measure.numerals import part_of, without_part
 from howwhen.measure.units import in_all_units
 
 
@@ -194,6 +195,8 @@ def in_asked_unit(text: str, asked: Asked) -> str:
     Asked for dollars, `75 cents` is 0.75; asked for months, `5 years` is 60; asked for eggs, `2
     dozen` is 24, and asked for dozens, 2. Anything else is returned as it is.
     """
+    if part_of(text) in asked.nouns:
+        return without_part(text)  # `two quarters` are two where quarters are counted
     scale = scale_of(text)
     if scale and scale in asked.nouns | asked.words:
         return without_scale(text)

@@ -33,9 +33,7 @@ COMPOUND = re.compile(
     re.IGNORECASE,
 )
 """A quantity in two units: `1 hour and 35 minutes`. Only `as_quantities` knows which units fit."""
-_WITH_UNIT = re.compile(
-    r"(?P<number>[-\u2212]?\$?\d[\d,./]*)\s(?P<unit>[A-Za-z]+)|(?P<cents>\d+(?:\.\d+)?)\s?\u00a2"
-)
+_CENTS = re.compile(r"(\d+(?:\.\d+)?)\s?\u00a2")
 
 
 def as_quantities(text: str) -> Mapping[str, Fraction]:
@@ -53,13 +51,10 @@ def as_quantities(text: str) -> Mapping[str, Fraction]:
         large = Fraction(compound["large"].replace(",", "").rstrip("."))
         total = large * count + Fraction(compound["small"])
         return {part: total, unit: total / count}
-    match = _WITH_UNIT.fullmatch(text)
-    value = None if match is None else as_number(match["number"] or match["cents"])
-    if match is None or value is None:
-        return {}
-    unit = unit_name(match["unit"] or "cent")
-    others = _neighbours(unit, value)
-    return {unit: value, **others} if others else {}
+    number, _, unit = _CENTS.sub(r"\1 cents", text).rpartition(" ")
+    unit = unit_name(unit)
+    value = as_number(number) if unit in UNITS else None
+    return {} if value is None else {unit: value, **_neighbours(unit, value)}
 
 
 def in_all_units(text: str) -> Mapping[str, Fraction]:

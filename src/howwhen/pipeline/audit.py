@@ -57,9 +57,11 @@ def audit_files(paths: Sequence[Path], deadline_seconds: float) -> tuple[list[Fi
 
 def _read_row(row: object, number: int, path: Path) -> tuple[Item, str]:
     found = row if isinstance(row, dict) else {}
-    gold = read_gold(str(path), number, found)
     text, finish, role = found.get("text") or "", found.get("finish"), found.get("role") or ""
     question = found.get("question")
+    if text and found.get("gold") is not None:
+        found = {**found, "answer": found["gold"]}  # `answer` may then be the model's
+    gold = read_gold(str(path), number, found)
     texts = (text, role, "" if question is None else question)
     if not all(isinstance(one, str) for one in texts) or finish not in (None, *Finish):
         raise ProblemError(
