@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from howwhen.lm.alignment import ModelPair
-from howwhen.probes import Gate, Sae, Taxonomy
+from howwhen.probes import Gate, Sae, SelfGate, Taxonomy
 from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 from tests.conftest import MakeModel
 
@@ -39,6 +39,20 @@ def make_forms() -> dict[str, VectorSet]:
         "gated": replace(static, modulation=gates),
         "low-rank": replace(static, modulation=maps, bias=random(32, seed=9)),
     }
+
+
+def make_probe(threshold: float = 0.0) -> SelfGate:
+    return SelfGate(
+        model="llama-0",
+        layers=(0, 2),
+        mean=torch.zeros(64),
+        scale=torch.ones(64),
+        hidden=random(6, 64, seed=11),
+        hidden_bias=torch.zeros(6),
+        outputs=random(5, 6, seed=12),
+        outputs_bias=torch.zeros(5),
+        threshold=threshold,
+    )
 
 
 def make_models(make_model: MakeModel, architecture: str = "llama") -> ModelPair:

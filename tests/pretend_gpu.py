@@ -195,10 +195,13 @@ class Ledger:
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()
         """By line of the package and operation."""
+        self.reads: Counter[str] = Counter()
+        """Those at which the host wants a result, and not just to hand something over."""
         self.launches = 0
 
     def clear(self) -> None:
         self.waits.clear()
+        self.reads.clear()
         self.launches = 0
 
 
@@ -215,8 +218,10 @@ def line_of_package() -> str:
     return "elsewhere"
 
 
-def _wait(what: str) -> None:
-    LEDGER.waits[f"{line_of_package()} {what}"] += 1
+def _wait(what: str, *, is_read: bool = True) -> None:
+    place = f"{line_of_package()} {what}"
+    LEDGER.waits[place] += 1
+    LEDGER.reads[place] += is_read
 
 
 def _count(func: Any, args: Any, tensors: Sequence[Tensor]) -> None:
@@ -225,11 +230,11 @@ def _count(func: Any, args: Any, tensors: Sequence[Tensor]) -> None:
             if index.dtype in (torch.bool, torch.uint8):
                 _wait("index by truth values")
             elif place_of(index) == CPU:
-                _wait("index from the CPU")
+                _wait("index from the CPU", is_read=False)
     if func in WAITS:
         _wait(func.__name__)
     if func is aten.copy_.default and place_of(args[0]) != place_of(args[1]) and args[1].dim():
-        _wait("copy_ between devices")
+        _wait("copy_ between devices", is_read=place_of(args[0]) == CPU)
     LEDGER.launches += func not in LAUNCHES_NOTHING
 
 
@@ -270,7 +275,7 @@ class PretendMode(TorchFunctionMode):
             return func(*args, **kwargs)
         del kwargs["device"]
         if FACTORIES.get(func):
-            _wait("values from the host")
+            _wait("values from the host", is_read=False)
         return _placed(func(*args, **kwargs), torch.device(place))
 
 
@@ -288,7 +293,7 @@ def _move(name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
             place = torch.device(arg)
     if place is not None and torch.device(place) != place_of(tensor):
         place = torch.device(place)
-        _wait(f"to {place}")
+        _wait(f"to {place}", is_read=place == CPU)
         moved: Tensor = _Moved.apply(tensor, place)  # type: ignore[no-untyped-call]
         tensor = moved
     return tensor if dtype is None or dtype == tensor.dtype else tensor.type(dtype)

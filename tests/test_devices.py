@@ -357,6 +357,8 @@ def test_tensors_on_two_devices_cannot_meet() -> None:
 
 WAITS_PER_ROUND = {"base": 8, "takeover": 16, "hybrid": 31, "self-gate": 19}
 """Points of a round at which the host may wait for a device, whatever the batch."""
+READS_PER_ROUND = 2
+"""Those at which the host reads a result: once what was decided, once what came of steering."""
 LAUNCHES_PER_ROUND = {"base": 160, "takeover": 350, "hybrid": 520, "self-gate": 340}
 """Kernels of a round, those of the models (3 blocks each) included, whatever the batch."""
 
@@ -381,8 +383,11 @@ def test_a_round_stays_within_its_budget(
     settings = HybridSettings(max_new_tokens=24, block_tokens=1)
     with pretend_gpu.pretending() as ledger:
         PUT[where](models)
+        decode(models, PROBLEMS[:1], rung, settings)  # what is tried out once per model
         ledger.clear()
+        rounds = 0
         traces = decode(models, tally_problems(16, seed=5)[-count:], rung, settings)
     assert rounds == max(len(trace.tokens) for trace in traces) > 10
+    assert ledger.reads.total() / rounds <= READS_PER_ROUND, ledger.reads.most_common(9)
     assert ledger.waits.total() / rounds <= WAITS_PER_ROUND[name], ledger.waits.most_common(9)
     assert ledger.launches / rounds <= LAUNCHES_PER_ROUND[name]

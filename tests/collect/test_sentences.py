@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from howwhen.cache_folder import cache_folder
 from howwhen.collect.sentences import (
     Segmenter,
     cut_sentences,
@@ -17,7 +18,6 @@ from howwhen.collect.sentences import (
 )
 from howwhen.errors import InputError
 from howwhen.zoo.smol import SMOLLM2
-from howwhen.zoo.smol.weights import cache_folder
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import DATA, needs_data
 

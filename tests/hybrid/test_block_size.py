@@ -1,51 +1,81 @@
-from howwhen.hybrid.block_size import BlockSizer
+"""How many tokens are drafted, given what passes cost."""
+
+import pytest
+
+from howwhen.hybrid.block_size import BlockSizer, Rate
+from howwhen.hybrid.pass_costs import STEPWISE, PassCosts
+
+CHEAP = PassCosts((1.0, 1.1, 1.2, 1.3, 1.5), (1.0, 1.1, 1.2, 1.3, 1.5))
+"""As on a machine that waits for the weights."""
 
 
-def learn(
-    pace: BlockSizer, decisions: list[int], low_confidence: list[int], rounds: int = 20
-) -> None:
-    width = 5
-    for _ in range(rounds):
-        is_decision = [[n in decisions for n in range(width)]]
-        is_low_confidence = [[n in low_confidence for n in range(width)]]
-        pace.learn(is_low_confidence, is_decision, [min([*decisions, width - 1]) + 1])
+def after(decisions: list[int], costs: PassCosts = CHEAP) -> BlockSizer:
+    """A sizer that has seen blocks of five with decisions at these places."""
+    sizer = BlockSizer(16, costs)
+    for _ in range(20):
+        kept = min([*decisions, 4]) + 1
+        sizer.learn([[n in decisions for n in range(5)]], [kept])
+    return sizer
 
 
 def test_blocks_shorten_with_decisions_and_lengthen_without() -> None:
-    calm, busy = BlockSizer(16), BlockSizer(16)
-    learn(calm, [], [])
-    learn(busy, [0], [])
-    assert busy.length() < BlockSizer(16).length() < calm.length() == 16
+    calm, fresh, busy = (
+        sizer.block()[0] for sizer in (after([]), BlockSizer(16, CHEAP), after([0]))
+    )
+    assert busy == 1 < fresh < calm == 16
 
 
-def test_decisions_where_the_base_was_unsure_do_not_shorten_blocks() -> None:
-    foreseen, surprising = BlockSizer(16), BlockSizer(16)
-    learn(foreseen, [2], [2])
-    learn(surprising, [2], [])
-    assert surprising.length() < foreseen.length()
+def test_a_block_is_worth_what_it_promises() -> None:
+    length, seconds = after([]).block()
+    kept = length
+    assert seconds == pytest.approx((length * 1.0 + CHEAP.thinking[4]) / kept, rel=0.15)
+    assert seconds < BlockSizer(16, CHEAP).step == 2.0
 
 
-def test_blocks_end_at_unsure_tokens_only_while_decisions_gather_there() -> None:
-    pace = BlockSizer(16)
-    assert pace.ends_at_low_confidence
-    learn(pace, [2], [1])
-    assert not pace.ends_at_low_confidence
-    learn(pace, [2], [2])
-    assert pace.ends_at_low_confidence
+def test_nothing_is_drafted_where_longer_passes_cost_as_much_as_single_ones() -> None:
+    sizer = after([], STEPWISE)
+    assert sizer.block() == (1, 2.0)
+    assert sizer.most_guesses() == 0
+    assert sizer.guesses([[1.0] * 15])[0] == 0
 
 
-def test_a_base_that_is_always_unsure_still_learns_its_rate() -> None:
-    everywhere = [0, 1, 2, 3, 4]
-    calm, busy = BlockSizer(16), BlockSizer(16)
-    learn(calm, [], everywhere)
-    learn(busy, [4], everywhere)
-    assert not calm.ends_at_low_confidence
-    assert not busy.ends_at_low_confidence
-    assert busy.length() < calm.length() == 16
+def test_guesses_are_read_as_far_as_they_are_likely() -> None:
+    sizer = BlockSizer(16, CHEAP)
+    assert sizer.most_guesses() == 15
+    sure, unsure, wrong = (
+        sizer.guesses([[rate ** (n + 1) for n in range(15)]])[0] for rate in (0.99, 0.7, 0.02)
+    )
+    assert sure == 15 > unsure > wrong == 0
+    assert sizer.guesses([[0.99] * 15, []])[1] > sizer.guesses([[0.99] * 15])[1]
+    few = sizer.guesses([[0.99, 0.98], [0.99]])
+    assert few[0] == 2
+
+
+def test_costs_lie_between_those_that_were_timed() -> None:
+    assert [CHEAP.of_base(n) for n in (1, 2, 3, 8, 12, 16)] == pytest.approx(
+        [1.0, 1.1, 1.15, 1.3, 1.4, 1.5]
+    )
+    assert CHEAP.of_base(32) == pytest.approx(1.9)
+    assert CHEAP.of_both(4) == pytest.approx(2.4)
+
+
+def test_where_the_base_may_not_draft_it_does_not() -> None:
+    sizer = BlockSizer(16, CHEAP, base_drafts=False)
+    assert sizer.block() == (1, 2.0)
+
+
+def test_older_events_weigh_less() -> None:
+    rate = Rate(0.5, tokens=4.0)
+    for _ in range(400):
+        rate.learn([True])
+    assert rate.rate > 0.99
+    for _ in range(40):
+        rate.learn([False])
+    assert rate.rate < 0.5
 
 
 def test_stepwise_stays_stepwise() -> None:
-    pace = BlockSizer(1)
-    learn(pace, [], [])
-    assert pace.length() == 1
-    assert not pace.ends_at_low_confidence
+    sizer = BlockSizer(1, CHEAP)
+    assert sizer.block() == (1, 2.0)
+    assert sizer.most_guesses() == 0
+    assert sizer.guesses([[0.9]])[0] == 0

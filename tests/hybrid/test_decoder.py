@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
-from howwhen.hybrid.block_size import BlockSizer
 from howwhen.hybrid.choice import (
     Base,
     BaseStepByStep,
@@ -24,7 +23,7 @@ from howwhen.hybrid.choice import (
     randomise,
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
-from howwhen.hybrid.ledger import MAX_MARGIN, Opinion
+from howwhen.hybrid.ledger import MAX_MARGIN, Opinion, log_probs_of, numbers_of
 from howwhen.hybrid.sampling import Sampler
 from howwhen.hybrid.streams import PromptCache
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
@@ -32,13 +31,19 @@ from howwhen.lm.alignment import ModelPair
 from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.noise import gumbel_noise
 from howwhen.pipeline.hybrid import _idle_decisions
-from howwhen.probes import SelfGate
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
 from howwhen.settings import HybridSettings
 from howwhen.vectors import VectorSet
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
-from tests.factories import make_forms, make_gate, make_models, make_vectors, random
+from tests.factories import (
+    make_forms,
+    make_gate,
+    make_models,
+    make_probe,
+    make_vectors,
+    random,
+)
 from tests.oracles.naive import NaiveHybrid, next_logits, residual_at, steered_next_logits
 
 STEPWISE = HybridSettings(max_new_tokens=12, block_tokens=1)
@@ -168,14 +173,12 @@ def test_batched_equals_one_at_a_time(make_model: MakeModel) -> None:
 
 def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None:
     models, rung = make_models(make_model), Steer(make_gate(), make_vectors())
-    yielded = tuple(stream(models, PROBLEMS[0], rung, SETTINGS))
-    assert yielded == decode(models, PROBLEMS[:1], rung, SETTINGS)[0].tokens
+    yielded = [token[:4] for token in stream(models, PROBLEMS[0], rung, SETTINGS)]
+    whole = decode(models, PROBLEMS[:1], rung, SETTINGS)[0].tokens
+    assert yielded == [token[:4] for token in whole]
 
 
-def test_whoever_reads_along_waits_for_a_single_token_first(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(BlockSizer, "ends_at_low_confidence", property(lambda _: False))
+def test_whoever_reads_along_waits_for_a_single_token_first(make_model: MakeModel) -> None:
     models = make_models(make_model)
     agreed = replace(models, thinking=models.base)
     batch = LiveBatch(agreed, PROBLEMS, Takeover(), BLOCK)
@@ -455,20 +458,6 @@ def test_the_bias_alone_has_one_category_and_no_vector(make_model: MakeModel) ->
     assert {t.category for t in trace.tokens if t.is_decision} == {0}
 
 
-def make_probe(threshold: float) -> SelfGate:
-    return SelfGate(
-        model="llama-0",
-        layers=(0, 2),
-        mean=torch.zeros(64),
-        scale=torch.ones(64),
-        hidden=random(6, 64, seed=11),
-        hidden_bias=torch.zeros(6),
-        outputs=random(5, 6, seed=12),
-        outputs_bias=torch.zeros(5),
-        threshold=threshold,
-    )
-
-
 def test_the_self_gate_steers_where_its_probe_says_without_a_thinking_model(
     make_model: MakeModel,
 ) -> None:
@@ -546,7 +535,8 @@ def test_batches_written_side_by_side_equal_those_written_alone(
                 drain(batch, own)
         rounds += 1
     assert rounds > 1
-    assert answers == expected
+    for ours, theirs in zip(answers, expected, strict=True):  # but for the last digits
+        assert [[t[:4] for t in one] for one in ours] == [[t[:4] for t in one] for one in theirs]
     assert not models.base.model._forward_hooks
     assert not any(module._forward_hooks for module in models.thinking.model.model.layers)
 
@@ -708,13 +698,27 @@ def test_margins_are_the_distance_to_the_second_choice(
 def test_a_choice_within_the_rounding_of_its_logit_is_a_tie() -> None:
     scores = torch.tensor([[[20.0, 19.95, 1.0], [20.0, 19.8, 1.0], [20.0, 20.0, 1.0]]])
     half, whole = (torch.finfo(dtype).eps for dtype in (torch.bfloat16, torch.float32))
-    assert Opinion.of(scores, scores, half).is_tie.tolist() == [[True, False, True]]
-    assert Opinion.of(scores, scores, whole).is_tie.tolist() == [[False, False, True]]
-    assert Opinion.of(scores, scores, half).margin[0, :2].tolist() == pytest.approx(
-        [0.05, 0.2], abs=1e-5
-    )
+    first = torch.zeros(1, 3, dtype=torch.long)
+    numbers = numbers_of(scores, scores, first, first, may_be_unknown=False)[0].tolist()
+    coarse, fine = ([Opinion.of(0.0, row, eps) for row in numbers] for eps in (half, whole))
+    assert [one.is_tie for one in coarse] == [True, False, True]
+    assert [one.margin for one in coarse[:2]] == pytest.approx([0.05, 0.2], abs=1e-5)
+    assert [one.is_tie for one in fine] == [False, False, True]
     alone = torch.tensor([[[3.0, -torch.inf]]])
-    assert Opinion.of(alone, alone, half).margin.item() == MAX_MARGIN
+    (row,) = numbers_of(alone, alone, first[:, :1], first[:, :1], may_be_unknown=False)[0].tolist()
+    assert Opinion.of(0.0, row, half).margin == MAX_MARGIN
+
+
+def test_a_token_that_a_model_does_not_know_has_no_log_probability() -> None:
+    logits = torch.tensor([[[1.0, 2.0, 3.0]]])
+    expected = logits.log_softmax(2)[0, 0, 1].item()
+    for chosen, wanted in ((1, expected), (7, -torch.inf)):
+        numbers = numbers_of(
+            logits, logits, torch.tensor([[2]]), torch.tensor([[chosen]]), may_be_unknown=True
+        )
+        assert Opinion.of(2.0, numbers[0, 0].tolist(), 0.0).log_prob == pytest.approx(wanted)
+    found = log_probs_of(logits[0], torch.tensor([[1, 7]])).tolist()
+    assert found == [[pytest.approx(expected), -torch.inf]]
 
 
 def test_ties_are_counted_apart_in_half_precision(make_model: MakeModel) -> None:

@@ -88,9 +88,9 @@ def test_reading_and_taking_back_in_any_order_equals_reading_what_is_left(
             text.extend(fresh[row].tolist())
             expect_last(streams.logits[row, -1], next_logits(model, text))
             del text[len(text) - int(back[row]) :]
-        streams.rollback(back)
-        assert streams.lengths.tolist() == [len(text) for text in texts]
-    streams.select(torch.tensor([2, 0]))
+        streams.rollback(back.tolist())
+        assert streams.lengths == [len(text) for text in texts]
+    streams.select([2, 0])
     streams.extend(torch.tensor([[7], [9]]))
     expect_last(streams.logits[0, -1], next_logits(model, [*texts[2], 7]))
     expect_last(streams.logits[1, -1], next_logits(model, [*texts[0], 9]))
@@ -103,19 +103,19 @@ def test_a_branch_equals_steering_from_scratch_and_leaves_the_cache_alone(
     model = make_model(architecture)
     streams = open_streams(model, TEXTS[:2], steer_layer=1)
     streams.extend(torch.tensor([[27, 4, 5], [11, 6, 7]]))
-    streams.rollback(torch.tensor([0, 1]))
+    streams.rollback([0, 1])
     texts = [[3, 9, 14, 27, 4, 5], [5, 11, 6]]
-    reach, delta = torch.tensor([3, 2]), 2 * random(2, 4, 3, 32)
-    steered = Places.last(torch.arange(2), reach)
+    reach, delta = [3, 2], 2 * random(2, 4, 3, 32)
+    steered = Places([0, 1], [5, 2], reach, model.device)
     branch = streams.branch(steered, delta)
     for row, text in enumerate(texts):
         expect_last(
-            streams.residuals_at(steered)[row][-int(reach[row]) :],
-            residual_at(model, text, 1)[-int(reach[row]) :],
+            streams.residuals_at(steered)[row][-reach[row] :],
+            residual_at(model, text, 1)[-reach[row] :],
         )
         for candidate in range(4):
-            own = delta[row, candidate, 3 - int(reach[row]) :]
-            places = range(len(text) - int(reach[row]), len(text))
+            own = delta[row, candidate, 3 - reach[row] :]
+            places = range(len(text) - reach[row], len(text))
             expected = next_logits_with(model, text, 1, dict(zip(places, own, strict=True)))
             expect_last(branch.logits[row, candidate], expected)
     streams.extend(torch.tensor([[8], [8]]))

@@ -1,92 +1,96 @@
-"""How many tokens the base drafts before the thinking model verifies them.
+"""How many tokens are drafted before both models have read them.
 
-A longer block saves passes of the thinking model and wastes passes of the base after a
-disagreement. The best length follows from the rate of disagreements so far. If most of them come at
-tokens to which the base gives a low probability, a block also ends at such a token.
+A pass over several tokens costs little more than one over a single token, but what follows the
+first rejected token is wasted. So the best length follows from what passes cost and from how often
+drafts are accepted.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-CHECK_COST = 1.3
-"""Cost of the thinking model's pass over a block, in single-token passes of the base."""
-MIN_RATE_TO_STOP = 0.25
-"""Rate of disagreements among low-confidence tokens from which on a block ends at one."""
+from howwhen.hybrid.pass_costs import PassCosts
+
 DECAY = 0.98
 """Weight that a token keeps with each token that follows."""
+WORTHWHILE = 1.05
+"""Gain over single steps, as the costs promise it, from which on a draft is tried."""
 
 
 @dataclass
 class Rate:
-    """A running rate of disagreements, in which older tokens weigh less."""
+    """A running rate of events, in which older tokens weigh less."""
 
     rate: float
     """At first, the rate assumed before any token was seen."""
     tokens: float = 20.0
     """Number of tokens that the rate rests on."""
 
-    def learn(self, decisions: list[bool], streams: int) -> None:
+    def learn(self, events: Sequence[bool], streams: int = 1) -> None:
         """Take in more tokens, of so many streams."""
-        fade: float = DECAY ** (len(decisions) / streams)
-        total = self.tokens * fade + len(decisions)
-        self.rate = (self.rate * self.tokens * fade + sum(decisions)) / total
+        fade: float = DECAY ** (len(events) / streams)
+        total = self.tokens * fade + len(events)
+        self.rate = (self.rate * self.tokens * fade + sum(events)) / total
         self.tokens = total
 
 
 @dataclass
 class BlockSizer:
-    """Adapts the block length to the running rate of decisions."""
+    """Chooses how the next tokens are drafted, and how many."""
 
-    max_length: int
-    """Longest block; 1 is stepwise decoding."""
-    confident_above: float = math.log(0.5)
-    """Log-probability of its own token, in nats, below which the base has low confidence."""
-    overall: Rate = field(default_factory=lambda: Rate(0.1))
-    """Among all tokens."""
-    confident: Rate = field(default_factory=lambda: Rate(0.05))
-    """Among tokens that the base is confident of."""
-    low_confidence: Rate = field(default_factory=lambda: Rate(0.5, 1.0))
-    """Among the others."""
+    most: int
+    """Longest draft; 1 is stepwise decoding."""
+    costs: PassCosts
+    base_drafts: bool = True
+    """Whether the base may draft, for the thinking model to read."""
+    disagreements: Rate = field(default_factory=lambda: Rate(0.1))
+    """Among all tokens that the base wrote ahead."""
 
     @property
-    def is_adaptive(self) -> bool:
-        """Whether there is anything to adapt."""
-        return self.max_length > 1
+    def step(self) -> float:
+        """Seconds of a single step."""
+        return self.costs.of_both(1)
 
-    @property
-    def ends_at_low_confidence(self) -> bool:
-        """Whether a block ends at a token of low confidence."""
-        return self.is_adaptive and self.low_confidence.rate >= MIN_RATE_TO_STOP
+    def most_guesses(self) -> int:
+        """How many guesses may pay, if all of them are right."""
+        sizes = range(2, self.most + 1)
+        return max(
+            (n - 1 for n in sizes if n * self.step > WORTHWHILE * self.costs.of_both(n)), default=0
+        )
 
-    def length(self) -> int:
-        """Block length with the most tokens kept per unit of cost."""
-        rate = self.confident.rate if self.ends_at_low_confidence else self.overall.rate
-        return max(range(1, self.max_length + 1), key=lambda length: _tokens_per_cost(length, rate))
+    def block(self) -> tuple[int, float]:
+        """The best number of tokens that the base writes ahead, and seconds per token kept."""
+        rate = self.disagreements.rate
+        best = 1, self.step
+        for length in range(2, self.most + 1 if self.base_drafts else 2):
+            kept = length if rate == 0 else (1 - (1 - rate) ** length) / rate
+            step = self.costs.of_base(1)
+            cost = length * step + self.costs.of_both(length) - self.costs.of_base(length)
+            if cost / kept < best[1] / (WORTHWHILE if best[0] == 1 else 1):
+                best = length, cost / kept
+        return best
 
-    def learn(
-        self, low_confidence: list[list[bool]], is_decision: list[list[bool]], kept: list[int]
-    ) -> None:
-        """Count the disagreements among tokens of either kind, and among all.
+    def guesses(self, chances: Sequence[Sequence[float]]) -> tuple[int, float]:
+        """The best number of guesses to be read, and seconds per token kept.
 
         Args:
-            low_confidence: whether the base had low confidence, per stream and position of a block.
-            is_decision: whether the rung intervened, likewise.
+            chances: for every running stream, the probability that its first guess is right, that
+                its first two are, and so on.
+        """
+        best, kept = (0, self.step), 1.0
+        for count in range(1, self.most):
+            kept += sum(own[count - 1] for own in chances if len(own) >= count) / len(chances)
+            cost = self.costs.of_both(count + 1) / kept
+            if cost < best[1] / (WORTHWHILE if best[0] == 0 else 1):
+                best = count, cost
+        return best
+
+    def learn(self, is_decision: Sequence[Sequence[bool]], kept: Sequence[int]) -> None:
+        """Count the disagreements in a block that the base wrote.
+
+        Args:
+            is_decision: whether the rung intervened, per stream and position.
             kept: tokens of the block that each stream emitted.
         """
-        if not self.is_adaptive:
-            return
-        pairs = [
-            pair
-            for is_low, decided, count in zip(low_confidence, is_decision, kept, strict=True)
-            for pair in zip(is_low[:count], decided[:count], strict=True)
-        ]
-        streams = max(1, sum(count > 0 for count in kept))
-        self.overall.learn([decided for _, decided in pairs], streams)
-        for rate, kind in ((self.confident, False), (self.low_confidence, True)):
-            rate.learn([decided for is_low, decided in pairs if is_low is kind], streams)
-
-
-def _tokens_per_cost(length: int, rate: float) -> float:
-    """Expected tokens kept by a block, over its cost."""
-    kept = length if rate == 0 else (1 - (1 - rate) ** length) / rate
-    return kept / (length + CHECK_COST)
+        pairs = zip(is_decision, kept, strict=True)
+        events = [decided for stream, count in pairs for decided in stream[:count]]
+        self.disagreements.learn(events, max(1, sum(count > 0 for count in kept)))

@@ -41,19 +41,14 @@ class ModelView:
         """What the model would write."""
         return self.scores.argmax(1).to(self.device)
 
-    def top(
-        self, where: Bool[Tensor, " n"], count: int
-    ) -> tuple[Float[Tensor, "m count"], Int[Tensor, "m count"]]:
-        """The highest scores at some positions, and their tokens."""
-        values, ids = self.scores[where.to(self.scores.device)].topk(count, dim=1)
+    def top(self, count: int) -> tuple[Float[Tensor, "n count"], Int[Tensor, "n count"]]:
+        """The highest scores at every position, and their tokens."""
+        values, ids = self.scores.topk(count, dim=1)
         return values.to(self.device), ids.to(self.device)
 
-    def scores_of(
-        self, where: Bool[Tensor, " n"], ids: Int[Tensor, "m count"]
-    ) -> Float[Tensor, "m count"]:
-        """Scores of some tokens at some positions."""
-        device = self.scores.device
-        return self.scores[where.to(device)].gather(1, ids.to(device)).to(self.device)
+    def scores_of(self, ids: Int[Tensor, "n count"]) -> Float[Tensor, "n count"]:
+        """Scores of some tokens at every position."""
+        return self.scores.gather(1, ids.to(self.scores.device)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -93,18 +88,21 @@ class DecisionContext:
         """Whether the two tokens differ; two end tokens mean the same."""
         ours, theirs = self.base.token, self.thinking.token
         differ = ours != theirs
-        if not differ.any():
+        if _is_never(differ):
             return differ
         return differ & ~(torch.isin(ours, self.ends) & torch.isin(theirs, self.ends))
 
     def categories(self, gate: Gate, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Category that a gate reads in the thinking model, where asked; -1 elsewhere."""
-        category = torch.full_like(self.base.token, -1)
-        if where.any():
-            residual = self.thinking.residual[gate.layer]
-            read = gate.categorise(residual[where.to(residual.device)].float())
-            category[where] = read.to(category.device)
-        return category
+        if _is_never(where):
+            return torch.full_like(self.base.token, -1)
+        read = gate.categorise(self.thinking.residual[gate.layer].float())
+        return read.to(where.device).masked_fill(~where, -1)
+
+
+def _is_never(where: Bool[Tensor, " n"]) -> bool:
+    """Whether a mask is known to be empty. Only on a CPU does looking cost nothing."""
+    return where.device.type == "cpu" and not where.any()
 
 
 @dataclass(frozen=True)
@@ -232,14 +230,14 @@ class Guardrail(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Rerank the base's `top_k` tokens by the thinking model at a disagreement."""
-        token, where = context.base.token.clone(), context.is_decision
-        if where.any():
-            scores, top = context.base.top(where, self.top_k)
-            wanted = context.thinking.scores_of(where, top)
-            is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
-            best = wanted.masked_fill(is_outside, -torch.inf).argmax(1)
-            token[where] = top.gather(1, best[:, None])[:, 0]
-        return _emit(token, where)
+        token, where = context.base.token, context.is_decision
+        if _is_never(where):
+            return _emit(token, where)
+        scores, top = context.base.top(self.top_k)
+        wanted = context.thinking.scores_of(top)
+        is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
+        best = wanted.masked_fill(is_outside, -torch.inf).argmax(1)
+        return _emit(torch.where(where, top.gather(1, best[:, None])[:, 0], token), where)
 
 
 @dataclass(frozen=True)

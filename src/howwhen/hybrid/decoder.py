@@ -1,8 +1,7 @@
 """The hybrid decoder: both models over shared token ids, every token explained.
 
 Draft and verify (speculative decoding): blocks of drafted tokens give the same answers as blocks of
-one token, which is stepwise decoding, up to ties in the last bits of a sum. A `Session` writes, and
-a `Ledger` notes how each token came about.
+one token, which is stepwise decoding, up to ties in the last bits of a sum. A `Session` writes.
 
 Under the `transient` policy the base's cache keeps the unsteered states of a steered position,
 under `persistent` the steered.
@@ -16,7 +15,9 @@ from torch import Tensor
 
 from howwhen.hybrid.block_size import BlockSizer
 from howwhen.hybrid.choice import Rung
-from howwhen.hybrid.ledger import Ledger
+from howwhen.hybrid.guesses import Guesser, Phrases
+from howwhen.hybrid.ledger import Round
+from howwhen.hybrid.pass_costs import STEPWISE, pass_costs
 from howwhen.hybrid.session import Answer, Session
 from howwhen.hybrid.steering import check_vectors
 from howwhen.hybrid.streams import PromptCache, open_streams
@@ -36,6 +37,7 @@ def decode(
     *,
     known: Sequence[Sequence[Answer]] | None = None,
     prompts: PromptCache | None = None,
+    phrases: Phrases | None = None,
 ) -> list[HybridTrace]:
     """Answer one batch of problems on one rung.
 
@@ -49,21 +51,22 @@ def decode(
             common with one of them is read rather than written, which takes fewer passes. They
             change no answer.
         prompts: keeps the prompts that were read, for other rungs on the same problems.
+        phrases: of answers that the thinking model gave to other problems. What they let one guess
+            is read rather than written. They change no answer either.
 
     Raises:
         SteeringError: vectors that do not fit the base model or the gate.
         InputError: an empty prompt, or one too long for a model's context.
     """
-    session = _open_session(models, problems, rung, settings, seed, known, prompts)
-    ledger = Ledger([[] for _ in problems])
+    session = _open_session(models, problems, rung, settings, seed, known, prompts, phrases)
+    answers: list[list[HybridToken]] = [[] for _ in problems]
     with session.capturing():
         while session.rows:
-            ledger.add(session.round())
+            _note(session.round(), answers)
             session.compact()
-    ledger.flush()
     return [
         _trace(models, problem, rung, seed, tokens)
-        for problem, tokens in zip(problems, ledger.tokens, strict=True)
+        for problem, tokens in zip(problems, answers, strict=True)
     ]
 
 
@@ -96,10 +99,11 @@ class LiveBatch:
         rung: Rung,
         settings: HybridSettings,
         seed: int = 0,
+        phrases: Phrases | None = None,
     ) -> None:
-        self._session = _open_session(models, problems, rung, settings, seed)
-        self._ledger = Ledger([[] for _ in problems])
-        self._returned = [0] * len(problems)
+        self._session = _open_session(models, problems, rung, settings, seed, phrases=phrases)
+        self._count = len(problems)
+        self._has_begun = False
 
     @property
     def is_done(self) -> bool:
@@ -109,12 +113,10 @@ class LiveBatch:
     def advance(self) -> list[list[HybridToken]]:
         """Go on by a block, and return each answer's new tokens."""
         session = self._session
+        fresh: list[list[HybridToken]] = [[] for _ in range(self._count)]
         with session.capturing():
-            self._ledger.add(session.round(None if any(self._returned) else 1))
-        self._ledger.flush()
-        answers = self._ledger.tokens
-        fresh = [tokens[start:] for tokens, start in zip(answers, self._returned, strict=True)]
-        self._returned = [len(tokens) for tokens in answers]
+            _note(session.round(None if self._has_begun else 1), fresh)
+        self._has_begun = True
         session.compact()
         return fresh
 
@@ -124,6 +126,12 @@ class LiveBatch:
         if row in session.rows:
             session.is_done[session.rows.index(row)] = True
             session.compact()
+
+
+def _note(done: Round, answers: list[list[HybridToken]]) -> None:
+    """Add the tokens of a round to the answers of a batch."""
+    for stream, row in enumerate(done.rows):
+        answers[row] += done.tokens(stream)
 
 
 def asked_models(models: ModelPair, rung: Rung) -> list[LanguageModel]:
@@ -140,6 +148,7 @@ def _open_session(
     seed: int,
     known: Sequence[Sequence[Answer]] | None = None,
     prompts: PromptCache | None = None,
+    phrases: Phrases | None = None,
 ) -> Session:
     """Both models with the prompts read."""
     check_vectors(models.base, rung)
@@ -151,7 +160,13 @@ def _open_session(
     thinking_prompts = next(iter(other_prompts), base_prompts)
     steer_layer = None if rung.steering is None else rung.steering.vectors.layer
     open_ = open_streams if prompts is None else prompts.streams
-    can_draft = rung.needs_thinking and not rung.allows_banned_tokens
+    sizer = BlockSizer(
+        settings.block_tokens,
+        STEPWISE
+        if settings.block_tokens == 1
+        else pass_costs(models, len(problems), needs_thinking=rung.needs_thinking),
+        base_drafts=rung.needs_thinking and not rung.allows_banned_tokens,
+    )
     return Session(
         models=models,
         rung=rung,
@@ -167,7 +182,8 @@ def _open_session(
         base_next=_last_tokens(base_prompts, models.base.device),
         thinking_next=_last_tokens(thinking_prompts, models.base.device),
         known=[list(answers) for answers in known] if known else [[] for _ in problems],
-        block_sizer=BlockSizer(settings.block_tokens if can_draft else 1),
+        block_sizer=sizer,
+        guesser=Guesser([list(prompt) for prompt in base_prompts], phrases),
     )
 
 

@@ -1,56 +1,87 @@
-"""Which tokens were written and how each came about, noted many rounds at a time.
+"""What both models thought of every position of a round, and the tokens that came of it.
 
-Log-probabilities need a model's logits of every emitted token. The ledger holds a round's logits
-back until there are enough of them: small tensor operations cost most.
+All of it is made where the models are, and read by the host at once. No logits are kept.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from howwhen.hybrid.steering import Steered
 from howwhen.records import HybridToken
 
-MAX_BUFFERED_LOGITS = 2**23
-"""Logits that are held back before tokens are noted."""
 MAX_MARGIN = 1000.0
 """Noted where a model has no second choice."""
 
 
-@dataclass(frozen=True)
-class Opinion:
-    """What one model said at the positions of a round."""
+class Opinion(NamedTuple):
+    """What one model said at a position."""
 
-    token: Int[Tensor, "stream g"]
+    token: int
     """The token that it would have written."""
-    logits: Float[Tensor, "stream g vocabulary"]
-    margin: Float[Tensor, "stream g"]
+    margin: float
     """Score of that token minus that of its second choice."""
-    is_tie: Bool[Tensor, "stream g"]
+    is_tie: bool
     """Whether the margin is within the rounding of the model's numbers."""
+    log_prob: float
+    """Of the token that the rung chose, in nats; minus infinity for one the model does not know."""
 
     @classmethod
-    def of(
-        cls,
-        scores: Float[Tensor, "stream g shared"],
-        logits: Float[Tensor, "stream g vocabulary"],
-        rounding: float,
-    ) -> "Opinion":
-        """From scores.
+    def of(cls, token: float, numbers: Sequence[float], rounding: float) -> "Opinion":
+        """From what `numbers_of` returns.
 
         Args:
-            scores: what the written token is the argmax of.
-            logits: those of the model.
-            rounding: relative to the size of a logit, in units of the scores.
+            token: the model's own.
+            numbers: at this position.
+            rounding: of the model's logits relative to their size, in units of its scores.
         """
-        token = scores.argmax(2)
-        first, second = scores.topk(2, dim=2).values.unbind(2)
-        margin = (first - second).clamp(max=MAX_MARGIN)
-        size = logits.gather(2, token[..., None])[..., 0].abs()
-        return cls(token, logits, margin, margin <= rounding * size)
+        first, second, own, chosen, total = numbers
+        margin = min(first - second, MAX_MARGIN)
+        is_tie = margin <= rounding * abs(own)
+        return cls(int(token), margin, is_tie, chosen - total)
+
+
+def numbers_of(
+    scores: Float[Tensor, "stream g shared"],
+    logits: Float[Tensor, "stream g vocabulary"],
+    own: Int[Tensor, "stream g"],
+    chosen: Int[Tensor, "stream g"],
+    *,
+    may_be_unknown: bool,
+) -> Float[Tensor, "stream g 5"]:
+    """What an `Opinion` is made of, at every position.
+
+    Args:
+        scores: what the written token is the argmax of.
+        logits: those of the model.
+        own: the token that the model would have written.
+        chosen: by the rung.
+        may_be_unknown: whether the chosen token may be none of the model's.
+
+    Returns:
+        The two highest scores, the logits of both tokens, and the logarithm of the sum of their
+        exponentials.
+    """
+    both = torch.stack([own.to(logits.device), chosen.to(logits.device)], dim=2)
+    found = logits.gather(2, both.clamp(max=logits.shape[2] - 1) if may_be_unknown else both)
+    if may_be_unknown:
+        found = found.masked_fill(both >= logits.shape[2], -math.inf)
+    return torch.cat([scores.topk(2, dim=2).values, found, logits.logsumexp(2, True)], dim=2)
+
+
+def log_probs_of(
+    logits: Float[Tensor, "n vocabulary"], tokens: Int[Tensor, "n count"]
+) -> Float[Tensor, "n count"]:
+    """Log-probabilities of tokens, in nats; minus infinity for those that a model does not know."""
+    size = logits.shape[1]
+    ids = tokens.to(logits.device)
+    chosen = logits.gather(1, ids.clamp(max=size - 1)) - logits.logsumexp(1, keepdim=True)
+    return chosen.masked_fill(ids >= size, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -65,105 +96,38 @@ class Round:
     """Per stream and position, whether the rung intervened."""
     steered: dict[tuple[int, int], Steered]
     """By stream and position."""
-    base: Opinion
-    thinking: Opinion | None
+    base: list[list[Opinion]]
+    """Per stream and position."""
+    thinking: list[list[Opinion]] | None
     """None where the thinking model was not run."""
 
-    @property
-    def emitted(self) -> list[tuple[int, int]]:
-        """Stream and position of every emitted token, in order."""
-        return [(stream, n) for stream, ids in enumerate(self.ids) for n in range(len(ids))]
+    def tokens(self, stream: int) -> list[HybridToken]:
+        """The tokens that a stream emitted, each explained."""
+        return [self._token(stream, place, id_) for place, id_ in enumerate(self.ids[stream])]
 
-
-@dataclass
-class Ledger:
-    """The answers of a batch, token by token."""
-
-    tokens: list[list[HybridToken]]
-    """Per problem, the tokens noted so far."""
-    pending: list[Round] = field(default_factory=list)
-    buffered_logits: int = 0
-    """How many logits the pending rounds hold."""
-
-    def add(self, done: Round) -> None:
-        """Take in a round. Its tokens are noted once enough logits are held back."""
-        self.pending.append(done)
-        self.buffered_logits += done.base.logits.numel()
-        if self.buffered_logits >= MAX_BUFFERED_LOGITS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Note the tokens of all pending rounds."""
-        if not self.pending:
-            return
-        ids = [token for done in self.pending for stream in done.ids for token in stream]
-        base = _notes([done.base for done in self.pending], self.pending, ids)
-        opinions = [done.thinking for done in self.pending if done.thinking is not None]
-        unknown = [_Note(None, None, None, False)] * len(ids)
-        thinking = _notes(opinions, self.pending, ids) if opinions else unknown
-        places = [(done, *place) for done in self.pending for place in done.emitted]
-        for place, token, ours, theirs in zip(places, ids, base, thinking, strict=True):
-            done, stream, offset = place
-            steered = done.steered.get((stream, offset))
-            self.tokens[done.rows[stream]].append(
-                HybridToken(
-                    id=token,
-                    base_id=ours.token,
-                    thinking_id=theirs.token,
-                    category=steered.category if steered else None,
-                    coefficient=steered.coefficient if steered else None,
-                    window=steered.window if steered else 0,
-                    is_decision=done.is_decision[stream][offset],
-                    base_log_prob=ours.log_prob,
-                    thinking_log_prob=theirs.log_prob,
-                    candidates=steered.candidates if steered else (),
-                    base_margin=ours.margin,
-                    thinking_margin=theirs.margin,
-                    is_tie=ours.is_tie or theirs.is_tie,
-                )
-            )
-        self.pending, self.buffered_logits = [], 0
-
-
-class _Note(NamedTuple):
-    """One model's own token at an emitted token, and what it thought of it."""
-
-    token: Any
-    log_prob: float | None
-    """Of the emitted token."""
-    margin: float | None
-    is_tie: bool
-
-
-def _notes(opinions: list[Opinion], rounds: list[Round], ids: list[int]) -> list[_Note]:
-    """One model's notes on all emitted tokens."""
-    own, rows, margins, ties = [], [], [], []
-    for opinion, done in zip(opinions, rounds, strict=True):
-        device = opinion.logits.device
-        places = torch.tensor(done.emitted, dtype=torch.long, device=device).view(-1, 2)
-        own.append(opinion.token[places[:, 0], places[:, 1]])
-        rows.append(opinion.logits[places[:, 0], places[:, 1]])
-        margins.append(opinion.margin[places[:, 0], places[:, 1]])
-        ties.append(opinion.is_tie[places[:, 0], places[:, 1]])
-    logits = torch.cat(rows)
-    log_probs = _log_probs(logits, torch.tensor(ids, device=logits.device))
-    return [
-        _Note(token, log_prob, round(margin, 4), is_tie)
-        for token, log_prob, margin, is_tie in zip(
-            torch.cat(own).tolist(),
-            log_probs,
-            torch.cat(margins).tolist(),
-            torch.cat(ties).tolist(),
-            strict=True,
+    def _token(self, stream: int, place: int, id_: int) -> HybridToken:
+        ours = self.base[stream][place]
+        theirs = None if self.thinking is None else self.thinking[stream][place]
+        steered = self.steered.get((stream, place))
+        base_log_prob, thinking_log_prob = ours.log_prob, theirs.log_prob if theirs else math.nan
+        if steered is not None:
+            base_log_prob, thinking_log_prob = steered.base_log_prob, steered.thinking_log_prob
+        return HybridToken(
+            id=id_,
+            base_id=ours.token,
+            thinking_id=theirs.token if theirs else None,
+            category=steered.category if steered else None,
+            coefficient=steered.coefficient if steered else None,
+            window=steered.window if steered else 0,
+            is_decision=self.is_decision[stream][place],
+            base_log_prob=_rounded(base_log_prob),
+            thinking_log_prob=_rounded(thinking_log_prob),
+            candidates=steered.candidates if steered else (),
+            base_margin=round(ours.margin, 4),
+            thinking_margin=round(theirs.margin, 4) if theirs else None,
+            is_tie=ours.is_tie or (theirs is not None and theirs.is_tie),
         )
-    ]
 
 
-def _log_probs(
-    logits: Float[Tensor, "token vocabulary"], ids: Int[Tensor, " token"]
-) -> list[float | None]:
-    """Log-probability of each token under a model's own distribution, in nats; None outside it."""
-    size = logits.shape[1]
-    chosen = logits.gather(1, ids.clamp(max=size - 1)[:, None])[:, 0]
-    log_probs = (chosen - logits.logsumexp(1)).masked_fill(ids >= size, -torch.inf)
-    return [None if value == -torch.inf else round(value, 4) for value in log_probs.tolist()]
+def _rounded(log_prob: float) -> float | None:
+    return None if math.isnan(log_prob) or log_prob == -math.inf else round(log_prob, 4)

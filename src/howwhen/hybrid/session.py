@@ -13,17 +13,19 @@ Drafts decide only how fast an answer is written. Any draft gives the same token
 last bits of a sum.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from howwhen.hybrid.block_size import BlockSizer
-from howwhen.hybrid.choice import Action, DecisionContext, ModelView, Rung
-from howwhen.hybrid.ledger import Opinion, Round
+from howwhen.hybrid.choice import DecisionContext, ModelView, Rung
+from howwhen.hybrid.guesses import Guess, Guesser
+from howwhen.hybrid.ledger import Opinion, Round, log_probs_of, numbers_of
 from howwhen.hybrid.sampling import Sampler, uniform_numbers
 from howwhen.hybrid.steering import Steered, SteeredPlaces, steer
 from howwhen.hybrid.streams import Streams
@@ -56,9 +58,10 @@ class Draft:
     residual: dict[int, Float[Tensor, "stream g d_model"]]
     noise: list[Float[Tensor, "stream vocabulary"] | None]
     """Per position, what sampling adds to both models' scores; None under greedy decoding."""
-    low_confidence: list[list[bool]] | None = None
-    """Where the base gives its own token less than an even chance, per stream and position; None
-    for a draft that the base did not write."""
+    is_read: bool
+    """Whether both models read it, rather than the base write it ahead."""
+    guesses: list[list[Guess]] | None = None
+    """What was guessed, per stream, where it was."""
 
     @property
     def length(self) -> int:
@@ -83,22 +86,12 @@ class _Plan:
     token: list[list[int]]
     is_decision: list[list[bool]]
     category: list[list[int]]
+    base: list[list[Opinion]]
+    thinking: list[list[Opinion]] | None
     passes_steering: bool
     """Whether a stream may go on past a steered position. After one the base's own draft is seldom
     right, and under the `persistent` policy any draft was read with other states. A known answer
     often goes on."""
-
-    @classmethod
-    def of(cls, draft: Draft, action: Action, settings: HybridSettings) -> "_Plan":
-        """From tensors."""
-        is_known = draft.low_confidence is None
-        return cls(
-            drafted=draft.token.tolist(),
-            token=action.token.view(-1, draft.length).tolist(),
-            is_decision=action.is_decision.view(-1, draft.length).tolist(),
-            category=action.category.view(-1, draft.length).tolist(),
-            passes_steering=is_known and settings.cache_policy == "transient",
-        )
 
 
 @dataclass
@@ -118,6 +111,7 @@ class Session:
     known: list[list[Answer]]
     """Answers to each problem that agree with all that was written of it so far, likeliest last."""
     block_sizer: BlockSizer
+    guesser: Guesser
     uniforms: Float[Tensor, "problem position 2"] | None = None
     """Random numbers of every position, once a rung has asked for them."""
     rows: list[int] = field(init=False)
@@ -160,28 +154,69 @@ class Session:
         """
         draft = self._draft(length)
         verdict = self._verify(draft)
-        action = self.rung.act(self._context(draft, verdict))
-        plan = _Plan.of(draft, action, self.settings)
+        plan = self._plan(draft, verdict)
         steered = self._steer(draft, verdict, plan)
         ids = [
             [] if is_done else list(self._tokens(stream, plan, steered))
             for stream, is_done in enumerate(self.is_done)
         ]
-        if draft.low_confidence is not None:
-            kept = [len(stream) for stream in ids]
-            self.block_sizer.learn(draft.low_confidence, plan.is_decision, kept)
+        self._learn(draft, plan, ids)
         rows = self.rows
         self._roll_back(draft.length, ids)
         self._note(ids)
-        own = Opinion.of(draft.scores, draft.logits, self._rounding(self.models.base))
-        other = None
-        if verdict is not None:
-            other = Opinion.of(verdict.scores, verdict.logits, self._rounding(self.models.thinking))
-        return Round(rows, ids, plan.is_decision, steered, own, other)
+        return Round(rows, ids, plan.is_decision, steered, plan.base, plan.thinking)
 
-    def _rounding(self, model: LanguageModel) -> float:
-        """That of a model's logits, in units of its scores."""
-        return model.rounding / (self.settings.temperature or 1.0)
+    def _plan(self, draft: Draft, verdict: Verdict | None) -> _Plan:
+        """What the rung does, and what the models thought: all that the host reads at once."""
+        context = self._context(draft, verdict)
+        action = self.rung.act(context)
+        shape = draft.token.shape
+        token = action.token.view(shape)
+        own = context.base.token.view(shape)
+        whole = [draft.token, token, action.is_decision.view(shape), action.category.view(shape)]
+        parts = [torch.stack([*whole, own], dim=2).float(), self._numbers(draft, own, token)]
+        if verdict is not None:
+            other = context.thinking.token.view(shape)
+            parts += [other[..., None].float(), self._numbers(verdict, other, token)]
+        rows: list[list[list[float]]] = torch.cat(parts, dim=2).tolist()
+        return _Plan(
+            drafted=[[int(row[0]) for row in stream] for stream in rows],
+            token=[[int(row[1]) for row in stream] for stream in rows],
+            is_decision=[[bool(row[2]) for row in stream] for stream in rows],
+            category=[[int(row[3]) for row in stream] for stream in rows],
+            base=self._opinions(rows, 4, self.models.base),
+            thinking=None if verdict is None else self._opinions(rows, 10, self.models.thinking),
+            passes_steering=draft.is_read and self.settings.cache_policy == "transient",
+        )
+
+    def _numbers(self, opinion: Draft | Verdict, own: Tensor, token: Tensor) -> Tensor:
+        numbers = numbers_of(
+            opinion.scores,
+            opinion.logits,
+            own,
+            token,
+            may_be_unknown=self.rung.allows_banned_tokens,
+        )
+        return numbers.to(self.device)
+
+    def _opinions(
+        self, rows: list[list[list[float]]], own: int, model: LanguageModel
+    ) -> list[list[Opinion]]:
+        """One model's opinions, from where its token is, with its numbers behind it."""
+        rounding = model.rounding / (self.settings.temperature or 1.0)  # in units of its scores
+        return [
+            [Opinion.of(row[own], row[own + 1 : own + 6], rounding) for row in stream]
+            for stream in rows
+        ]
+
+    def _learn(self, draft: Draft, plan: _Plan, ids: list[list[int]]) -> None:
+        """Note how a draft fared, for the next ones."""
+        if not draft.is_read:
+            self.block_sizer.learn(plan.is_decision, [len(stream) for stream in ids])
+        for stream, row in enumerate(self.rows):
+            if draft.guesses is not None:
+                self.guesser.learn(draft.guesses[stream], ids[stream])
+            self.guesser.extend(row, ids[stream])
 
     def compact(self) -> None:
         """Drop finished streams once there are enough of them to be worth a copy of the caches."""
@@ -191,17 +226,36 @@ class Session:
         self.rows = [self.rows[stream] for stream in running]
         if not self.rows:
             return
-        kept = torch.tensor(running, device=self.device)
         for streams in self._both():
-            streams.select(kept)
+            streams.select(running)
+        kept = torch.tensor(running, device=self.device)
         self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
         self.is_done = [False] * len(running)
 
     def _draft(self, length: int | None) -> Draft:
         left = self.settings.max_new_tokens - min(self.written[row] for row in self._running())
-        if length is None and (proposals := self._proposals()):
+        if length is not None:
+            return self._write_ahead(min(length, left))
+        if proposals := self._proposals():
             return self._propose(proposals, left)
-        return self._write_ahead(min(length or self.block_sizer.length(), left))
+        block, cost = self.block_sizer.block()
+        guesses, chances = self._guess(left - 1)
+        count, cost_of_guesses = self.block_sizer.guesses(chances)
+        if count and cost_of_guesses < cost:
+            taken = [own[:count] for own in guesses]
+            draft = self._propose([[one.token for one in own] for own in taken], left, count + 1)
+            return replace(draft, guesses=taken)
+        return self._write_ahead(min(block, left))
+
+    def _guess(self, left: int) -> tuple[list[list[Guess]], list[list[float]]]:
+        """Guesses for every stream, and for those that run the chances that they are right."""
+        most = min(self.block_sizer.most_guesses(), left)
+        guesses = [
+            [] if is_done or most < 1 else self.guesser.guess(row, most)
+            for row, is_done in zip(self.rows, self.is_done, strict=True)
+        ]
+        pairs = zip(guesses, self.is_done, strict=True)
+        return guesses, [self.guesser.chances(own) for own, is_done in pairs if not is_done]
 
     def _running(self) -> list[int]:
         """Problems that are being answered."""
@@ -216,11 +270,12 @@ class Session:
         count = sum(len(proposal) > 0 for proposal in proposals)
         return proposals if count and 2 * count >= len(self._running()) else None
 
-    def _propose(self, proposals: Sequence[Answer], left: int) -> Draft:
-        """A draft from known answers, which the base reads in one pass."""
+    def _propose(self, proposals: Sequence[Answer], left: int, limit: int | None = None) -> Draft:
+        """A draft of known or guessed tokens, which the base reads in one pass."""
         vocabulary = self.base.model.model.get_output_embeddings().weight.shape[0]
         tokens = min(PASS_TOKENS, MAX_DRAFT_LOGITS // vocabulary)
         most = max(self.settings.block_tokens, tokens // len(self.rows))
+        most = most if limit is None else limit
         length = min(max(len(proposal) for proposal in proposals) + 1, left, most)
         padded = [
             [*proposal[:length], *[NOTHING] * (length - len(proposal))] for proposal in proposals
@@ -230,11 +285,11 @@ class Session:
         self.base.extend(self._readable(read, self.base))
         noise = [self._noise(offset) for offset in range(length)]
         scores = self._scores(self.models.base, self.base.logits, noise)
-        return Draft(token, self.base.logits, scores, self.base.residual, noise)
+        return Draft(token, self.base.logits, scores, self.base.residual, noise, is_read=True)
 
     def _write_ahead(self, length: int) -> Draft:
         """A draft that the base writes token by token."""
-        token, logits, scores, low_confidence, noise = [self.base_next], [], [], [], []
+        token, logits, scores, noise = [self.base_next], [], [], []
         residual: dict[int, list[Tensor]] = {layer: [] for layer in self.base.layers}
         for offset in range(length):
             self.base.extend(self._readable(token[-1], self.base)[:, None])
@@ -244,31 +299,14 @@ class Session:
             token.append(scores[-1][:, 0].argmax(1).to(self.device))
             for layer, parts in residual.items():
                 parts.append(self.base.residual[layer])
-            low_confidence.append(self._low_confidence(logits[-1][:, 0], token[-1]))
-            if self.block_sizer.ends_at_low_confidence and self._most_are(low_confidence[-1]):
-                break
         return Draft(
             torch.stack(token[1:], 1),
             _joined(logits),
             _joined(scores),
             {layer: _joined(parts) for layer, parts in residual.items()},
             noise,
-            [list(flags) for flags in zip(*low_confidence, strict=True)],
+            is_read=False,
         )
-
-    def _low_confidence(self, logits: Tensor, token: Tensor) -> list[bool]:
-        if not self.block_sizer.is_adaptive:
-            return [False] * len(self.rows)
-        own = logits.gather(1, token[:, None].to(logits.device))[:, 0]
-        log_prob = own - logits.logsumexp(1)
-        low_confidence: list[bool] = (log_prob < self.block_sizer.confident_above).tolist()
-        return low_confidence
-
-    def _most_are(self, low_confidence: list[bool]) -> bool:
-        """Whether at least half of the running streams are unsure."""
-        pairs = zip(low_confidence, self.is_done, strict=True)
-        running = [is_low for is_low, is_done in pairs if not is_done]
-        return 2 * sum(running) >= len(running)
 
     def _verify(self, draft: Draft) -> Verdict | None:
         """Let the thinking model read the draft."""
@@ -353,41 +391,51 @@ class Session:
         places = [] if steering is None else list(self._places(plan))
         if steering is None or not places:
             return {}
-        table = [
-            (stream, n, self.written[self.rows[stream]], plan.category[stream][n])
-            for stream, n in places
-        ]
-        rows, offsets, written, category = torch.tensor(table, device=self.device).T
-        thinking = None
-        if verdict is not None and steering.strength.is_sweep:
-            device = verdict.logits.device
-            thinking = verdict.logits[rows.to(device), offsets.to(device)].log_softmax(1)
+        read = [length - draft.length for length in self.base.lengths]
+        steered = SteeredPlaces(
+            streams=[stream for stream, _ in places],
+            columns=[read[stream] + n for stream, n in places],
+            categories=[plan.category[stream][n] for stream, n in places],
+            answered=[self.written[self.rows[stream]] + n for stream, n in places],
+        )
 
-        def pick(logits: Tensor, first: int) -> Tensor:
-            own = [draft.noise[n] for _, n in places[first : first + len(logits)]]
-            streams = [stream for stream, _ in places[first : first + len(logits)]]
-            numbers = [
-                noise[stream]
-                for noise, stream in zip(own, streams, strict=True)
-                if noise is not None
-            ]
+        def pick(logits: Tensor, cut: slice) -> Tensor:
+            noises = [(draft.noise[n], stream) for stream, n in places[cut]]
+            numbers = [noise[stream] for noise, stream in noises if noise is not None]
             shared = torch.stack(numbers) if numbers else None
             return self._scores(self.models.base, logits, [shared] * logits.shape[1]).argmax(2)
 
-        steered = steer(
+        def log_probs(tokens: Tensor, cut: slice) -> Tensor:
+            return self._log_probs(draft, verdict, tokens, places[cut])
+
+        found = steer(
             self.base,
             steering,
-            SteeredPlaces(
-                rows=rows,
-                back=draft.length - 1 - offsets,
-                category=category,
-                answered=written + offsets,
-                thinking=thinking,
-            ),
+            steered,
             pick,
+            log_probs,
             is_persistent=self.settings.cache_policy == "persistent",
         )
-        return dict(zip(places, steered, strict=True))
+        return dict(zip(places, found, strict=True))
+
+    def _log_probs(
+        self,
+        draft: Draft,
+        verdict: Verdict | None,
+        tokens: Int[Tensor, "place candidate"],
+        places: Sequence[tuple[int, int]],
+    ) -> Float[Tensor, "2 place candidate"]:
+        """Of tokens at some places, under the base and under the thinking model."""
+        rows, offsets = torch.tensor(places, device=self.device).T
+        both = []
+        for opinion in (draft, verdict):
+            if opinion is None:
+                both.append(torch.full_like(tokens, math.nan, dtype=torch.float32))
+                continue
+            device = opinion.logits.device
+            logits = opinion.logits[rows.to(device), offsets.to(device)]
+            both.append(log_probs_of(logits, tokens).to(self.device))
+        return torch.stack(both)
 
     def _places(self, plan: _Plan) -> Iterator[tuple[int, int]]:
         """Stream and position of all that is steered."""
@@ -429,9 +477,7 @@ class Session:
         """Let both models forget what was drafted and not written."""
         counts = [length - len(stream) for stream in ids]
         for streams in self._both():
-            if any(counts):
-                streams.rollback(torch.tensor(counts))
-            streams.repack()
+            streams.rollback(counts)
 
     def _note(self, ids: list[list[int]]) -> None:
         """Note how long each answer is, what is read next, and which have ended."""

@@ -1,12 +1,13 @@
 """Steering the base at some positions: candidates in one pass, the best of them taken."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,9 +22,12 @@ from howwhen.vectors import VectorSet, all_finite
 
 MIN_PLACES = 32
 """Places that may be steered in one pass, however few streams there are."""
-TokenPicker = Callable[[Tensor, int], Tensor]
+TokenPicker = Callable[[Tensor, slice], Tensor]
 """Token of every candidate of some places, (place, candidate), from their logits (place, candidate,
-vocabulary) and the index of the first place."""
+vocabulary), and which places these are."""
+LogProbs = Callable[[Tensor, slice], Tensor]
+"""Log-probabilities of tokens (place, candidate) under the base, unsteered, and under the thinking
+model, (2, place, candidate)."""
 
 
 class Steered(NamedTuple):
@@ -34,46 +38,44 @@ class Steered(NamedTuple):
     coefficient: float
     window: int
     candidates: tuple[Candidate, ...]
+    base_log_prob: float
+    """Of the token, unsteered."""
+    thinking_log_prob: float
+    """Minus infinity where the thinking model does not know it; nan where that was not run."""
 
 
 @dataclass(frozen=True)
 class SteeredPlaces:
     """Positions to be steered, and all that depends on them."""
 
-    rows: Int[Tensor, " place"]
+    streams: list[int]
     """The stream of each."""
-    back: Int[Tensor, " place"]
-    """How many tokens the stream has read after it."""
-    category: Int[Tensor, " place"]
-    answered: Int[Tensor, " place"]
+    columns: list[int]
+    """Its position in the stream."""
+    categories: list[int]
+    answered: list[int]
     """Tokens of the answer that come before it."""
-    thinking: Float[Tensor, "place vocabulary"] | None
-    """Log-probabilities under the thinking model, to choose among several candidates."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.streams)
 
     def cut(self, rows: slice) -> "SteeredPlaces":
         """Some of them."""
         return SteeredPlaces(
-            rows=self.rows[rows],
-            back=self.back[rows],
-            category=self.category[rows],
-            answered=self.answered[rows],
-            thinking=None if self.thinking is None else self.thinking[rows],
+            self.streams[rows], self.columns[rows], self.categories[rows], self.answered[rows]
         )
 
-    def reaching(self, window: Window, base: Streams) -> Places:
+    def reaching(self, window: Window, device: torch.device) -> Places:
         """The same with the positions before them that a window holds.
 
         The last position of the prompt predicts the answer's first token.
         """
-        reach = self.answered + 1
+        reach = [count + 1 for count in self.answered]
         if window == "everything":
-            reach = base.lengths[self.rows] - self.back
+            reach = [column + 1 for column in self.columns]
         elif window != "answer":
-            reach = reach.clamp(max=window)
-        return Places(self.rows, self.back, reach)
+            reach = [min(count, window) for count in reach]
+        return Places(self.streams, self.columns, reach, device)
 
 
 def check_vectors(base: LanguageModel, rung: Rung) -> None:
@@ -174,115 +176,131 @@ def steer(
     steering: Steering,
     places: SteeredPlaces,
     pick_tokens: TokenPicker,
+    log_probs: LogProbs,
     *,
     is_persistent: bool,
 ) -> list[Steered]:
     """Steer each place with every candidate, and keep the best token.
+
+    The host waits once for all results; under the persistent policy, where the cache depends on
+    which of several candidates was best, once for every pass.
 
     Args:
         base: the streams, which have read the places.
         steering: vectors and candidates.
         places: what to steer.
         pick_tokens: makes tokens of logits.
+        log_probs: judges tokens.
         is_persistent: whether the cache keeps the steered states from here on.
     """
-    size = max(MIN_PLACES, len(base.valid))  # a pass copies the cache once for every place
-    steered: list[Steered] = []
-    for start in range(0, len(places), size):
-        cut = places.cut(slice(start, start + size))
-
-        def pick(logits: Tensor, first: int = start) -> Tensor:
-            return pick_tokens(logits, first)
-
-        steered += _steer(base, steering, cut, pick, is_persistent)
-    return steered
+    size = max(MIN_PLACES, len(base.lengths))  # a pass copies the cache once for every place
+    cuts = [slice(start, start + size) for start in range(0, len(places), size)]
+    tried: list[_Tried] = []
+    rows: list[list[float]] = []
+    for cut in cuts:
+        one = _try(base, steering, places.cut(cut), cut, pick_tokens, log_probs)
+        tried.append(one)
+        if is_persistent:
+            rows += one.numbers.tolist()
+            one.commit(base, rows[cut])
+    if not is_persistent:
+        rows = torch.cat([one.numbers for one in tried]).tolist()
+    return [
+        one.steered(index, category, rows[cut.start + index])
+        for cut, one in zip(cuts, tried, strict=True)
+        for index, category in enumerate(places.categories[cut])
+    ]
 
 
 @dataclass(frozen=True)
 class _Tried:
-    """One window's candidates at every place, and what came of them."""
+    """Some places steered with every candidate."""
 
-    branch: Branch
-    strengths: Sequence[float]
-    tokens: list[list[int]]
-    """By place and candidate."""
-    log_probs: list[list[float]] | None
-    """Under the thinking model, of the same; None if it was not asked."""
-    windows: list[int]
-    """Positions steered, by place."""
+    branches: list[Branch]
+    """Of every window."""
+    strengths: list[Sequence[float]]
+    """Of every window."""
+    numbers: Float[Tensor, "place number"]
+    """The coefficient at strength 1, then for every window each candidate's tokens and their
+    log-probabilities under base and thinking model."""
 
-    def candidates(self, place: int) -> list[Candidate]:
-        """Those of one place."""
-        known = [None] * len(self.strengths) if self.log_probs is None else self.log_probs[place]
-        return [
-            Candidate(strength, self.windows[place], token, _rounded(log_prob))
-            for strength, token, log_prob in zip(
-                self.strengths, self.tokens[place], known, strict=True
-            )
-        ]
+    def _candidates(self, index: int, row: list[float]) -> list[tuple[Candidate, int, int, int]]:
+        """Those of a place, with their branch, their number in it, and where their token is."""
+        found, at = [], 1
+        for branch, (parted, strengths) in enumerate(
+            zip(self.branches, self.strengths, strict=True)
+        ):
+            count = len(strengths)
+            for number, strength in enumerate(strengths):
+                log_prob = _known(row[at + 2 * count + number])
+                window = parted.places.reach[index]
+                one = Candidate(strength, window, int(row[at + number]), log_prob)
+                found.append((one, branch, number, at + number))
+            at += 3 * count
+        return found
+
+    def _best(self, index: int, row: list[float]) -> tuple[Candidate, int, int, int]:
+        return max(self._candidates(index, row), key=lambda one: _score(one[0]))
+
+    def commit(self, base: Streams, rows: Sequence[list[float]]) -> None:
+        """Let the cache hold the best candidates' states."""
+        for index, row in enumerate(rows):
+            _, branch, number, _ = self._best(index, row)
+            base.commit(self.branches[branch], index, number)
+
+    def steered(self, index: int, category: int, row: list[float]) -> Steered:
+        """What came of one place."""
+        chosen, branch, _, at = self._best(index, row)
+        count = len(self.strengths[branch])
+        candidates = [one for one, *_ in self._candidates(index, row)]
+        return Steered(
+            chosen.id,
+            category,
+            round(chosen.strength * row[0], 4),
+            chosen.window,
+            tuple(candidates) if len(candidates) > 1 else (),
+            row[at + count],
+            row[at + 2 * count],
+        )
 
 
-def _rounded(log_prob: float | None) -> float | None:
-    return None if log_prob is None or log_prob == -torch.inf else round(log_prob, 4)
+def _known(log_prob: float) -> float | None:
+    return None if log_prob == -math.inf or math.isnan(log_prob) else round(log_prob, 4)
 
 
-def _steer(
+def _try(
     base: Streams,
     steering: Steering,
     places: SteeredPlaces,
-    pick_tokens: Callable[[Tensor], Tensor],
-    is_persistent: bool,
-) -> list[Steered]:
-    vectors = steering.vectors
-    tried: list[_Tried] = []
-    for window, strengths in steering.strength.by_window().items():
-        reaching = places.reaching(window, base)
-        delta = _delta(base, vectors, reaching, places.category)
+    cut: slice,
+    pick_tokens: TokenPicker,
+    log_probs: LogProbs,
+) -> _Tried:
+    vectors, device = steering.vectors, base.device
+    by_window = steering.strength.by_window()
+    branches: list[Branch] = []
+    parts: list[Tensor] = []
+    taken = 0
+    for window, strengths in by_window.items():
+        reaching = places.reaching(window, device)
+        residual = base.residuals_at(reaching)
+        flat = residual.flatten(0, 1).float()
+        category = torch.tensor(places.categories, device=flat.device)
+        if not parts:
+            own = residual[:, -1].float()
+            parts.append(vectors.coefficient(own, category).to(device)[:, None])
+        repeated = category.repeat_interleave(residual.shape[1])
+        delta = vectors.delta(flat, repeated).view(residual.shape)
         scaled = delta[:, None] * torch.tensor(strengths, device=delta.device)[:, None, None]
-        branch = base.branch(reaching, scaled)
-        tokens = pick_tokens(branch.logits)
-        log_probs = _log_probs_of(tokens, places.thinking)
-        windows = branch.exists.sum(1).tolist()
-        tried.append(_Tried(branch, strengths, tokens.tolist(), log_probs, windows))
-    alone = Places(places.rows, places.back, torch.ones_like(places.rows))
-    residual = base.residuals_at(alone)[:, 0].float()
-    category = places.category.to(residual.device)
-    coefficients = vectors.coefficient(residual, category).tolist()
-    steered = []
-    for index, named in enumerate(places.category.tolist()):
-        candidates = [
-            (one, part, n) for part in tried for n, one in enumerate(part.candidates(index))
-        ]
-        chosen, part, number = max(candidates, key=lambda candidate: _score(candidate[0]))
-        coefficient = round(chosen.strength * coefficients[index], 4)
-        shown = tuple(one for one, _, _ in candidates) if len(candidates) > 1 else ()
-        steered.append(Steered(chosen.id, named, coefficient, chosen.window, shown))
-        if is_persistent:
-            base.commit(part.branch, index, number)
-    return steered
+        branch = base.branch(reaching, scaled, taken)
+        taken += len(strengths) * reaching.longest
+        tokens = pick_tokens(branch.logits, cut)
+        parts += [tokens.float(), *log_probs(tokens, cut).unbind()]
+        branches.append(branch)
+    numbers = torch.cat([part.to(device) for part in parts], dim=1)
+    return _Tried(branches, list(by_window.values()), numbers)
 
 
 def _score(candidate: Candidate) -> float:
     log_prob = candidate.thinking_log_prob
     return -torch.inf if log_prob is None else log_prob
-
-
-def _log_probs_of(
-    tokens: Int[Tensor, "place candidate"], thinking: Float[Tensor, "place vocabulary"] | None
-) -> list[list[float]] | None:
-    """The thinking model's log-probabilities; minus infinity where it does not know a token."""
-    if thinking is None:
-        return None
-    ids, size = tokens.to(thinking.device), thinking.shape[1]
-    known = thinking.gather(1, ids.clamp(max=size - 1))
-    log_probs: list[list[float]] = known.masked_fill(ids >= size, -torch.inf).tolist()
-    return log_probs
-
-
-def _delta(
-    base: Streams, vectors: VectorSet, places: Places, category: Tensor
-) -> Float[Tensor, "place window d_model"]:
-    residual = base.residuals_at(places)
-    flat = residual.flatten(0, 1).float()
-    repeated = category.to(flat.device).repeat_interleave(residual.shape[1])
-    return vectors.delta(flat, repeated).view(residual.shape)

@@ -1,29 +1,29 @@
-"""One model reading a batch of growing texts: its cache, and three things a plain cache cannot do.
+"""One model reading a batch of growing texts: its cache, and two things a plain cache cannot do.
 
-Tokens can be rolled back, by a different number in each text. Columns of the cache that hold
-padding or a token that was rolled back are masked and never read. Positions read before can be
-passed through the upper blocks again with their residual steered, many candidates in one pass,
-without touching the cache. Nothing here knows of text or categories.
+Tokens can be rolled back, by a different number in each text, at no cost: every text has a length
+of its own. Positions read before can be passed through the upper blocks again with their residual
+steered, many candidates in one pass, without changing what was read. Nothing here knows of text or
+categories.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Cache
 
 from howwhen.errors import ModelError
-from howwhen.lm.cache import Columns, growing_cache
+from howwhen.lm.attention import attention_of, fitted_mask
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.padding import additive_mask, cache_of, pad
+from howwhen.lm.padding import pad
 from howwhen.lm.residual import capture_residuals, check_layer, resume_from_layer
+from howwhen.lm.slots import SlotCache, with_room
+from howwhen.lm.upper import upper_blocks
 
-MIN_DROPPED = 0.2
-"""Share of a cache's columns that makes moving the others worthwhile."""
 PROMPT_BYTES = 2**30
 """Most memory spent on keeping prompts."""
 
@@ -37,26 +37,20 @@ class Streams:
     """Blocks whose residual is kept for the positions read last."""
     steer_layer: int | None
     """Block whose residual is kept for every position, so that it can be steered."""
-    valid: Bool[Tensor, "stream column"]
-    """Which columns of the cache hold a token of the stream."""
-    cache: Cache = field(default_factory=growing_cache)
+    lengths: list[int]
+    """Tokens read of every stream."""
+    cache: SlotCache
+    """Keys and values; a column is a position of its stream."""
     logits: Float[Tensor, "stream new vocabulary"] = field(init=False)
     """Of the token after each position read last."""
     residual: dict[int, Float[Tensor, "stream new d_model"]] = field(init=False)
     """Per layer, of the positions read last."""
     history: Float[Tensor, "stream column d_model"] | None = None
-    """At `steer_layer`, of every column."""
-    history_columns: Columns = field(default_factory=Columns)
-    """Where `history` grows."""
-    is_unpadded: bool = field(init=False)
-    """Whether every column holds a token, so that no mask is needed."""
+    """At `steer_layer`, of every column; what lies behind a stream's length means nothing."""
     is_open: bool = False
     """Whether `capturing` is open, so that no hooks are needed for a single pass."""
     read: dict[int, Tensor] = field(default_factory=dict)
     """Where the model leaves its residuals meanwhile."""
-
-    def __post_init__(self) -> None:
-        self.is_unpadded = bool(self.valid.all())
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -75,116 +69,98 @@ class Streams:
     @property
     def device(self) -> torch.device:
         """Where tokens are read. Residuals and states are on the devices of their blocks."""
-        return self.valid.device
+        return self.model.device
 
     @property
-    def lengths(self) -> Int[Tensor, " stream"]:
-        """Tokens read of every stream."""
-        return self.valid.sum(1)
+    def width(self) -> int:
+        """Tokens of the longest stream."""
+        return max(self.lengths, default=0)
 
     def extend(self, tokens: Int[Tensor, "stream new"]) -> None:
         """Read `new` more tokens of every stream."""
-        fresh = torch.ones_like(tokens, dtype=torch.bool)
-        self._forward(tokens, torch.cat([self.valid, fresh], dim=1), tokens.shape[1])
+        self._forward(tokens, tokens.shape[1])
 
-    def _forward(self, tokens: Tensor, valid: Tensor, logits_kept: int) -> None:
-        count = tokens.shape[1]
-        self.valid = valid
+    def _forward(self, tokens: Tensor, logits_kept: int) -> None:
+        count, width = tokens.shape[1], self.width + tokens.shape[1]
         once = capture_residuals(self.model.model, self._wanted())
-        with nullcontext(self.read) if self.is_open else once as read:
+        inputs = self._places(count)
+        with nullcontext(self.read) if self.is_open else once as read, attention_of(self.model):
             output = self.model.model(
                 tokens,
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=logits_kept,
-                **self._places(count),
+                **inputs,
             )
         self.logits = output.logits.float()
         self.residual = {layer: read[layer] for layer in self.layers}
         if self.steer_layer is not None:
-            self.history = self.history_columns.append(self.history, read[self.steer_layer])
+            self._note_history(read[self.steer_layer], width)
+        self.lengths = [length + count for length in self.lengths]
 
     def _places(self, count: int) -> dict[str, Tensor]:
-        """Mask and positions of the last `count` columns, unless the model can infer them."""
-        width = self.valid.shape[1]
-        if self.is_unpadded and count in (1, width):
-            return {}
-        columns = self.valid[:, None].expand(-1, count, -1)
-        allowed = columns.tril(width - count)
-        # Padding looks at itself: some kernels give no number where nothing may be looked at.
-        allowed.diagonal(width - count, 1, 2).fill_(True)
+        """Mask and positions of `count` new tokens, unless the model can infer them."""
+        width, board = self.width, self.cache.board
+        if len(set(self.lengths)) == 1:
+            board.put(width, count)
+            if count == 1 or width == 0:
+                return {}
+            positions = torch.arange(width, width + count, device=self.device)[None]
+        else:
+            starts = torch.tensor(self.lengths, device=self.device)
+            positions = starts[:, None] + torch.arange(count, device=self.device)
+            board.put_at(positions, width + count)
+        allowed = torch.arange(width + count, device=self.device) <= positions[..., None]
         # A stream whose context is full reads on with the others, at its last position. Whatever it
         # reads is rolled back.
-        last = (self.model.context or width) - 1
-        positions = (self.valid.cumsum(1) - 1).clamp(0, last)[:, -count:]
+        last = (self.model.context or width + count) - 1
+        streams = len(self.lengths)
         return {
-            "attention_mask": additive_mask(allowed, self.model.model.dtype),
-            "position_ids": positions,
+            "attention_mask": fitted_mask(allowed.expand(streams, -1, -1), self.model),
+            "position_ids": positions.clamp(max=last).expand(streams, -1),
         }
 
-    def rollback(self, counts: Int[Tensor, " stream"]) -> None:
-        """Forget the last `counts` tokens of every stream, no more than were read last."""
-        width, common = self.valid.shape[1], int(counts.min())
-        if common:
-            self.cache.crop(-common)
-            self.valid = self.valid[:, : width - common]
-            self.history = None if self.history is None else self.history[:, : width - common]
-        if int(counts.max()) == common:
-            return
-        extra = (counts - common).to(self.device)
-        self.valid = self.valid & (_ranks(self.valid) > extra[:, None])
-        self.is_unpadded = False
+    def _note_history(self, residual: Tensor, width: int) -> None:
+        """Keep the residual of new tokens in the columns where their states are."""
+        board = self.cache.board
+        if self.history is None:
+            self.history = residual.new_zeros(len(residual), 0, residual.shape[2])
+        if width > self.history.shape[1]:
+            self.history = with_room(self.history, 1, width)
+        if board.columns is None:
+            self.history[:, board.start : width] = residual
+        else:
+            where = board.columns.to(residual.device)[..., None].expand_as(residual)
+            self.history.scatter_(1, where, residual)
 
-    def select(self, rows: Int[Tensor, " kept"]) -> None:
+    def rollback(self, counts: Sequence[int]) -> None:
+        """Forget the last `counts` tokens of every stream."""
+        pairs = zip(self.lengths, counts, strict=True)
+        self.lengths = [length - count for length, count in pairs]
+
+    def select(self, rows: Sequence[int]) -> None:
         """Keep only these streams; an index that occurs several times makes as many copies."""
-        for layer in self.cache.layers:
-            layer.batch_select_indices(rows.to(layer.keys.device))
-        self.valid = self.valid[rows.to(self.device)]
+        chosen = torch.tensor(rows, device=self.device)
+        self.cache.select(chosen)
+        self.lengths = [self.lengths[row] for row in rows]
         if self.history is not None:
-            self.history = self.history[rows.to(self.history.device)]
-
-    def repack(self) -> None:
-        """Move every text to the right end, once that drops enough columns to be worth a copy."""
-        width = int(self.lengths.max())
-        if width > (1 - MIN_DROPPED) * self.valid.shape[1]:
-            return
-        columns = self.valid.long().argsort(dim=1, stable=True)[:, -width:]  # those in use are last
-        for layer in self.cache.layers:
-            where = columns[:, None, :, None].to(layer.keys.device)
-            layer.keys = layer.keys.gather(2, where.expand(-1, *_around(layer.keys)))
-            layer.values = layer.values.gather(2, where.expand(-1, *_around(layer.values)))
-        if self.history is not None:
-            where = columns[:, :, None].to(self.history.device)
-            self.history = self.history.gather(1, where.expand(-1, -1, self.history.shape[2]))
-        self.valid = self.valid.gather(1, columns)
-        self.is_unpadded = bool(self.valid.all())
+            self.history = self.history[chosen.to(self.history.device)]
 
     @property
     def nbytes(self) -> int:
         """Memory that its states take."""
-        states = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
-        if self.history is not None:
-            states.append(self.history)
-        return sum(part.nbytes for part in states)
+        return self.cache.nbytes + (0 if self.history is None else self.history.nbytes)
 
     def copy(self) -> "Streams":
         """Streams that have read the same and go on independently."""
-        states = [(layer.keys, layer.values) for layer in self.cache.layers]
-        return replace(self, cache=growing_cache(states), history_columns=Columns())
-
-    def columns_of(self, places: "Places") -> tuple[Tensor, Tensor]:
-        """Columns of the positions to be steered, (place, window), and which of them exist."""
-        offsets = torch.arange(places.longest, 0, -1, device=self.device)
-        wanted = offsets + places.back[:, None]  # ranks, counted from the end of the stream
-        is_wanted = offsets <= places.reach[:, None]
-        if self.is_unpadded:
-            return (self.valid.shape[1] - wanted).clamp(min=0), is_wanted
-        valid = self.valid[places.rows]
-        matches = (_ranks(valid)[:, None, :] == wanted[:, :, None]) & valid[:, None, :]
-        return matches.long().argmax(2), matches.any(2) & is_wanted
+        history = None if self.history is None else self.history.clone()
+        return replace(self, cache=self.cache.copy(), history=history)
 
     def branch(
-        self, places: "Places", delta: Float[Tensor, "place candidate window d_model"]
+        self,
+        places: "Places",
+        delta: Float[Tensor, "place candidate window d_model"],
+        skip: int = 0,
     ) -> "Branch":
         """Pass some positions through the upper blocks once more, steered.
 
@@ -192,48 +168,54 @@ class Streams:
             places: which; `window` is their largest reach.
             delta: what to add at `steer_layer` to these positions, per candidate, all in one pass.
                 A candidate sees its own steered positions and the unsteered ones before them.
+            skip: columns that earlier branches of the same places have taken.
 
         Returns:
-            The candidates' logits, and their keys and values for `commit`.
+            The candidates' logits, and where their keys and values are, for `commit`.
         """
         if self.steer_layer is None:
             raise RuntimeError("these streams were opened without a layer to steer")
-        _, candidates, window, _ = delta.shape
-        columns, exists = self.columns_of(places)
+        count, candidates, window, _ = delta.shape
+        columns = places.window
         steered = self.residuals_at(places)[:, None]
-        steered = steered + delta.to(steered.dtype)
-        upper = range(self.steer_layer + 1, self.model.layer_count)
-        cache = cache_of({i: self._rows(i, places.rows) for i in upper})
-        valid = self.valid[places.rows]
-        position = (valid.cumsum(1) - 1).clamp(min=0).gather(1, columns)
-        seen = valid & (_ranks(valid) > places.back[:, None])
-        allowed = _branch_view(seen, columns, exists, candidates)
-        with resume_from_layer(self.model.model, self.steer_layer, steered.flatten(1, 2)):
-            output = self.model.model(
-                input_ids=torch.zeros_like(position.repeat(1, candidates)),
-                position_ids=position.repeat(1, candidates),
-                attention_mask=additive_mask(allowed, self.model.model.dtype),
-                past_key_values=cache,
-                use_cache=True,
-            )
+        steered = (steered + delta.to(steered.dtype)).flatten(1, 2)
+        # The new states are written behind those of all streams, where nothing else looks.
+        width = self.width
+        if places.streams == list(range(len(self.lengths))):
+            width += skip
+            self.cache.board.put(width, candidates * window)
+        else:
+            self.cache.board.put_beside(places.rows, width, candidates * window)
+        allowed = _branch_view(places, candidates, width)
+        inputs: dict[str, Any] = {
+            "position_ids": columns.repeat(1, candidates),
+            "attention_mask": fitted_mask(allowed, self.model),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        model = self.model.model
+        upper = upper_blocks(model, self.steer_layer)
+        with attention_of(self.model):
+            if upper is None:
+                ids = torch.zeros(count, candidates * window, dtype=torch.long, device=self.device)
+                with resume_from_layer(model, self.steer_layer, steered):
+                    output = model(input_ids=ids, **inputs)
+            else:  # a model that is spread over devices is entered where its upper blocks are
+                for name in ("position_ids", "attention_mask"):
+                    inputs[name] = inputs[name].to(steered.device)
+                output = upper(inputs_embeds=steered, **inputs)
         logits = output.logits[:, window - 1 :: window].float()
-        return Branch(logits, places.rows, columns, exists, cache)
-
-    def _rows(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        kept = self.cache.layers[layer]
-        is_all = len(rows) == len(kept.keys)
-        if is_all and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
-            return kept.keys, kept.values
-        chosen = rows.to(kept.keys.device)
-        return kept.keys[chosen], kept.values[chosen]
+        is_copied = self.cache.board.rows is not None
+        layers = self.cache.layers[self.steer_layer + 1 :]
+        copies = [layer.beside for layer in layers] if is_copied else None
+        return Branch(places, logits, width, copies)
 
     def residuals_at(self, places: "Places") -> Float[Tensor, "place window d_model"]:
         """Unsteered residual at `steer_layer` of the positions to be steered."""
         if self.history is None:
             raise RuntimeError("these streams were opened without a layer to steer")
-        columns, _ = self.columns_of(places)
         device = self.history.device
-        return self.history[places.rows[:, None].to(device), columns.to(device)]
+        return self.history[places.rows[:, None].to(device), places.window.to(device)]
 
     def commit(self, branch: "Branch", index: int, candidate: int) -> None:
         """Let one stream's cache hold a candidate's steered states from here on.
@@ -243,47 +225,81 @@ class Streams:
             index: of the place that was steered.
             candidate: which of its candidates.
         """
-        window = branch.columns.shape[1]
-        row, columns = int(branch.rows[index]), branch.columns[index][branch.exists[index]]
-        start = self.valid.shape[1] + candidate * window
-        for kept, steered in zip(self.cache.layers, branch.cache.layers, strict=True):
-            if steered.is_initialized:
-                exists, where = (x.to(kept.keys.device) for x in (branch.exists[index], columns))
-                for old, new in ((kept.keys, steered.keys), (kept.values, steered.values)):
-                    old[row, :, where] = new[index, :, start : start + window][:, exists]
+        if self.steer_layer is None:
+            raise RuntimeError("these streams were opened without a layer to steer")
+        places = branch.places
+        reach, last = places.reach[index], places.columns[index] + 1
+        end = branch.start + (candidate + 1) * places.longest
+        kept, made = slice(last - reach, last), slice(end - reach, end)
+        row = places.streams[index]
+        for number, layer in enumerate(self.cache.layers[self.steer_layer + 1 :]):
+            states = (layer.keys, layer.values)
+            steered = states if branch.copies is None else branch.copies[number]
+            source = row if branch.copies is None else index
+            for old, new in zip(states, steered, strict=True):
+                old[row, :, kept] = new[source, :, made]
 
 
 @dataclass(frozen=True)
 class Places:
     """Positions to be steered: each is the last one of a window in some stream."""
 
-    rows: Int[Tensor, " place"]
+    streams: list[int]
     """The stream of each."""
-    back: Int[Tensor, " place"]
-    """How many tokens the stream has read after it."""
-    reach: Int[Tensor, " place"]
+    columns: list[int]
+    """Its position in the stream."""
+    reach: list[int]
     """How many positions are steered, this one and those before it."""
+    device: torch.device
+    """Where tokens are read."""
+
+    def __post_init__(self) -> None:
+        pairs = zip(self.reach, self.columns, strict=True)
+        object.__setattr__(self, "reach", [min(reach, column + 1) for reach, column in pairs])
 
     @cached_property
     def longest(self) -> int:
         """The largest reach."""
-        return int(self.reach.max())
+        return max(self.reach)
 
-    @classmethod
-    def last(cls, rows: Int[Tensor, " place"], reach: Int[Tensor, " place"]) -> "Places":
-        """The last positions of some streams."""
-        return cls(rows, torch.zeros_like(rows), reach)
+    @cached_property
+    def _table(self) -> Int[Tensor, "3 place"]:
+        return torch.tensor([self.streams, self.columns, self.reach], device=self.device)
+
+    @property
+    def rows(self) -> Int[Tensor, " place"]:
+        """The stream of each."""
+        return self._table[0]
+
+    @property
+    def column(self) -> Int[Tensor, " place"]:
+        """Its position in the stream."""
+        return self._table[1]
+
+    @property
+    def exists(self) -> Bool[Tensor, "place window"]:
+        """Which positions of each window are steered; the last ones."""
+        offsets = torch.arange(self.longest - 1, -1, -1, device=self.device)
+        return offsets < self._table[2][:, None]
+
+    @property
+    def window(self) -> Int[Tensor, "place window"]:
+        """The positions of each window."""
+        offsets = torch.arange(self.longest - 1, -1, -1, device=self.device)
+        return (self._table[1][:, None] - offsets).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class Branch:
     """What came of steering some places."""
 
+    places: Places
     logits: Float[Tensor, "place candidate vocabulary"]
-    rows: Int[Tensor, " place"]
-    columns: Int[Tensor, "place window"]
-    exists: Bool[Tensor, "place window"]
-    cache: Cache
+    start: int
+    """Column of the first steered state."""
+    copies: list[tuple[Tensor, Tensor]] | None
+    """Keys and values of the upper blocks, where the streams were copied; None where the steered
+    states are behind the streams' own."""
 
 
 def open_streams(
@@ -295,13 +311,13 @@ def open_streams(
     """Streams that have read each prompt up to its last token, which is to be read next."""
     for layer in layers if steer_layer is None else (*layers, steer_layer):
         check_layer(model.model, layer)
-    batch = pad([prompt[:-1] for prompt in prompts], left=True, device=model.device)
-    none = torch.zeros(len(prompts), 0, dtype=torch.bool, device=model.device)
-    streams = Streams(model, layers, steer_layer, none)
+    cache = SlotCache(model.layer_count)
+    streams = Streams(model, layers, steer_layer, [0] * len(prompts), cache)
+    batch = pad([prompt[:-1] for prompt in prompts], device=model.device)
     if batch.ids.shape[1]:
-        valid = batch.mask.bool()
-        streams.is_unpadded = bool(valid.all())
-        streams._forward(batch.ids, valid, 1)
+        # Padding is on the right, where no token looks at it and others will be written over it.
+        streams._forward(batch.ids, 1)
+        streams.lengths = [len(prompt) - 1 for prompt in prompts]
     return streams
 
 
@@ -332,30 +348,17 @@ class PromptCache:
         return replace(opened.copy(), layers=layers, steer_layer=steer_layer, history=history)
 
 
-def _around(states: Tensor) -> tuple[int, int, int]:
-    """Sizes that `repack` keeps: heads, any number of columns, width of a head."""
-    return states.shape[1], -1, states.shape[3]
-
-
-def _ranks(valid: Bool[Tensor, "stream column"]) -> Int[Tensor, "stream column"]:
-    """Rank of every token counted from the end of its stream: 1 for the last, 2 before it."""
-    return valid.flip(1).cumsum(1).flip(1)
-
-
-def _branch_view(
-    seen: Bool[Tensor, "place column"],
-    columns: Int[Tensor, "place window"],
-    exists: Bool[Tensor, "place window"],
-    candidates: int,
-) -> Bool[Tensor, "place query key"]:
+def _branch_view(places: Places, candidates: int, width: int) -> Bool[Tensor, "place query key"]:
     """What each steered position may look at: the unsteered columns before, its own candidate."""
-    window = columns.shape[1]
-    steered = torch.zeros_like(seen).scatter(1, columns, exists)
-    past = (seen & ~steered)[:, None].expand(-1, candidates * window, -1)
-    causal = torch.ones(window, window, device=seen.device).tril()
-    same = torch.kron(torch.eye(candidates, device=seen.device), causal).bool()
-    same = same & exists.repeat(1, candidates)[:, None]
-    return torch.cat([past, same], dim=2)
+    window, exists, device = places.longest, places.exists, places.device
+    first = places.column - exists.sum(1) + 1
+    past = torch.arange(width, device=device) < first[:, None]
+    causal = torch.ones(window, window, device=device).tril()
+    same = torch.kron(torch.eye(candidates, device=device), causal).bool()
+    # What does not exist looks at itself: some kernels give no number where nothing may be seen.
+    itself = torch.eye(candidates * window, device=device).bool()
+    same = (same & exists.repeat(1, candidates)[:, None]) | itself
+    return torch.cat([past[:, None].expand(-1, candidates * window, -1), same], dim=2)
 
 
 @torch.no_grad()
@@ -382,7 +385,7 @@ CHECKED_TOKENS = {"cpu": 1100, "cuda": 8300}
 
 
 def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
-    """Whether padded streams with a history of rolled back tokens read as plain passes do.
+    """Whether streams with many rolled back tokens read as plain passes do.
 
     The longer text crosses the window that the model's config names, or fills it where no answer
     may be longer.
@@ -394,15 +397,14 @@ def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
     ids = list(model.tokenizer(_TEXT, add_special_tokens=False)["input_ids"])
     longest = _checked_length(model)
     long, short = (ids * (longest // len(ids) + 1))[: longest - 2], ids[:3]
-    streams = open_streams(model, [long, short], steer_layer=layer)
+    streams = open_streams(model, [long, long], steer_layer=layer)
+    streams.rollback([0, len(long) - len(short)])  # what lies behind is as much as can be
     following = [[prompt[-1], *ids[-3:-1]] for prompt in (long, short)]
     streams.extend(torch.tensor(following, device=device))
-    streams.rollback(torch.tensor([1, 2]))
+    streams.rollback([1, 2])
     streams.extend(torch.tensor([ids[-2:-1], ids[-1:]], device=device))
     nothing = torch.zeros(2, 2, 1, model.model.config.hidden_size, device=model.layer_device(layer))
-    last = Places.last(
-        torch.arange(2, device=device), torch.ones(2, dtype=torch.long, device=device)
-    )
+    last = Places([0, 1], [length - 1 for length in streams.lengths], [1, 1], device)
     branched = streams.branch(last, nothing).logits
     for row, text in enumerate([[*long, *ids[-3:-1]], [*short, ids[-1]]]):
         plain = _last_logits(model, text)

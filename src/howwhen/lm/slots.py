@@ -1,0 +1,146 @@
+"""A key-value cache in which every text has a length of its own.
+
+Text `i` has its states in columns 0 to `lengths[i] - 1` of its row, so that a column is a position.
+Forgetting tokens is a shorter length: nothing is moved, masked or cropped. What lies behind a
+text's length is never looked at and is written over.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+MIN_SPARE_COLUMNS = 32
+"""Columns that a new buffer has on top of those needed at once."""
+
+
+class Board:
+    """Where the next states are written, the same for all layers of a cache."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        """Column of the first new state, where it is the same for every text."""
+        self.columns: Int[Tensor, "text new"] | None = None
+        """Columns of the new states of every text; None where they begin at `start`."""
+        self.width = 0
+        """Columns that are attended to, the new ones included."""
+        self.rows: Int[Tensor, " row"] | None = None
+        """Texts that new states belong to, where they are not all of them in order. Their old
+        states are then copied and nothing is kept in the cache itself."""
+
+    def put(self, start: int, count: int) -> None:
+        """Write `count` states of every text from the same column on."""
+        self.start, self.columns, self.width, self.rows = start, None, start + count, None
+
+    def put_at(self, columns: Int[Tensor, "text new"], width: int) -> None:
+        """Write the states of every text to columns of its own."""
+        self.columns, self.width, self.rows = columns, width, None
+
+    def put_beside(self, rows: Int[Tensor, " row"], start: int, count: int) -> None:
+        """Write states behind the first `start` columns of copies of some texts."""
+        self.put(start, count)
+        self.rows = rows
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the library has no types
+    """One layer's keys and values, (text, head, column, d_head) each."""
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, board: Board) -> None:
+        super().__init__()
+        self.board = board
+        self.beside: tuple[Tensor, Tensor] | None = None
+        """What `update` returned last for copies of texts."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make room for the first states."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = (
+            states.new_empty(*states.shape[:2], 0, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the states of new tokens, and return all columns that are attended to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        board = self.board
+        if board.rows is not None:
+            rows = board.rows.to(self.keys.device)
+            self.beside = tuple(  # type: ignore[assignment]
+                torch.cat([old[:, :, : board.start][rows], new], dim=2)
+                for old, new in ((self.keys, key_states), (self.values, value_states))
+            )
+            return self.beside  # type: ignore[return-value]
+        if board.width > self.keys.shape[2]:
+            self.keys, self.values = (
+                with_room(states, 2, board.width) for states in (self.keys, self.values)
+            )
+        for states, new in ((self.keys, key_states), (self.values, value_states)):
+            if board.columns is None:
+                states[:, :, board.start : board.width] = new
+            else:
+                where = board.columns.to(new.device)[:, None, :, None].expand_as(new)
+                states.scatter_(2, where, new)
+        return self.keys[:, :, : board.width], self.values[:, :, : board.width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that a mask has, where the model makes its own."""
+        return self.board.start + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens read before, where that is the same for every text."""
+        return self.board.start
+
+    def get_max_length(self) -> int:
+        """Without a limit."""
+        return -1
+
+
+def with_room(states: Tensor, dim: int, width: int) -> Tensor:
+    """A copy of states with at least so many columns, and some to spare."""
+    shape = list(states.shape)
+    shape[dim] = width + max(MIN_SPARE_COLUMNS, width // 4)
+    grown = states.new_zeros(shape)
+    grown.narrow(dim, 0, states.shape[dim]).copy_(states)
+    return grown
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """The layers of a model, and where all of them write next."""
+
+    def __init__(self, layers: int) -> None:
+        self.board = Board()
+        super().__init__(layers=[SlotLayer(self.board) for _ in range(layers)])
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep only these texts; an index that occurs several times makes as many copies."""
+        for layer in self._filled():
+            chosen = rows.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
+
+    def copy(self) -> "SlotCache":
+        """A cache with the same states that is written to independently."""
+        copied = SlotCache(len(self.layers))
+        for old, new in zip(self.layers, copied.layers, strict=True):
+            if old.is_initialized:
+                new.lazy_initialization(old.keys, old.values)
+                new.keys, new.values = old.keys.clone(), old.values.clone()
+        return copied
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the states take."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._filled())
+
+    def _filled(self) -> Sequence[SlotLayer]:
+        return [layer for layer in self.layers if layer.is_initialized]

@@ -1,0 +1,161 @@
+"""Guesses of what comes next: where they come from, what is learnt of them, what they change."""
+
+import random as randoms
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from howwhen.hybrid import pass_costs
+from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
+from howwhen.hybrid.decoder import LiveBatch, decode
+from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases
+from howwhen.hybrid.session import Draft, Session
+from howwhen.settings import HybridSettings
+from howwhen.zoo.tally import tally_problems
+from tests.conftest import MakeModel
+from tests.factories import make_gate, make_models, make_probe, make_vectors
+
+
+def test_phrases_are_counted_over_all_answers_by_the_longest_that_occurred() -> None:
+    answers = [[1, 2, 3, 4], [9, 2, 3, 4], [7, 2, 3, 5], [1, 2]]
+    phrases = Phrases(answers)
+    order, token, share = phrases.longest([8, 8, 2, 3]) or (0, 0, 0.0)
+    assert (order, token) == (2, 4)
+    assert share == pytest.approx(2 / 3)
+    assert phrases.longest([7, 2, 3]) == (3, 5, 1.0)
+    assert phrases.longest([2, 1]) is None
+    assert phrases.longest([3]) is None
+    assert Phrases([]).longest([1, 2, 3]) is None
+
+
+def test_phrases_equal_a_count_by_hand() -> None:
+    rng = randoms.Random(0)
+    answers = [[rng.randrange(4) for _ in range(rng.randrange(30))] for _ in range(40)]
+    phrases = Phrases(answers)
+    for _ in range(200):
+        last = [rng.randrange(4) for _ in range(9)]
+        expected = None
+        for order in ORDERS:
+            following = [
+                answer[end]
+                for answer in answers
+                for end in range(order, len(answer))
+                if answer[end - order : end] == last[-order:]
+            ]
+            if following:
+                best = max(set(following), key=lambda token: (following.count(token), -token))
+                expected = (order, best, following.count(best) / len(following))
+                break
+        found = phrases.longest(last)
+        assert (found is None) == (expected is None)
+        if found and expected:
+            assert found[:2] == expected[:2]
+            assert found[2] == pytest.approx(expected[2])
+
+
+def test_a_text_is_guessed_to_go_on_as_it_did_before() -> None:
+    guesser = Guesser([[5, 6, 7, 8, 9, 5, 6], [1, 2, 3]])
+    assert [guess.token for guess in guesser.guess(0, 4)] == [7, 8, 9, 5]
+    assert guesser.guess(1, 4) == []
+    guesser.extend(1, [4, 1, 2])
+    assert [guess.token for guess in guesser.guess(1, 2)] == [3, 4]
+    guesser.extend(1, [9, 1, 2])  # what followed last counts
+    assert [guess.token for guess in guesser.guess(1, 1)] == [9]
+
+
+def test_kinds_of_guesses_that_fail_are_believed_less() -> None:
+    guesser = Guesser([[5, 6, 7, 5, 6]], Phrases([[5, 6, 8]] * 3))
+    kinds = {guess.kind for guess in guesser.guess(0, 1)}
+    first = guesser.guess(0, 1)[0]
+    before = guesser.rate(first.kind)
+    for _ in range(30):
+        guesser.learn([first], [0])
+    assert guesser.rate(first.kind) < before / 3
+    assert guesser.guess(0, 1)[0].kind not in kinds  # the other source is asked then
+    right = Guess(1, ("text", 3, 0))
+    for _ in range(30):
+        guesser.learn([right, right], [1, 1])
+    assert guesser.chances([right, right]) == pytest.approx([0.98, 0.97], abs=0.02)
+    guesser.learn([right, Guess(2, ("text", 5, 0))], [7, 2])  # nothing is learnt beyond a mistake
+    assert ("text", 5, 0) not in guesser.rates
+
+
+POLICIES: list[Literal["transient", "persistent"]] = ["transient", "persistent"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["base", "thinking", "takeover", "hybrid", "self-gate"])
+def test_guesses_change_no_token_on_any_rung(
+    make_model: MakeModel,
+    name: str,
+    policy: Literal["transient", "persistent"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models, vectors = make_models(make_model), make_vectors()
+    rung: Rung = {
+        "base": Base(), "thinking": Thinking(), "takeover": Takeover(),
+        "hybrid": Steer(make_gate(), vectors), "self-gate": SelfGated(make_probe(), vectors),
+    }[name]  # fmt: skip
+    problems = tally_problems(5, seed=8)
+    how = HybridSettings(max_new_tokens=40, block_tokens=1, cache_policy=policy)
+    step = decode(models, problems, rung, how)
+    others = decode(models, tally_problems(9, seed=9), rung, how)
+    phrases = Phrases([trace.ids for trace in (*others, *step[:2])])
+    lengths: list[int] = []
+    unwatched = Session._draft
+
+    def watched(session: Session, length: int | None) -> Draft:
+        draft = unwatched(session, length)
+        lengths.append(0 if draft.guesses is None else draft.length)
+        return draft
+
+    monkeypatch.setattr(Session, "_draft", watched)
+    how = how.model_copy(update={"block_tokens": 16})
+    for known in (None, phrases):
+        found = decode(models, problems, rung, how, phrases=known)
+        assert [[t[:4] for t in a.tokens] for a in found] == [
+            [t[:4] for t in a.tokens] for a in step
+        ]
+    assert sum(length > 1 for length in lengths) > 5
+
+
+def test_a_single_stream_may_be_guessed_too(make_model: MakeModel) -> None:
+    models, rung = make_models(make_model), Takeover()
+    how = HybridSettings(max_new_tokens=30, block_tokens=8)
+    expected = decode(models, tally_problems(1, seed=2), rung, how)[0]
+    batch = LiveBatch(models, tally_problems(1, seed=2), rung, how, phrases=Phrases([expected.ids]))
+    rounds = []
+    while not batch.is_done:
+        rounds.append(batch.advance()[0])
+    assert [token.id for fresh in rounds for token in fresh] == list(expected.ids)
+    assert len(rounds[0]) == 1
+    assert len(rounds) < len(expected.ids) / 2
+
+
+def test_costs_are_timed_once_and_kept(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    models = make_models(make_model)
+    costs = pass_costs.pass_costs(models, 3, needs_thinking=True)
+    assert all(0 < seconds < 1 for seconds in (*costs.base, *costs.thinking))
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    assert pass_costs.pass_costs(models, 4, needs_thinking=True) == costs  # 3 count as 4
+    alone = pass_costs.pass_costs(models, 4, needs_thinking=False)
+    assert (alone.base, alone.of_both(1)) == (costs.base, costs.of_base(1))
+    files = sorted((tmp_path / "pass-costs").iterdir())
+    assert len(files) == 2
+    files[0].write_text("{")
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    assert pass_costs.pass_costs(models, 4, needs_thinking=True).base[0] > 0  # damaged: timed again
+
+
+def test_without_a_folder_costs_are_timed_by_every_process(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    assert pass_costs.pass_costs(make_models(make_model), 1, needs_thinking=False).base[0] > 0
