@@ -57,7 +57,7 @@ def tally() -> Bench:
     """tally-rl, allowed answers of any length."""
     pair = find_pair("tally-rl")
     models = ModelPair(_without_ends(pair.base), _without_ends(pair.thinking))
-    return bench_of("tally", models, tally_problems(32, seed=1))
+    return bench_of("tally", models, tally_problems(64, seed=1))
 
 
 def smol_shape() -> Bench:
@@ -76,7 +76,7 @@ def smol_shape() -> Bench:
     )
     pair = random_pair("shape", config)
     text = " ".join(f"w{number}" for number in range(100, 180))
-    problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(32)]
+    problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(64)]
     return bench_of("135M shape", pair, problems)
 
 

@@ -420,9 +420,9 @@ class HybridSettings(_Settings):
     """Nucleus sampling: only the most likely tokens with this total probability are drawn."""
     seed: int = 0
     """Seed of the sampling."""
-    block_tokens: Count = 8
-    """Maximum number of tokens that the base drafts before the thinking model verifies them
-    (speculative decoding); 1 is token by token. The answers are the same."""
+    block_tokens: Count = 16
+    """Maximum number of tokens that are guessed, or written ahead by the base, before both models
+    have read them (speculative decoding); 1 is token by token. The answers are the same."""
     one_sided_tokens: Literal["ban", "allow"] = "ban"
     """Tokens that only one tokenizer has, such as `</think>`: never written in a hybrid answer, or
     written if the base can read them."""

@@ -106,7 +106,8 @@ class Gatherer:
 def _decode(ready: LoadedRung, batch: Sequence[_PendingQuestion]) -> HybridTrace:
     """Set the trace of every question in a batch, and return the first one."""
     problems = [question.problem for question in batch]
-    traces = decode(ready.models, problems, ready.rung, batch[0].settings)
+    settings, phrases = batch[0].settings, ready.phrases
+    traces = decode(ready.models, problems, ready.rung, settings, phrases=phrases)
     for question, trace in zip(batch, traces, strict=True):
         question.trace = trace
     return traces[0]

@@ -5,6 +5,7 @@ first rejected token is wasted. So the best length follows from what passes cost
 drafts are accepted.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ class Rate:
     tokens: float = 20.0
     """Number of tokens that the rate rests on."""
 
-    def learn(self, events: Sequence[bool], streams: int = 1) -> None:
+    def learn(self, events: Sequence[bool] | Sequence[float], streams: int = 1) -> None:
         """Take in more tokens, of so many streams."""
         fade: float = DECAY ** (len(events) / streams)
         total = self.tokens * fade + len(events)
@@ -44,6 +45,9 @@ class BlockSizer:
     """Whether the base may draft, for the thinking model to read."""
     disagreements: Rate = field(default_factory=lambda: Rate(0.1))
     """Among all tokens that the base wrote ahead."""
+
+    kept_after_step: Rate = field(default_factory=lambda: Rate(4.0, tokens=4.0))
+    """Tokens kept, of those that were guessed after a token that the base wrote ahead."""
 
     @property
     def step(self) -> float:
@@ -83,6 +87,18 @@ class BlockSizer:
             if cost < best[1] / (WORTHWHILE if best[0] == 0 else 1):
                 best = count, cost
         return best
+
+    def step_and_guesses(self) -> float:
+        """Seconds per token kept if the base writes one token ahead and the rest is guessed.
+
+        How many guesses there will be is not known before.
+        """
+        if self.most < 3:
+            return math.inf
+        count = min(self.most, 8)
+        base = self.costs.of_base(1) + self.costs.of_base(count - 1)
+        thinking = self.costs.of_both(count) - self.costs.of_base(count)
+        return (base + thinking) / self.kept_after_step.rate
 
     def learn(self, is_decision: Sequence[Sequence[bool]], kept: Sequence[int]) -> None:
         """Count the disagreements in a block that the base wrote.

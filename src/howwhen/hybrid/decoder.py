@@ -76,9 +76,10 @@ def stream(
     rung: Rung,
     settings: HybridSettings,
     seed: int = 0,
+    phrases: Phrases | None = None,
 ) -> Iterator[HybridToken]:
     """Answer one problem, yielding tokens as they are decided; errors are those of `decode`."""
-    batch = LiveBatch(models, [problem], rung, settings, seed)
+    batch = LiveBatch(models, [problem], rung, settings, seed, phrases)
     while not batch.is_done:
         yield from batch.advance()[0]
 

@@ -131,9 +131,9 @@ class Guesser:
             self.texts[row].append(token)
             self._note(row, len(self.texts[row]) - 1)
 
-    def guess(self, row: int, count: int) -> list[Guess]:
-        """Up to so many tokens that may come next in a text."""
-        last = self.texts[row][-max(ORDERS) :]
+    def guess(self, row: int, count: int, ahead: Sequence[int] = ()) -> list[Guess]:
+        """Up to so many tokens that may come next in a text, if these come first."""
+        last = [*self.texts[row][-max(ORDERS) :], *ahead][-max(ORDERS) :]
         found: list[Guess] = []
         while len(found) < count and (best := self._next(row, last)) is not None:
             found.append(best)

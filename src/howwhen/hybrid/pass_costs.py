@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from howwhen.cache_folder import cache_folder
-from howwhen.hybrid.streams import open_streams
+from howwhen.hybrid.streams import Streams, open_streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 
@@ -61,41 +61,42 @@ def _between(costs: tuple[float, ...], tokens: int) -> float:
     return costs[upper - 1] + share * (costs[upper] - costs[upper - 1])
 
 
+_TIMED: dict[str, PassCosts] = {}
+
+
 def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> PassCosts:
     """The costs of a pair's passes over so many streams, timed if they are not known.
 
     Without the thinking model its costs are 0.
     """
+    used = [models.base, models.thinking] if needs_thinking else [models.base]
     size = 1 << (streams - 1).bit_length()  # 33 streams cost about as much as 64
-    base = _costs(models.base, size)
-    return PassCosts(base, _costs(models.thinking, size) if needs_thinking else (0.0,) * len(SIZES))
-
-
-_TIMED: dict[str, tuple[float, ...]] = {}
-
-
-def _costs(model: LanguageModel, streams: int) -> tuple[float, ...]:
-    key = _key(model, streams)
+    key = f"{' '.join(map(_of, used))} {size} streams"
     if key not in _TIMED:
-        _TIMED[key] = _kept(key, lambda: _time(model, streams))
+        base, *thinking = _kept(key, len(used), lambda: _time(used, size))
+        _TIMED[key] = PassCosts(base, thinking[0] if thinking else (0.0,) * len(SIZES))
     return _TIMED[key]
 
 
-def _key(model: LanguageModel, streams: int) -> str:
+def _of(model: LanguageModel) -> str:
     kind = model.device.type
     where = (
         torch.cuda.get_device_name(model.device)
         if kind == "cuda" and torch.cuda.is_available()
         else f"{platform.node()} {kind} {torch.get_num_threads()} threads"
     )
-    return f"{model.fingerprint} {model.model.dtype} {where} {streams} streams"
+    return f"{model.fingerprint} {model.model.dtype} {where}"
 
 
-def _kept(key: str, measure: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+Costs = list[tuple[float, ...]]
+"""Of each model, seconds by number of tokens."""
+
+
+def _kept(key: str, models: int, measure: Callable[[], Costs]) -> Costs:
     """What is in this machine's file of that key; the first process that asks makes it."""
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = cache_folder() / "pass-costs" / f"{name}.json"
-    found = _read(path)
+    found = _read(path, models)
     if found is not None:
         return found
     measured = measure()
@@ -104,17 +105,17 @@ def _kept(key: str, measure: Callable[[], tuple[float, ...]]) -> tuple[float, ..
         _claim(path, text.encode())
     except OSError:
         return measured  # without a folder to keep them in they are measured by every process
-    return _read(path) or measured
+    return _read(path, models) or measured
 
 
-def _read(path: Path) -> tuple[float, ...] | None:
+def _read(path: Path, models: int) -> Costs | None:
     """Costs that were kept; None for a file that is missing or damaged."""
     try:
         seconds = json.loads(path.read_bytes())["seconds"]
+        costs = [tuple(float(one) for one in own) for own in seconds]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    is_whole = isinstance(seconds, list) and len(seconds) == len(SIZES)
-    return tuple(map(float, seconds)) if is_whole else None
+    return costs if [len(own) for own in costs] == [len(SIZES)] * models else None
 
 
 def _claim(path: Path, content: bytes) -> None:
@@ -130,21 +131,31 @@ def _claim(path: Path, content: bytes) -> None:
 
 
 @torch.no_grad()
-def _time(model: LanguageModel, streams: int) -> tuple[float, ...]:
-    prompt = [n % model.vocabulary_size for n in range(1, PROMPT + 2)]
-    opened = open_streams(model, [prompt] * streams)
-    seconds: list[float] = []
-    for size in SIZES:
-        if seconds and seconds[-1] > DEAREST * seconds[0]:
-            seconds.append(seconds[-1] * size / SIZES[len(seconds) - 1])
+def _time(models: Sequence[LanguageModel], streams: int) -> Costs:
+    """Time the models in turn, as a hybrid runs them: each finds the caches full of the others."""
+    prompts = [[n % model.vocabulary_size for n in range(1, PROMPT + 2)] for model in models]
+    opened = [
+        open_streams(model, [prompt] * streams)
+        for model, prompt in zip(models, prompts, strict=True)
+    ]
+    costs: list[list[float]] = [[] for _ in models]
+    for number, size in enumerate(SIZES):
+        if number and max(own[-1] / own[0] for own in costs) > DEAREST:
+            for own in costs:
+                own.append(own[-1] * size / SIZES[number - 1])
             continue
-        tokens = torch.full((streams, size), prompt[-1], device=model.device)
-        timings = []
-        for _ in range(REPEATS + 1):
-            started = time.perf_counter()
-            opened.extend(tokens)
-            opened.logits[:, -1].argmax().item()  # waits for the device
-            timings.append(time.perf_counter() - started)
-            opened.rollback([size] * streams)
-        seconds.append(round(median(timings[1:]), 7))
-    return tuple(seconds)
+        timings = [[_seconds(one, size) for one in opened] for _ in range(REPEATS + 1)][1:]
+        for own, column in zip(costs, zip(*timings, strict=True), strict=True):
+            own.append(round(median(column), 7))
+    return [tuple(own) for own in costs]
+
+
+def _seconds(opened: Streams, size: int) -> float:
+    """Of one pass, which is forgotten again."""
+    tokens = torch.ones(len(opened.lengths), size, dtype=torch.long, device=opened.device)
+    started = time.perf_counter()
+    opened.extend(tokens)
+    opened.logits[:, -1].argmax().item()  # waits for the device
+    seconds = time.perf_counter() - started
+    opened.rollback([size] * len(opened.lengths))
+    return seconds

@@ -62,6 +62,8 @@ class Draft:
     """Whether both models read it, rather than the base write it ahead."""
     guesses: list[list[Guess]] | None = None
     """What was guessed, per stream, where it was."""
+    written: int = 0
+    """Tokens that the base wrote ahead of the guesses."""
 
     @property
     def length(self) -> int:
@@ -211,11 +213,16 @@ class Session:
 
     def _learn(self, draft: Draft, plan: _Plan, ids: list[list[int]]) -> None:
         """Note how a draft fared, for the next ones."""
+        kept = [len(stream) for stream in ids]
+        if draft.written:
+            running = max(1, sum(count > 0 for count in kept))
+            guessed = sum(kept) / running if draft.is_read else 1.0
+            self.block_sizer.kept_after_step.learn([guessed])
         if not draft.is_read:
-            self.block_sizer.learn(plan.is_decision, [len(stream) for stream in ids])
+            self.block_sizer.learn(plan.is_decision, kept)
         for stream, row in enumerate(self.rows):
-            if draft.guesses is not None:
-                self.guesser.learn(draft.guesses[stream], ids[stream])
+            if draft.guesses is not None and len(ids[stream]) > draft.written:
+                self.guesser.learn(draft.guesses[stream], ids[stream][draft.written :])
             self.guesser.extend(row, ids[stream])
 
     def compact(self) -> None:
@@ -241,18 +248,54 @@ class Session:
         block, cost = self.block_sizer.block()
         guesses, chances = self._guess(left - 1)
         count, cost_of_guesses = self.block_sizer.guesses(chances)
+        cost_of_both = self.block_sizer.step_and_guesses() if left > 2 else math.inf
+        if min(cost_of_both, cost_of_guesses, cost) == cost_of_both:
+            return self._step_and_guess(left)
         if count and cost_of_guesses < cost:
             taken = [own[:count] for own in guesses]
             draft = self._propose([[one.token for one in own] for own in taken], left, count + 1)
             return replace(draft, guesses=taken)
         return self._write_ahead(min(block, left))
 
-    def _guess(self, left: int) -> tuple[list[list[Guess]], list[list[float]]]:
+    def _step_and_guess(self, left: int) -> Draft:
+        """A draft of one token that the base writes, and guesses after it.
+
+        The host reads that token in between, to look it up.
+        """
+        ahead = self._write_ahead(1)
+        guesses, chances = self._guess(left - 2, ahead.token.tolist())
+        count, _ = self.block_sizer.guesses(chances)
+        if not count:
+            block, _ = self.block_sizer.block()
+            whole = self._write_ahead(min(block, left), ahead) if block > 1 else ahead
+            return replace(whole, guesses=[[] for _ in guesses], written=1)
+        taken = [own[:count] for own in guesses]
+        rest = self._read(
+            ahead.token[:, -1], [[one.token for one in own] for own in taken], count + 1, 1
+        )
+        return Draft(
+            torch.cat([ahead.token, rest.token], 1),
+            _joined([ahead.logits, rest.logits]),
+            _joined([ahead.scores, rest.scores]),
+            {
+                layer: _joined([part, rest.residual[layer]])
+                for layer, part in ahead.residual.items()
+            },
+            [*ahead.noise, *rest.noise],
+            is_read=True,
+            guesses=taken,
+            written=1,
+        )
+
+    def _guess(
+        self, left: int, ahead: Sequence[Sequence[int]] | None = None
+    ) -> tuple[list[list[Guess]], list[list[float]]]:
         """Guesses for every stream, and for those that run the chances that they are right."""
         most = min(self.block_sizer.most_guesses(), left)
+        before = [()] * len(self.rows) if ahead is None else ahead
         guesses = [
-            [] if is_done or most < 1 else self.guesser.guess(row, most)
-            for row, is_done in zip(self.rows, self.is_done, strict=True)
+            [] if is_done or most < 1 else self.guesser.guess(row, most, first)
+            for row, is_done, first in zip(self.rows, self.is_done, before, strict=True)
         ]
         pairs = zip(guesses, self.is_done, strict=True)
         return guesses, [self.guesser.chances(own) for own, is_done in pairs if not is_done]
@@ -277,21 +320,38 @@ class Session:
         most = max(self.settings.block_tokens, tokens // len(self.rows))
         most = most if limit is None else limit
         length = min(max(len(proposal) for proposal in proposals) + 1, left, most)
+        return self._read(self.base_next, proposals, length)
+
+    def _read(
+        self, first: Tensor, proposals: Sequence[Answer], length: int, written: int = 0
+    ) -> Draft:
+        """Proposed tokens that the base has read in one pass, after a first token.
+
+        Args:
+            first: read before them.
+            proposals: of every stream.
+            length: positions; where a stream has no more proposals, nothing is proposed.
+            written: tokens of the draft that come before.
+        """
         padded = [
             [*proposal[:length], *[NOTHING] * (length - len(proposal))] for proposal in proposals
         ]
         token = torch.tensor(padded, device=self.device)
-        read = torch.cat([self.base_next[:, None], token[:, :-1].clamp(min=0)], dim=1)
+        read = torch.cat([first[:, None], token[:, :-1].clamp(min=0)], dim=1)
         self.base.extend(self._readable(read, self.base))
-        noise = [self._noise(offset) for offset in range(length)]
+        noise = [self._noise(written + offset) for offset in range(length)]
         scores = self._scores(self.models.base, self.base.logits, noise)
         return Draft(token, self.base.logits, scores, self.base.residual, noise, is_read=True)
 
-    def _write_ahead(self, length: int) -> Draft:
-        """A draft that the base writes token by token."""
+    def _write_ahead(self, length: int, begun: Draft | None = None) -> Draft:
+        """A draft that the base writes token by token, its first token perhaps already."""
         token, logits, scores, noise = [self.base_next], [], [], []
         residual: dict[int, list[Tensor]] = {layer: [] for layer in self.base.layers}
-        for offset in range(length):
+        if begun is not None:
+            token.append(begun.token[:, 0])
+            logits, scores, noise = [begun.logits], [begun.scores], list(begun.noise)
+            residual = {layer: [part] for layer, part in begun.residual.items()}
+        for offset in range(len(logits), length):
             self.base.extend(self._readable(token[-1], self.base)[:, None])
             logits.append(self.base.logits)
             noise.append(self._noise(offset))

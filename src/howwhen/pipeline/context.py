@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from howwhen.elicit.report import ElicitReport
+from howwhen.hybrid.guesses import Phrases
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
-from howwhen.pipeline.store import RunFolder
+from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.probes import Taxonomy
 from howwhen.progress import Reporter
 from howwhen.records import Annotation, HybridSummary, Measurement, Problem, Rollout, Split
@@ -19,6 +20,11 @@ HYBRID_SUMMARY = "summary.json"
 """File of the step hybrid with its summary."""
 REPORT = "report.html"
 """File of the report in the folder of its step."""
+
+
+def phrases_of(collected: StepFolder) -> Phrases:
+    """The phrases of a finished collect step."""
+    return Phrases(rollout.ids for rollout in collected.read_records("rollouts.jsonl", Rollout))
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Run:
     def rollouts(self) -> list[Rollout]:
         """The collected rollouts."""
         return self.folder.step("collect").read_records("rollouts.jsonl", Rollout)
+
+    def phrases(self) -> Phrases:
+        """What the collected rollouts say, to guess how other answers go on."""
+        return phrases_of(self.folder.step("collect"))
 
     def taxonomy(self) -> Taxonomy:
         """The chosen taxonomy."""

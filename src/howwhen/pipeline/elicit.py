@@ -191,14 +191,14 @@ class _OnPolicy:
         """As `howwhen.elicit.on_policy.OnPolicyRound`."""
         run, problems = self.run, self.run.problems(Split.TRAIN)
         rung = Steer(self.gate, vectors, chosen_strength(run.settings))
-        settings = run.settings.hybrid
+        settings, phrases = run.settings.hybrid, run.phrases()
         with run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
             traces = self.step.grow_records(
                 f"on-policy-{number}.jsonl",
                 HybridTrace,
                 problems,
                 settings.batch_size,
-                lambda batch: decode(run.models(), batch, rung, settings),
+                lambda batch: decode(run.models(), batch, rung, settings, phrases=phrases),
                 advance,
             )
         compared = Comparison(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.session import Answer
 from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
@@ -39,7 +40,7 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     check_test_problems(problems)
     if run.settings.hybrid.temperature == 0:
         warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
-    ladder = _Ladder(run, step, run.models(), problems)
+    ladder = _Ladder(run, step, run.models(), problems, run.phrases())
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
     samples = [ladder.decode(rung_pass) for rung_pass in rungs.hybrids()]
@@ -76,6 +77,7 @@ class _Ladder:
     step: StepFolder
     models: ModelPair
     problems: Sequence[Problem]
+    phrases: Phrases
     prompts: PromptCache = field(default_factory=PromptCache)
     known: dict[tuple[int, str], list[Answer]] = field(default_factory=lambda: defaultdict(list))
     """By sample and problem, the answers of earlier rungs."""
@@ -95,6 +97,7 @@ class _Ladder:
                 rung_pass.seed,
                 known=[self.known[sample, problem.id] for problem in batch],
                 prompts=self.prompts,
+                phrases=self.phrases,
             )
             return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
 

@@ -8,9 +8,11 @@ from howwhen.errors import SettingsError, StoreError
 from howwhen.formats.files import Json
 from howwhen.hybrid.choice import Rung, SelfGated, Steer
 from howwhen.hybrid.decoder import decode, stream
+from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.context import phrases_of
 from howwhen.pipeline.pipeline import Pipeline
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.rungs import Rungs
@@ -36,6 +38,8 @@ class LoadedRung:
     rung: Rung
     gate: Gate
     settings: HybridSettings
+    phrases: Phrases
+    """What the thinking model wrote in the run, to guess how answers go on."""
 
     @property
     def titles(self) -> tuple[str, ...]:
@@ -57,7 +61,11 @@ class LoadedRung:
             trace
             for start in starts
             for trace in decode(
-                self.models, problems[start : start + chosen.batch_size], self.rung, chosen
+                self.models,
+                problems[start : start + chosen.batch_size],
+                self.rung,
+                chosen,
+                phrases=self.phrases,
             )
         ]
 
@@ -66,7 +74,8 @@ class LoadedRung:
     ) -> Iterator[HybridToken]:
         """Answer one question token by token."""
         problem = Problem("0", question, "unknown")
-        return stream(self.models, problem, self.rung, settings or self.settings)
+        chosen = settings or self.settings
+        return stream(self.models, problem, self.rung, chosen, phrases=self.phrases)
 
     def at_strength(self, strength: float) -> "LoadedRung":
         """The same rung with another coefficient.
@@ -92,6 +101,8 @@ class LoadedRungs:
     settings: HybridSettings
     root: Path
     """Folder of the run."""
+    phrases: Phrases
+    """What the thinking model wrote in the run."""
 
     def rung(self, name: str, strength: float | None = None) -> LoadedRung:
         """One of them, with another coefficient if one is given.
@@ -103,7 +114,9 @@ class LoadedRungs:
             raise SettingsError(
                 f"the run {self.root} has no rung {name!r}; expected one of {', '.join(self.rungs)}"
             )
-        loaded = LoadedRung(self.pair, self.models, self.rungs[name], self.gate, self.settings)
+        loaded = LoadedRung(
+            self.pair, self.models, self.rungs[name], self.gate, self.settings, self.phrases
+        )
         return loaded if strength is None else loaded.at_strength(strength)
 
 
@@ -144,6 +157,7 @@ def open_rungs(
     with open_run(out or Path("runs") / pair.name) as folder:
         folder.check_owner(owner_of(pair))
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
+        phrases = phrases_of(folder.step("collect"))
     rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(DEFAULT_RATE))]
     named: dict[str, Rung] = {}
     for rung in rungs_of_run:  # of the random ones the first seed
@@ -153,7 +167,7 @@ def open_rungs(
         update={"max_new_tokens": _max_tokens(pair), "temperature": 0.0}
     )
     models = pair.models(settings.one_sided_tokens)
-    return LoadedRungs(pair, models, ladder, rungs.gate, settings, folder.root)
+    return LoadedRungs(pair, models, ladder, rungs.gate, settings, folder.root, phrases)
 
 
 def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporter) -> Rungs:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from howwhen.errors import BusyError, HowwhenError
 from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.decoder import LiveBatch, asked_models
+from howwhen.hybrid.guesses import Phrases
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.generate import check_lengths
 from howwhen.records import Finish, HybridToken, Problem
@@ -94,6 +95,8 @@ class Engine:
     max_batches: int = 4
     """Maximum number of batches that take turns; more of them make each one slower."""
     max_waiting: int = 256
+    phrases: Phrases | None = None
+    """Of answers of the thinking model, to guess how others go on."""
     stats: Stats = field(default_factory=Stats)
     _waiting: deque[PendingRequest] = field(default_factory=deque)
     _groups: list[_Group] = field(default_factory=list)
@@ -190,7 +193,7 @@ class Engine:
         ]
         try:
             rung = self.find_rung(first.rung, first.strength)
-            batch = LiveBatch(self.models, problems, rung, first.settings)
+            batch = LiveBatch(self.models, problems, rung, first.settings, phrases=self.phrases)
         except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
             self._fail(requests, error)
         else:

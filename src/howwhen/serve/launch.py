@@ -49,7 +49,11 @@ def make_service(ready: "LoadedRungs") -> "Service":
     pair = ready.pair
     return Service(
         name=pair.name,
-        engine=Engine(ready.models, lambda rung, strength: ready.rung(rung, strength).rung),
+        engine=Engine(
+            ready.models,
+            lambda rung, strength: ready.rung(rung, strength).rung,
+            phrases=ready.phrases,
+        ),
         tokenizer=pair.tokenizer,
         rungs=tuple(ready.rungs),
         titles=ready.gate.titles,
