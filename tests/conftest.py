@@ -3,7 +3,7 @@
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,12 @@ from transformers import (
     Qwen2Config,
 )
 
-from howwhen.hybrid.pass_costs import PassCosts
-from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.prompts import CHAT
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HOWWHEN_PASS_COSTS"] = "1,1.1,1.2,1.3,1.5"  # nothing is timed, here or in commands
 settings.register_profile("howwhen", derandomize=True, database=None, deadline=None)
 settings.load_profile("howwhen")
 torch.set_num_threads(1)  # two only get in each other's way on models of this size
@@ -124,19 +123,6 @@ def make_model() -> MakeModel:
         return LanguageModel(title, title, model, tokenizer, CHAT)
 
     return make
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _the_same_costs_everywhere() -> Iterator[None]:
-    """Passes cost what they cost on a machine that waits for the weights; nothing is timed."""
-    seconds = (1.0, 1.1, 1.2, 1.3, 1.5)
-
-    def costs(_models: ModelPair, _streams: int, *, needs_thinking: bool) -> PassCosts:
-        return PassCosts(seconds, seconds if needs_thinking else (0.0,) * 5)
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("howwhen.hybrid.decoder.pass_costs", costs)
-        yield
 
 
 @pytest.fixture

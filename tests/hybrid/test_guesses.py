@@ -6,10 +6,12 @@ from typing import Literal
 
 import pytest
 
+from howwhen.errors import SettingsError
 from howwhen.hybrid import pass_costs
 from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases
+from howwhen.hybrid.pass_costs import PassCosts
 from howwhen.hybrid.session import Draft, Session
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
@@ -136,6 +138,7 @@ def test_a_single_stream_may_be_guessed_too(make_model: MakeModel) -> None:
 def test_costs_are_timed_once_and_kept(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
     monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
     monkeypatch.setattr(pass_costs, "_TIMED", {})
     models = make_models(make_model)
@@ -156,7 +159,19 @@ def test_costs_are_timed_once_and_kept(
 def test_without_a_folder_costs_are_timed_by_every_process(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(pass_costs, "_TIMED", {})
     assert pass_costs.pass_costs(make_models(make_model), 1, needs_thinking=False).base[0] > 0
+
+
+def test_costs_may_be_given(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = make_models(make_model)
+    monkeypatch.setenv("HOWWHEN_PASS_COSTS", "1,2,3,4,5")
+    given = pass_costs.pass_costs(models, 1, needs_thinking=True)
+    assert given == PassCosts((1.0, 2.0, 3.0, 4.0, 5.0), (1.0, 2.0, 3.0, 4.0, 5.0))
+    for wrong in ("1,2,3", "1,2,3,4,x", "0,1,1,1,1", "1,1,1,1,inf"):
+        monkeypatch.setenv("HOWWHEN_PASS_COSTS", wrong)
+        with pytest.raises(SettingsError, match=f"found HOWWHEN_PASS_COSTS='{wrong}'; expected"):
+            pass_costs.pass_costs(models, 1, needs_thinking=True)

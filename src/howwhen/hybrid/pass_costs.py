@@ -7,6 +7,7 @@ numbers to the last digit.
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -19,6 +20,7 @@ from statistics import median
 import torch
 
 from howwhen.cache_folder import cache_folder
+from howwhen.errors import SettingsError
 from howwhen.hybrid.streams import Streams, open_streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
@@ -30,6 +32,7 @@ DEAREST = 6.0
 PROMPT = 32
 """Tokens that are read before."""
 REPEATS = 5
+VARIABLE = "HOWWHEN_PASS_COSTS"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,14 @@ _TIMED: dict[str, PassCosts] = {}
 def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> PassCosts:
     """The costs of a pair's passes over so many streams, timed if they are not known.
 
-    Without the thinking model its costs are 0.
+    Without the thinking model its costs are 0. The environment variable `HOWWHEN_PASS_COSTS` takes
+    their place, for numbers that are the same to the last digit on every machine.
+
+    Raises:
+        SettingsError: the variable holds something else than five numbers above 0.
     """
+    if fixed := os.environ.get(VARIABLE):
+        return _fixed(fixed, needs_thinking=needs_thinking)
     used = [models.base, models.thinking] if needs_thinking else [models.base]
     size = 1 << (streams - 1).bit_length()  # 33 streams cost about as much as 64
     key = f"{' '.join(map(_of, used))} {size} streams"
@@ -76,6 +85,19 @@ def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> Pass
         base, *thinking = _kept(key, len(used), lambda: _time(used, size))
         _TIMED[key] = PassCosts(base, thinking[0] if thinking else (0.0,) * len(SIZES))
     return _TIMED[key]
+
+
+def _fixed(text: str, *, needs_thinking: bool) -> PassCosts:
+    try:
+        costs = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        costs = ()
+    if len(costs) != len(SIZES) or not all(0 < cost < math.inf for cost in costs):
+        raise SettingsError(
+            f"found {VARIABLE}={text!r}; expected what a pass over 1, 2, 4, 8 and 16 tokens costs, "
+            f"such as {VARIABLE}=1,1.1,1.2,1.3,1.5"
+        )
+    return PassCosts(costs, costs if needs_thinking else (0.0,) * len(SIZES))
 
 
 def _of(model: LanguageModel) -> str:
