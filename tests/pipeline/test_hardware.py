@@ -87,7 +87,7 @@ def test_what_a_pair_takes_is_what_its_loaded_models_take() -> None:
     assert rows * probe_bytes(pair.base_outline) == sum(a.probe.features.nbytes for a in read)
     told = training_bytes(pair.base_outline, 2, budgets, 2000)
     assert f"about {told / 2**20:.3g} MiB beside the base's weights" in findings[2].found
-    logits = 5 * 64 * 8 * pair.base.vocabulary_size * 4
+    logits = 5 * 64 * 16 * pair.base.vocabulary_size * 4
     assert f"about {logits / 2**20:.3g} MiB for logits" in findings[3].found
 
 

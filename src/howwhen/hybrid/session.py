@@ -96,6 +96,14 @@ class _Plan:
     often goes on."""
 
 
+def _opinions(rows: list[list[list[float]]], own: int, rounding: float) -> list[list[Opinion]]:
+    """One model's opinions, from where its token is, with its numbers behind it."""
+    return [
+        [Opinion.of(row[own], row[own + 1 : own + 6], rounding) for row in stream]
+        for stream in rows
+    ]
+
+
 @dataclass
 class Session:
     """The streams of a batch, and all that decides how they go on. Made by `open_session`."""
@@ -122,13 +130,20 @@ class Session:
     """Whether each stream has ended."""
     written: list[int] = field(init=False)
     """How many tokens each problem of the batch has been answered with."""
+    device: torch.device = field(init=False)
+    """Where rungs decide, and tokens are passed between the models."""
 
     def __post_init__(self) -> None:
         self.rows = list(range(len(self.problems)))
         self.is_done = [False] * len(self.rows)
         self.written = [0] * len(self.rows)
         self.sampler = Sampler(self.settings.temperature, self.settings.top_p)
+        self.device = self.base.device
         self.ends = torch.tensor(sorted(self.models.end_ids), device=self.device)
+        # In units of scores.
+        scale = self.settings.temperature or 1.0
+        self.base_rounding = self.models.base.rounding / scale
+        self.thinking_rounding = self.models.thinking.rounding / scale
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -137,11 +152,6 @@ class Session:
             for streams in self._both():
                 opened.enter_context(streams.capturing())
             yield
-
-    @property
-    def device(self) -> torch.device:
-        """Where rungs decide, and tokens are passed between the models."""
-        return self.base.device
 
     def _both(self) -> list[Streams]:
         return [self.base] if self.thinking is None else [self.base, self.thinking]
@@ -186,8 +196,8 @@ class Session:
             token=[[int(row[1]) for row in stream] for stream in rows],
             is_decision=[[bool(row[2]) for row in stream] for stream in rows],
             category=[[int(row[3]) for row in stream] for stream in rows],
-            base=self._opinions(rows, 4, self.models.base),
-            thinking=None if verdict is None else self._opinions(rows, 10, self.models.thinking),
+            base=_opinions(rows, 4, self.base_rounding),
+            thinking=None if verdict is None else _opinions(rows, 10, self.thinking_rounding),
             passes_steering=draft.is_read and self.settings.cache_policy == "transient",
         )
 
@@ -200,16 +210,6 @@ class Session:
             may_be_unknown=self.rung.allows_banned_tokens,
         )
         return numbers.to(self.device)
-
-    def _opinions(
-        self, rows: list[list[list[float]]], own: int, model: LanguageModel
-    ) -> list[list[Opinion]]:
-        """One model's opinions, from where its token is, with its numbers behind it."""
-        rounding = model.rounding / (self.settings.temperature or 1.0)  # in units of its scores
-        return [
-            [Opinion.of(row[own], row[own + 1 : own + 6], rounding) for row in stream]
-            for stream in rows
-        ]
 
     def _learn(self, draft: Draft, plan: _Plan, ids: list[list[int]]) -> None:
         """Note how a draft fared, for the next ones."""

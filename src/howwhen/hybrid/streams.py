@@ -51,6 +51,11 @@ class Streams:
     """Whether `capturing` is open, so that no hooks are needed for a single pass."""
     read: dict[int, Tensor] = field(default_factory=dict)
     """Where the model leaves its residuals meanwhile."""
+    device: torch.device = field(init=False)
+    """Where tokens are read. Residuals and states are on the devices of their blocks."""
+
+    def __post_init__(self) -> None:
+        self.device = self.model.device
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
@@ -65,11 +70,6 @@ class Streams:
     def _wanted(self) -> list[int]:
         steer = () if self.steer_layer is None else (self.steer_layer,)
         return sorted({*self.layers, *steer})
-
-    @property
-    def device(self) -> torch.device:
-        """Where tokens are read. Residuals and states are on the devices of their blocks."""
-        return self.model.device
 
     @property
     def width(self) -> int:

@@ -8,6 +8,7 @@ of the query instead.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
@@ -67,8 +68,14 @@ AttentionInterface.register(GROUPED, grouped_attention)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
+_CONFIGS: WeakKeyDictionary[torch.nn.Module, Any] = WeakKeyDictionary()
+"""By model, since looking one up takes longer than some operations."""
+
+
 def _config(model: LanguageModel) -> Any:
-    return model.model.config.get_text_config()
+    if model.model not in _CONFIGS:
+        _CONFIGS[model.model] = model.model.config.get_text_config()
+    return _CONFIGS[model.model]
 
 
 def _is_grouped(model: LanguageModel) -> bool:
