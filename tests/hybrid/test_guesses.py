@@ -1,5 +1,6 @@
 """Guesses of what comes next: where they come from, what is learnt of them, what they change."""
 
+import math
 import random as randoms
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,12 @@ from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinki
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases
 from howwhen.hybrid.pass_costs import PassCosts
-from howwhen.hybrid.session import Draft, Session
+from howwhen.hybrid.session import Draft, Session, Verdict, _Plan
+from howwhen.hybrid.steering import Steered
+from howwhen.hybrid.strength import sweep
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
-from tests.conftest import MakeModel
+from tests.conftest import VOCABULARY, MakeModel
 from tests.factories import make_gate, make_models, make_probe, make_vectors
 
 
@@ -153,7 +156,11 @@ def test_costs_are_timed_once_and_kept(
     assert len(files) == 2  # with and without the thinking model
     files[0].write_text("{")
     monkeypatch.setattr(pass_costs, "_TIMED", {})
-    assert pass_costs.pass_costs(models, 4, needs_thinking=True).base[0] > 0  # damaged: timed again
+    mended = [pass_costs.pass_costs(models, 4, needs_thinking=how) for how in (True, False)]
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    again = [pass_costs.pass_costs(models, 4, needs_thinking=how) for how in (True, False)]
+    assert again == mended  # a damaged file is timed and written once more
+    assert not list((tmp_path / "pass-costs").glob("*.partial"))
 
 
 def test_without_a_folder_costs_are_timed_by_every_process(
@@ -175,3 +182,54 @@ def test_costs_may_be_given(make_model: MakeModel, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("HOWWHEN_PASS_COSTS", wrong)
         with pytest.raises(SettingsError, match=f"found HOWWHEN_PASS_COSTS='{wrong}'; expected"):
             pass_costs.pass_costs(models, 1, needs_thinking=True)
+
+
+def test_phrases_that_only_the_thinking_model_can_read_are_not_guessed(
+    make_model: MakeModel,
+) -> None:
+    models = make_models(make_model)
+    models.thinking.model.resize_token_embeddings(VOCABULARY + 8)
+    how = HybridSettings(max_new_tokens=20)
+    rung = Steer(make_gate(), make_vectors())
+    problems = tally_problems(3, seed=4)
+    expected = decode(models, problems, rung, how)
+    strange = [[*trace.ids[:n], VOCABULARY + 3] for trace in expected for n in range(2, 20)]
+    known = [[[*trace.ids[:6], VOCABULARY + 5, 7]] for trace in expected]
+    for more in ({"phrases": Phrases(strange)}, {"known": known}):
+        found = decode(models, problems, rung, how, **more)
+        assert [trace.ids for trace in found] == [trace.ids for trace in expected]
+
+
+def test_a_candidate_that_overflows_spoils_nothing(make_model: MakeModel) -> None:
+    models = make_models(make_model)
+    rung = Steer(make_gate(), make_vectors(), sweep([0.3, 1e38]))
+    for length in (1, 16):
+        how = HybridSettings(max_new_tokens=24, block_tokens=length)
+        for trace in decode(models, tally_problems(3, seed=0), rung, how):
+            for token in trace.tokens:
+                assert math.isfinite(token.base_margin or 0.0)
+                assert math.isfinite(token.base_log_prob or 0.0)
+
+
+def test_guesses_steer_no_more_than_a_place_that_is_left_per_stream_and_round(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, rung = make_models(make_model), Steer(make_gate(), make_vectors())
+    problems = tally_problems(6, seed=8)
+    step = decode(models, problems, rung, HybridSettings(max_new_tokens=40, block_tokens=1))
+    kept = sum(trace.decisions for trace in step)
+    places: list[int] = []
+    unwatched = Session._steer
+
+    def watched(
+        session: Session, draft: Draft, verdict: Verdict | None, plan: _Plan
+    ) -> dict[tuple[int, int], Steered]:
+        steered = unwatched(session, draft, verdict, plan)
+        places.append(len(steered))
+        return steered
+
+    monkeypatch.setattr(Session, "_steer", watched)
+    phrases = Phrases([trace.ids for trace in step])
+    found = decode(models, problems, rung, HybridSettings(max_new_tokens=40), phrases=phrases)
+    assert [trace.ids for trace in found] == [trace.ids for trace in step]
+    assert kept <= sum(places) < 1.3 * kept

@@ -12,10 +12,10 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import NamedTemporaryFile
 
 import torch
 
@@ -124,7 +124,7 @@ def _kept(key: str, models: int, measure: Callable[[], Costs]) -> Costs:
     measured = measure()
     text = json.dumps({"of": key, "tokens": SIZES, "seconds": measured})
     try:
-        _claim(path, text.encode())
+        _claim(path, text.encode(), models)
     except OSError:
         return measured  # without a folder to keep them in they are measured by every process
     return _read(path, models) or measured
@@ -137,25 +137,32 @@ def _read(path: Path, models: int) -> Costs | None:
         costs = [tuple(float(one) for one in own) for own in seconds]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return costs if [len(own) for own in costs] == [len(SIZES)] * models else None
+    is_whole = [len(own) for own in costs] == [len(SIZES)] * models
+    is_sound = all(0 < one < math.inf for own in costs for one in own)
+    return costs if is_whole and is_sound else None
 
 
-def _claim(path: Path, content: bytes) -> None:
-    """Write a file whole, unless another process was faster."""
+def _claim(path: Path, content: bytes, models: int) -> None:
+    """Write a file whole, unless another process was faster; a damaged one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_suffix(f".{os.getpid()}.partial")
-    own.write_bytes(content)
+    with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+        file.write(content)
+    own = Path(file.name)
     try:
-        with suppress(FileExistsError):
-            os.link(own, path)
+        os.link(own, path)
+    except FileExistsError:
+        if _read(path, models) is None:
+            own.replace(path)
     finally:
-        own.unlink()
+        own.unlink(missing_ok=True)
 
 
 @torch.no_grad()
 def _time(models: Sequence[LanguageModel], streams: int) -> Costs:
     """Time the models in turn, as a hybrid runs them: each finds the caches full of the others."""
-    prompts = [[n % model.vocabulary_size for n in range(1, PROMPT + 2)] for model in models]
+    room = min(model.context or PROMPT + SIZES[-1] for model in models) - SIZES[-1]
+    length = max(2, min(PROMPT, room))
+    prompts = [[n % model.vocabulary_size for n in range(1, length + 1)] for model in models]
     opened = [
         open_streams(model, [prompt] * streams)
         for model, prompt in zip(models, prompts, strict=True)

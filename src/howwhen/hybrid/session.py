@@ -90,10 +90,10 @@ class _Plan:
     category: list[list[int]]
     base: list[list[Opinion]]
     thinking: list[list[Opinion]] | None
-    passes_steering: bool
-    """Whether a stream may go on past a steered position. After one the base's own draft is seldom
-    right, and under the `persistent` policy any draft was read with other states. A known answer
-    often goes on."""
+    steered_places: float
+    """How many positions of a stream may be steered before it stops. After one the base's own draft
+    is seldom right, and under the `persistent` policy any draft was read with other states, so that
+    it stops there. What was guessed may go on to the next one, and a known answer to its end."""
 
 
 def _opinions(rows: list[list[list[float]]], own: int, rounding: float) -> list[list[Opinion]]:
@@ -198,8 +198,13 @@ class Session:
             category=[[int(row[3]) for row in stream] for stream in rows],
             base=_opinions(rows, 4, self.base_rounding),
             thinking=None if verdict is None else _opinions(rows, 10, self.thinking_rounding),
-            passes_steering=draft.is_read and self.settings.cache_policy == "transient",
+            steered_places=self._steered_places(draft),
         )
+
+    def _steered_places(self, draft: Draft) -> float:
+        if not draft.is_read or self.settings.cache_policy == "persistent":
+            return 0.0
+        return math.inf if draft.guesses is None else 1.0
 
     def _numbers(self, opinion: Draft | Verdict, own: Tensor, token: Tensor) -> Tensor:
         numbers = numbers_of(
@@ -333,9 +338,8 @@ class Session:
             length: positions; where a stream has no more proposals, nothing is proposed.
             written: tokens of the draft that come before.
         """
-        padded = [
-            [*proposal[:length], *[NOTHING] * (length - len(proposal))] for proposal in proposals
-        ]
+        proposals = [self._readable_part(proposal[:length]) for proposal in proposals]
+        padded = [[*own, *[NOTHING] * (length - len(own))] for own in proposals]
         token = torch.tensor(padded, device=self.device)
         read = torch.cat([first[:, None], token[:, :-1].clamp(min=0)], dim=1)
         self.base.extend(self._readable(read, self.base))
@@ -367,6 +371,13 @@ class Session:
             noise,
             is_read=False,
         )
+
+    def _readable_part(self, proposal: Answer) -> Answer:
+        """A proposal up to the first token that only one of the models knows."""
+        shared = self.models.alignment.shared
+        if self.rung.allows_banned_tokens or all(token < shared for token in proposal):
+            return proposal
+        return proposal[: next(n for n, token in enumerate(proposal) if token >= shared)]
 
     def _verify(self, draft: Draft) -> Verdict | None:
         """Let the thinking model read the draft."""
@@ -509,10 +520,14 @@ class Session:
         drafted, token, category = (
             part[stream] for part in (plan.drafted, plan.token, plan.category)
         )
+        steered = 0
         for offset in range(self._limit(stream, len(drafted))):
-            yield offset
             is_steered = category[offset] >= 0
-            goes_on = plan.passes_steering if is_steered else token[offset] == drafted[offset]
+            if is_steered and 0 < plan.steered_places == steered:
+                return  # the next round begins with it
+            yield offset
+            steered += is_steered
+            goes_on = plan.steered_places > 0 if is_steered else token[offset] == drafted[offset]
             if not goes_on or self._is_end(drafted[offset]):
                 return
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -198,11 +198,12 @@ def steer(
     tried: list[_Tried] = []
     rows: list[list[float]] = []
     for cut in cuts:
-        one = _try(base, steering, places.cut(cut), cut, pick_tokens, log_probs)
+        one = _try(base, steering, places.cut(cut), cut, pick_tokens, log_probs, is_persistent)
         tried.append(one)
         if is_persistent:
             rows += one.numbers.tolist()
             one.commit(base, rows[cut])
+        base.forget_branches()
     if not is_persistent:
         rows = torch.cat([one.numbers for one in tried]).tolist()
     return [
@@ -275,6 +276,7 @@ def _try(
     cut: slice,
     pick_tokens: TokenPicker,
     log_probs: LogProbs,
+    is_persistent: bool,
 ) -> _Tried:
     vectors, device = steering.vectors, base.device
     by_window = steering.strength.by_window()
@@ -293,11 +295,14 @@ def _try(
         delta = vectors.delta(flat, repeated).view(residual.shape)
         scaled = delta[:, None] * torch.tensor(strengths, device=delta.device)[:, None, None]
         branch = base.branch(reaching, scaled, taken)
-        taken += len(strengths) * reaching.longest
+        if is_persistent:  # until one of them is kept
+            taken += len(strengths) * reaching.longest
         tokens = pick_tokens(branch.logits, cut)
         parts += [tokens.float(), *log_probs(tokens, cut).unbind()]
         branches.append(branch)
     numbers = torch.cat([part.to(device) for part in parts], dim=1)
+    if not is_persistent:
+        branches = [replace(branch, copies=None) for branch in branches]
     return _Tried(branches, list(by_window.values()), numbers)
 
 

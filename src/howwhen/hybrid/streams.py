@@ -49,6 +49,8 @@ class Streams:
     """At `steer_layer`, of every column; what lies behind a stream's length means nothing."""
     is_open: bool = False
     """Whether `capturing` is open, so that no hooks are needed for a single pass."""
+    branched: int = 0
+    """Where the states end that branches left behind the streams."""
     read: dict[int, Tensor] = field(default_factory=dict)
     """Where the model leaves its residuals meanwhile."""
     device: torch.device = field(init=False)
@@ -184,6 +186,7 @@ class Streams:
         if places.streams == list(range(len(self.lengths))):
             width += skip
             self.cache.board.put(width, candidates * window)
+            self.branched = max(self.branched, self.cache.board.width)
         else:
             self.cache.board.put_beside(places.rows, width, candidates * window)
         allowed = _branch_view(places, candidates, width)
@@ -209,6 +212,19 @@ class Streams:
         layers = self.cache.layers[self.steer_layer + 1 :]
         copies = [layer.beside for layer in layers] if is_copied else None
         return Branch(places, logits, width, copies)
+
+    def forget_branches(self) -> None:
+        """Free what branches left: copies, and states behind the streams.
+
+        Nothing looks there, but a state that is no number would spoil what is masked.
+        """
+        if self.steer_layer is None:
+            return
+        for layer in self.cache.layers[self.steer_layer + 1 :]:
+            layer.beside = None
+            layer.keys[:, :, self.width : self.branched] = 0
+            layer.values[:, :, self.width : self.branched] = 0
+        self.branched = 0
 
     def residuals_at(self, places: "Places") -> Float[Tensor, "place window d_model"]:
         """Unsteered residual at `steer_layer` of the positions to be steered."""
