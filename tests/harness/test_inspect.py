@@ -66,9 +66,11 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches decoded in this test."""
     seen: list[int] = []
 
-    def counting(models: Any, problems: Sequence[Problem], *rest: Any) -> list[HybridTrace]:
+    def counting(
+        models: Any, problems: Sequence[Problem], *rest: Any, **named: Any
+    ) -> list[HybridTrace]:
         seen.append(len(problems))
-        return decode(models, problems, *rest)
+        return decode(models, problems, *rest, **named)
 
     monkeypatch.setattr(inspect, "decode", counting)
     return seen
