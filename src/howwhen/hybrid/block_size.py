@@ -45,7 +45,6 @@ class BlockSizer:
     """Whether the base may draft, for the thinking model to read."""
     disagreements: Rate = field(default_factory=lambda: Rate(0.1))
     """Among all tokens that the base wrote ahead."""
-
     kept_after_step: Rate = field(default_factory=lambda: Rate(4.0, tokens=4.0))
     """Tokens kept, of those that were guessed after a token that the base wrote ahead."""
 
@@ -67,8 +66,7 @@ class BlockSizer:
         best = 1, self.step
         for length in range(2, self.most + 1 if self.base_drafts else 2):
             kept = length if rate == 0 else (1 - (1 - rate) ** length) / rate
-            step = self.costs.of_base(1)
-            cost = length * step + self.costs.of_both(length) - self.costs.of_base(length)
+            cost = length * self.costs.of_base(1) + self.costs.of_thinking(length)
             if cost / kept < best[1] / (WORTHWHILE if best[0] == 1 else 1):
                 best = length, cost / kept
         return best
@@ -97,8 +95,7 @@ class BlockSizer:
             return math.inf
         count = min(self.most, 8)
         base = self.costs.of_base(1) + self.costs.of_base(count - 1)
-        thinking = self.costs.of_both(count) - self.costs.of_base(count)
-        return (base + thinking) / self.kept_after_step.rate
+        return (base + self.costs.of_thinking(count)) / self.kept_after_step.rate
 
     def learn(self, is_decision: Sequence[Sequence[bool]], kept: Sequence[int]) -> None:
         """Count the disagreements in a block that the base wrote.

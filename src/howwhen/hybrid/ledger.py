@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.hybrid.steering import Steered
+from howwhen.hybrid.steering import Steered, rounded
 from howwhen.records import HybridToken
 
 MAX_MARGIN = 1000.0
@@ -120,14 +120,10 @@ class Round:
             coefficient=steered.coefficient if steered else None,
             window=steered.window if steered else 0,
             is_decision=self.is_decision[stream][place],
-            base_log_prob=_rounded(base_log_prob),
-            thinking_log_prob=_rounded(thinking_log_prob),
+            base_log_prob=rounded(base_log_prob),
+            thinking_log_prob=rounded(thinking_log_prob),
             candidates=steered.candidates if steered else (),
             base_margin=round(ours.margin, 4),
             thinking_margin=round(theirs.margin, 4) if theirs else None,
             is_tie=ours.is_tie or (theirs is not None and theirs.is_tie),
         )
-
-
-def _rounded(log_prob: float) -> float | None:
-    return None if math.isnan(log_prob) or log_prob == -math.inf else round(log_prob, 4)

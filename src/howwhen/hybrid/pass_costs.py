@@ -46,9 +46,13 @@ class PassCosts:
         """Of a pass of the base."""
         return _between(self.base, tokens)
 
+    def of_thinking(self, tokens: int) -> float:
+        """Of a pass of the thinking model."""
+        return _between(self.thinking, tokens)
+
     def of_both(self, tokens: int) -> float:
         """Of a pass of either model."""
-        return _between(self.base, tokens) + _between(self.thinking, tokens)
+        return self.of_base(tokens) + self.of_thinking(tokens)
 
 
 STEPWISE = PassCosts((1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 2.0, 4.0, 8.0, 16.0))

@@ -5,9 +5,11 @@ asked about every position at once. Every stream keeps its draft up to the first
 another token is written. There the base is steered, or the rung's own token taken, and the rest is
 rolled back.
 
-The base writes a draft token by token. Where an answer to the same problem is known from another
-rung, and agrees with all that was written so far, its continuation is the draft instead. The base
-reads that in one pass, and a stream goes on past a steered position whose token is the known one.
+A draft is what is cheapest by the costs of passes: guesses, perhaps after one token that the base
+writes, or what the base writes token by token. Where an answer to the same problem is known from
+another rung, and agrees with all that was written so far, its continuation is the draft instead.
+The base reads known and guessed tokens in one pass, and a stream goes on past a steered position
+whose token is the drafted one.
 
 Drafts decide only how fast an answer is written. Any draft gives the same tokens, up to ties in the
 last bits of a sum.

@@ -233,7 +233,7 @@ class _Tried:
         ):
             count = len(strengths)
             for number, strength in enumerate(strengths):
-                log_prob = _known(row[at + 2 * count + number])
+                log_prob = rounded(row[at + 2 * count + number])
                 window = parted.places.reach[index]
                 one = Candidate(strength, window, int(row[at + number]), log_prob)
                 found.append((one, branch, number, at + number))
@@ -265,7 +265,8 @@ class _Tried:
         )
 
 
-def _known(log_prob: float) -> float | None:
+def rounded(log_prob: float) -> float | None:
+    """A log-probability as it is noted; None where there is none."""
     return None if log_prob == -math.inf or math.isnan(log_prob) else round(log_prob, 4)
 
 

@@ -31,7 +31,7 @@ from howwhen.measure.marks import (
 )
 from howwhen.measure.numbers import NUMBER, as_number, trim_unit
 from howwhen.measure.parts import MAX_ANSWER_LENGTH, MAX_TAIL, Parts
-from howwhen.measure.questions import Asked, plain_number
+from howwhen.measure.questions import Asked, plain_number, plain_sentence
 
 
 class Reader(NamedTuple):
@@ -229,7 +229,7 @@ _GOES_ON_ASKING = re.compile(r"(?:but|wait|hmm|so|now|then)\b", re.IGNORECASE)
 
 def _is_asked(line: str, asked: Asked) -> bool:
     """Whether a line says the question again, or a sentence of it."""
-    plain = " ".join(line.lower().rstrip("?.").split())
+    plain = plain_sentence(line)
     return any(plain.endswith(sentence) for sentence in asked.sentences if sentence)
 
 

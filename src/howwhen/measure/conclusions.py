@@ -23,7 +23,7 @@ from howwhen.measure.grammar import (
     sentences_of,
 )
 from howwhen.measure.kinds import Wanted, split_list
-from howwhen.measure.questions import Asked, plain_number, stems
+from howwhen.measure.questions import Asked, plain_number, plain_sentence, stems
 
 TAIL = 2000
 """Characters at the end of a text that are searched for its conclusion."""
@@ -194,7 +194,7 @@ class _Search:
         if not self.asked.sentences:
             return False
         words = self.text[sentence.tokens[0].start : sentence.tokens[-1].end]
-        return " ".join(words.lower().rstrip(".").split()) in self.asked.sentences
+        return plain_sentence(words) in self.asked.sentences
 
     def _may_win(self, sentence: Sentence) -> bool:
         if self.best is None:

@@ -142,9 +142,7 @@ def read_question(question: str) -> Asked:
         frozenset(words | formulas) - nouns,
         is_money=bool(_HOW_MUCH.search(sentence) or "$" in nouns) and bool(_MONEY.search(sentence)),
         is_percentage=bool(re.search(r"\bpercent|%", sentence, re.IGNORECASE)),
-        sentences=frozenset(
-            " ".join(part.lower().rstrip(".?").split()) for part in _sentences(question)
-        ),
+        sentences=frozenset(plain_sentence(part) for part in _sentences(question)),
         options=_options(question),
         givens=frozenset(plain_number(match[0]) for match in NUMBER.finditer(question)),
     )
@@ -209,6 +207,11 @@ def in_asked_unit(text: str, asked: Asked) -> str:
     if len(values) == 1:
         return trim_unit(plain) if number == values[0] else str(values[0])
     return str(number) if scale and number is not None else text
+
+
+def plain_sentence(sentence: str) -> str:
+    """A sentence in lower case, without stops at its end, as `Asked.sentences` has them."""
+    return " ".join(sentence.lower().rstrip(".?").split())
 
 
 def plain_number(text: str) -> str:
