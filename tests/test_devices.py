@@ -171,11 +171,12 @@ def test_a_live_batch_writes_the_same_tokens(placed: tuple[ModelPair, ModelPair]
     rung, settings = rungs(placed[0].base.name.removesuffix("-0"))["hybrid"]
 
     def written(models: ModelPair) -> list[list[int]]:
-        batch = LiveBatch(models, PROBLEMS, rung, settings)
+        batch = LiveBatch(models, rung, settings)
+        batch.add(PROBLEMS)
         ids: list[list[int]] = [[] for _ in PROBLEMS]
         while not batch.is_done:
-            for own, new in zip(ids, batch.advance(), strict=True):
-                own.extend(token.id for token in new)
+            for number, new in batch.advance().items():
+                ids[number] += [token.id for token in new]
         return ids
 
     assert written(placed[1]) == written(placed[0])

@@ -388,7 +388,7 @@ class HybridSettings(_Settings):
     max_new_tokens: Count = 1024
     """Maximum length of an answer, in tokens."""
     batch_size: Count = 64
-    """Problems decoded in one batch."""
+    """Problems decoded side by side; as answers end, the next problems take their places."""
     cache_policy: Literal["transient", "persistent"] = "transient"
     """Whether the key-value cache keeps unsteered (`transient`) or steered (`persistent`)
     states."""

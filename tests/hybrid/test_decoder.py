@@ -44,6 +44,7 @@ from tests.factories import (
     make_vectors,
     random,
 )
+from tests.hybrid.every_rung import EVERY_RUNG, expect_equal
 from tests.oracles.naive import NaiveHybrid, next_logits, residual_at, steered_next_logits
 
 STEPWISE = HybridSettings(max_new_tokens=12, block_tokens=1)
@@ -181,9 +182,9 @@ def test_streaming_yields_the_tokens_of_the_trace(make_model: MakeModel) -> None
 def test_whoever_reads_along_waits_for_a_single_token_first(make_model: MakeModel) -> None:
     models = make_models(make_model)
     agreed = replace(models, thinking=models.base)
-    batch = LiveBatch(agreed, PROBLEMS, Takeover(), BLOCK)
-    assert [len(fresh) for fresh in batch.advance()] == [1] * len(PROBLEMS)
-    assert max(len(fresh) for fresh in batch.advance()) > 1
+    batch = begun(agreed, Takeover(), BLOCK)
+    assert [len(fresh) for fresh in batch.advance().values()] == [1] * len(PROBLEMS)
+    assert max(len(fresh) for fresh in batch.advance().values()) > 1
 
 
 def test_vectors_of_zero_equal_the_base(make_model: MakeModel) -> None:
@@ -514,8 +515,14 @@ def test_a_model_with_more_output_rows_emits_only_shared_ids(make_model: MakeMod
 
 
 def drain(batch: LiveBatch, answers: list[list[HybridToken]]) -> None:
-    for answer, fresh in zip(answers, batch.advance(), strict=True):
-        answer += fresh
+    for number, fresh in batch.advance().items():
+        answers[number] += fresh
+
+
+def begun(models: ModelPair, rung: Rung, how: HybridSettings) -> LiveBatch:
+    batch = LiveBatch(models, rung, how)
+    batch.add(PROBLEMS)
+    return batch
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -526,7 +533,7 @@ def test_batches_written_side_by_side_equal_those_written_alone(
     rungs: list[Rung] = [Steer(make_gate(), make_vectors()), Takeover(), Base()]
     how = BLOCK.model_copy(update={"temperature": temperature})
     expected = [[list(t.tokens) for t in decode(models, PROBLEMS, one, how)] for one in rungs]
-    batches = [LiveBatch(models, PROBLEMS, one, how) for one in rungs]
+    batches = [begun(models, one, how) for one in rungs]
     answers: list[list[list[HybridToken]]] = [[[] for _ in PROBLEMS] for _ in rungs]
     rounds = 0
     while not all(batch.is_done for batch in batches):
@@ -546,7 +553,7 @@ def test_a_cancelled_answer_is_written_no_further_and_the_others_are_whole(
 ) -> None:
     models, rung = make_models(make_model), Takeover()
     whole = [list(trace.tokens) for trace in decode(models, PROBLEMS, rung, BLOCK)]
-    batch = LiveBatch(models, PROBLEMS, rung, BLOCK)
+    batch = begun(models, rung, BLOCK)
     answers: list[list[HybridToken]] = [[] for _ in PROBLEMS]
     drain(batch, answers)
     written = [len(answer) for answer in answers]
@@ -557,39 +564,6 @@ def test_a_cancelled_answer_is_written_no_further_and_the_others_are_whole(
     assert [len(answers[row]) for row in (1, 2)] == [written[row] for row in (1, 2)]
     assert [answers[row] for row in (0, 3)] == [whole[row] for row in (0, 3)]
     assert written[1] < len(whole[1])
-
-
-EVERY_RUNG: dict[str, Rung] = {
-    "base": Base(),
-    "thinking": Thinking(),
-    "guardrail": Guardrail(3),
-    "takeover": Takeover(),
-    "positions": RandomPositions(make_gate(), make_vectors(), rate=0.2),
-    "category": RandomCategory(make_gate(), make_vectors()),
-    "steer": Steer(make_gate(), make_vectors()),
-    "sweep": Steer(make_gate(), make_vectors(), sweep([0.3, 1.0], [1, 3, "answer"])),
-    "self-gate": SelfGated(make_probe(0.0), make_vectors()),
-}
-
-
-def expect_equal(traces: list[HybridTrace], expected: list[HybridTrace]) -> None:
-    """The same tokens for the same reasons; log-probabilities up to the last digit kept."""
-    for trace, other in zip(traces, expected, strict=True):
-        assert trace.text == other.text
-        assert len(trace.tokens) == len(other.tokens)
-        for token, wanted in zip(trace.tokens, other.tokens, strict=True):
-            ours, theirs = (
-                [[one.strength, one.window, one.id] for one in t.candidates]
-                for t in (token, wanted)
-            )
-            assert ours == theirs
-            assert token[:4] == wanted[:4]
-            assert token[5:7] == wanted[5:7]
-            for value, number in zip(
-                (token[4], *token[7:9]), (wanted[4], *wanted[7:9]), strict=True
-            ):
-                assert (value is None) == (number is None)
-                assert value is None or value == pytest.approx(number, abs=2e-4)
 
 
 _TRACES: dict[str, dict[str, list[HybridTrace]]] = {}

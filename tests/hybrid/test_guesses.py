@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from torch import Tensor
 
 from howwhen.errors import SettingsError
 from howwhen.hybrid import pass_costs
 from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
 from howwhen.hybrid.decoder import LiveBatch, decode
-from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases
+from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
+from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases, Text
 from howwhen.hybrid.pass_costs import PassCosts
-from howwhen.hybrid.session import Draft, Session, Verdict, _Plan
+from howwhen.hybrid.session import Session, Verdict, _Plan
 from howwhen.hybrid.steering import Steered
 from howwhen.hybrid.strength import sweep
 from howwhen.settings import HybridSettings
@@ -60,24 +62,25 @@ def test_phrases_equal_a_count_by_hand() -> None:
 
 
 def test_a_text_is_guessed_to_go_on_as_it_did_before() -> None:
-    guesser = Guesser([[5, 6, 7, 8, 9, 5, 6], [1, 2, 3]])
-    assert [guess.token for guess in guesser.guess(0, 4)] == [7, 8, 9, 5]
-    assert guesser.guess(1, 4) == []
-    guesser.extend(1, [4, 1, 2])
-    assert [guess.token for guess in guesser.guess(1, 2)] == [3, 4]
-    guesser.extend(1, [9, 1, 2])  # what followed last counts
-    assert [guess.token for guess in guesser.guess(1, 1)] == [9]
+    guesser, text = Guesser(), Text([1, 2, 3])
+    assert [one.token for one in guesser.guess(Text([5, 6, 7, 8, 9, 5, 6]), 4)] == [7, 8, 9, 5]
+    assert guesser.guess(text, 4) == []
+    text.extend([4, 1, 2])
+    assert [guess.token for guess in guesser.guess(text, 2)] == [3, 4]
+    assert [guess.token for guess in guesser.guess(text, 1, ahead=[3])] == [4]
+    text.extend([9, 1, 2])  # what followed last counts
+    assert [guess.token for guess in guesser.guess(text, 1)] == [9]
 
 
 def test_kinds_of_guesses_that_fail_are_believed_less() -> None:
-    guesser = Guesser([[5, 6, 7, 5, 6]], Phrases([[5, 6, 8]] * 3))
-    kinds = {guess.kind for guess in guesser.guess(0, 1)}
-    first = guesser.guess(0, 1)[0]
+    guesser, text = Guesser(Phrases([[5, 6, 8]] * 3)), Text([5, 6, 7, 5, 6])
+    kinds = {guess.kind for guess in guesser.guess(text, 1)}
+    first = guesser.guess(text, 1)[0]
     before = guesser.rate(first.kind)
     for _ in range(30):
         guesser.learn([first], [0])
     assert guesser.rate(first.kind) < before / 3
-    assert guesser.guess(0, 1)[0].kind not in kinds  # the other source is asked then
+    assert guesser.guess(text, 1)[0].kind not in kinds  # the other source is asked then
     right = Guess(1, ("text", 3, 0))
     for _ in range(30):
         guesser.learn([right, right], [1, 1])
@@ -108,14 +111,16 @@ def test_guesses_change_no_token_on_any_rung(
     others = decode(models, tally_problems(9, seed=9), rung, how)
     phrases = Phrases([trace.ids for trace in (*others, *step[:2])])
     lengths: list[int] = []
-    unwatched = Session._draft
+    unwatched = Drafter.draft
 
-    def watched(session: Session, length: int | None) -> Draft:
-        draft = unwatched(session, length)
-        lengths.append(0 if draft.guesses is None else draft.length)
+    def watched(
+        drafter: Drafter, answers: list[OpenAnswer], first: Tensor, length: int | None
+    ) -> Draft:
+        draft = unwatched(drafter, answers, first, length)
+        lengths.append(draft.length if draft.source == "guesses" else 0)
         return draft
 
-    monkeypatch.setattr(Session, "_draft", watched)
+    monkeypatch.setattr(Drafter, "draft", watched)
     how = how.model_copy(update={"block_tokens": 16})
     for known in (None, phrases):
         found = decode(models, problems, rung, how, phrases=known)
@@ -129,7 +134,8 @@ def test_a_single_stream_may_be_guessed_too(make_model: MakeModel) -> None:
     models, rung = make_models(make_model), Takeover()
     how = HybridSettings(max_new_tokens=30, block_tokens=8)
     expected = decode(models, tally_problems(1, seed=2), rung, how)[0]
-    batch = LiveBatch(models, tally_problems(1, seed=2), rung, how, phrases=Phrases([expected.ids]))
+    batch = LiveBatch(models, rung, how, phrases=Phrases([expected.ids]))
+    batch.add(tally_problems(1, seed=2))
     rounds = []
     while not batch.is_done:
         rounds.append(batch.advance()[0])

@@ -49,17 +49,40 @@ def test_states_are_those_of_texts_read_alone(make_model: MakeModel, architectur
                 torch.testing.assert_close(found, expected[0, :, : len(text)], atol=1e-4, rtol=1e-4)
 
 
-def test_a_copy_and_selected_texts_are_independent(make_model: MakeModel) -> None:
+def test_selected_texts_and_one_alone_are_independent(make_model: MakeModel) -> None:
     model = make_model()
     cache = SlotCache(model.layer_count)
     read(model, cache, TEXTS, [0, 0])
     before = cache.layers[0].keys.clone()
-    copied = cache.copy()
-    read(model, copied, torch.tensor([[7], [8]]), [1, 1])
+    alone = cache.alone(1, 3)
+    read(model, alone, torch.tensor([[7]]), [1])
     assert torch.equal(cache.layers[0].keys, before)
+    assert torch.equal(alone.layers[0].keys[0, :, 0], before[1, :, 0])
     cache.select(torch.tensor([1, 1, 0]))
     assert torch.equal(cache.layers[0].keys, before[[1, 1, 0]])
     assert cache.nbytes == 2 * model.layer_count * cache.layers[0].keys.nbytes
+
+
+@pytest.mark.parametrize("rows", [[0], [1, 2], [2, 3, 0]])
+def test_texts_take_the_place_of_others_or_come_behind_them(
+    make_model: MakeModel, rows: list[int]
+) -> None:
+    model = make_model()
+    cache, other = SlotCache(model.layer_count), SlotCache(model.layer_count)
+    read(model, cache, TEXTS, [0, 0])
+    old = cache.layers[1].values.clone()
+    read(model, other, TEXTS[:1].repeat(len(rows), 12), [0] * len(rows))
+    count = max(2, max(rows) + 1)
+    cache.put(other, torch.tensor(rows), count)
+    found = cache.layers[1].values
+    assert len(found) == count
+    for number, row in enumerate(rows):
+        assert torch.equal(found[row, :, :48], other.layers[1].values[number, :, :48])
+    for row in {0, 1} - set(rows):
+        assert torch.equal(found[row, :, :4], old[row, :, :4])
+    cache.put(SlotCache(model.layer_count), torch.tensor([count]), count + 1)  # nothing was read
+    assert len(cache.layers[1].values) == count + 1
+    assert torch.equal(cache.layers[1].values[:count], found)
 
 
 def test_room_grows_without_a_copy_for_every_token(make_model: MakeModel) -> None:

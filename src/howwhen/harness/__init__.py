@@ -113,7 +113,7 @@ def fit(ready: "LoadedRung", question: str, asked: int | None = None) -> tuple[i
     Raises:
         InputError: an empty prompt, or one that leaves no room for an answer.
     """
-    from howwhen.hybrid.decoder import asked_models
+    from howwhen.hybrid.opening import asked_models
     from howwhen.lm.generate import check_lengths
 
     models = asked_models(ready.models, ready.rung)

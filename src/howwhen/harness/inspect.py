@@ -3,16 +3,18 @@
     inspect eval task.py --model howwhen/tally-rl -M out=runs/demo -M rung=hybrid
 
 The pair follows the slash. Inspect hands over one request at a time, and its own batches
-(`--batch`) are jobs at remote services. It keeps many requests in flight, however, so
-requests that wait at the same time are decoded together. `--max-connections` sets how many may
-wait.
+(`--batch`) are jobs at remote services. It keeps many requests in flight, however, which are
+answered side by side. `--max-connections` sets how many.
 """
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -30,14 +32,15 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from howwhen.errors import InputError, SettingsError
 from howwhen.harness import RungArguments, changed, cut, fit
-from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.decoder import trace_of
 from howwhen.pipeline.live import LoadedRung
-from howwhen.records import Finish, HybridTrace, Problem
+from howwhen.records import Finish, HybridToken, HybridTrace, Problem
+from howwhen.serve.engine import Engine, Event, GenerationRequest
 from howwhen.settings import HybridSettings
 from howwhen.zoo.pairs import find_pair
 
-GATHERING_SECONDS = 0.1
-"""How long a batch that is not full waits for more requests, in seconds."""
+MAX_WAITING = 100_000
+"""Requests that may wait; Inspect itself limits them by `--max-connections`."""
 _UNSUPPORTED = {
     "best_of", "frequency_penalty", "logit_bias", "logprobs", "num_choices", "presence_penalty",
     "prompt_logprobs", "response_schema", "top_k", "top_logprobs",
@@ -52,26 +55,13 @@ _NEUTRAL_VALUES = {
 """Values of unsupported settings that have no effect."""
 
 
-@dataclass(eq=False)
-class _PendingQuestion:
-    """A question in flight. The batch that decodes it sets its trace."""
-
-    problem: Problem
-    settings: HybridSettings
-    trace: HybridTrace | None = None
-
-
 @dataclass
-class Gatherer:
-    """Decodes concurrent questions in batches, one batch at a time, in a thread.
-
-    The request that acquires the lock decodes all pending questions with the same settings. When
-    the other requests acquire it, their traces are already there.
-    """
+class AskedTogether:
+    """Answers concurrent questions side by side: each joins those that are being answered."""
 
     arguments: RungArguments
     _ready: LoadedRung | None = None
-    _pending: list[_PendingQuestion] = field(default_factory=list)
+    _engine: Engine | None = None
     _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
     async def ready(self) -> LoadedRung:
@@ -84,33 +74,49 @@ class Gatherer:
 
     async def answer(self, problem: Problem, settings: HybridSettings) -> HybridTrace:
         """The trace of one question. Raises what `howwhen.hybrid.decoder.decode` raises."""
-        ready, question = await self.ready(), _PendingQuestion(problem, settings)
-        self._pending.append(question)
+        ready = await self.ready()
+        if self._engine is None:
+            self._engine = _start(ready)
+        tokens: list[HybridToken] = []
+        ends: list[Finish | Exception] = []
+        ended, loop = anyio.Event(), anyio.lowlevel.current_token()
+
+        def deliver(event: Event) -> None:
+            if isinstance(event, Finish | Exception):
+                ends.append(event)
+                with suppress(anyio.RunFinishedError):  # whoever asked is gone
+                    anyio.from_thread.run_sync(ended.set, token=loop)
+            else:
+                tokens.extend(event)
+
+        request = GenerationRequest(problem.question, ready.rung.name, settings, draw=problem.id)
+        pending = self._engine.submit(request, deliver)
         try:
-            async with self._lock:
-                if question.trace is None:
-                    if len(self._same_settings(question)) < settings.batch_size:
-                        await anyio.sleep(GATHERING_SECONDS)
-                    batch = self._same_settings(question)[: settings.batch_size]
-                    question.trace = await anyio.to_thread.run_sync(_decode, ready, batch)
+            await ended.wait()
         finally:
-            self._pending.remove(question)
-        return question.trace
+            self._engine.cancel(pending)
+        if isinstance(ends[0], Exception):
+            raise ends[0]
+        return trace_of(ready.models, problem, ready.rung, 0, tokens)
 
-    def _same_settings(self, first: _PendingQuestion) -> list[_PendingQuestion]:
-        """The questions without a trace that share the settings of one, which comes first."""
-        others = (other for other in self._pending if other is not first and other.trace is None)
-        return [first, *(other for other in others if other.settings == first.settings)]
+    def close(self) -> None:
+        """Stop answering; a later question begins anew."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
 
-def _decode(ready: LoadedRung, batch: Sequence[_PendingQuestion]) -> HybridTrace:
-    """Set the trace of every question in a batch, and return the first one."""
-    problems = [question.problem for question in batch]
-    settings, phrases = batch[0].settings, ready.phrases
-    traces = decode(ready.models, problems, ready.rung, settings, phrases=phrases)
-    for question, trace in zip(batch, traces, strict=True):
-        question.trace = trace
-    return traces[0]
+def _start(ready: LoadedRung) -> Engine:
+    size = ready.settings.batch_size
+    engine = Engine(
+        ready.models,
+        lambda _name, _strength: ready.rung,
+        batch_size=size,
+        max_waiting=MAX_WAITING,
+        phrases=ready.phrases,
+    )
+    engine.start()
+    return engine
 
 
 @modelapi(name="howwhen")
@@ -143,16 +149,20 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         """
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         find_pair(model_name)
-        self.gatherer = Gatherer(RungArguments.read({**arguments, "pair": model_name}))
+        self.together = AskedTogether(RungArguments.read({**arguments, "pair": model_name}))
 
     def max_connections(self) -> int:
         """Concurrent requests unless the user or Inspect sets a number: as many as fill a batch."""
-        return self.gatherer.arguments.batch_size
+        return self.together.arguments.batch_size
 
     async def count_text_tokens(self, text: str) -> int:
         """Number of tokens in a text, by the base's tokenizer."""
-        ready = await self.gatherer.ready()
+        ready = await self.together.ready()
         return len(ready.models.base.tokenizer(text)["input_ids"])
+
+    def close(self) -> None:
+        """Stop the thread that answers."""
+        self.together.close()
 
     async def generate(
         self,
@@ -176,7 +186,7 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         """
         _check(tools, config)
         question = _question(input)
-        ready = await self.gatherer.ready()
+        ready = await self.together.ready()
         prompt_tokens, longest = fit(ready, question, config.max_tokens)
         settings = changed(
             ready.settings,
@@ -187,7 +197,7 @@ class HowwhenAPI(ModelAPI):  # type: ignore[misc]
         )
         is_new_draw = settings.temperature > 0 and config.seed is None
         name = uuid.uuid4().hex if is_new_draw else question  # draws depend on name and seed
-        trace = await self.gatherer.answer(Problem(name, question, "unknown"), settings)
+        trace = await self.together.answer(Problem(name, question, "unknown"), settings)
         return self._output(trace, prompt_tokens, config.stop_seqs or [])
 
     def _output(self, trace: HybridTrace, prompt_tokens: int, stops: Sequence[str]) -> ModelOutput:

@@ -48,6 +48,9 @@ class BlockSizer:
     kept_after_step: Rate = field(default_factory=lambda: Rate(4.0, tokens=4.0))
     """Tokens kept, of those that were guessed after a token that the base wrote ahead."""
 
+    accepted: Rate = field(default_factory=lambda: Rate(0.8, tokens=8.0))
+    """How often a token of the draft model is the one that is written."""
+
     @property
     def step(self) -> float:
         """Seconds of a single step."""
@@ -96,6 +99,23 @@ class BlockSizer:
         count = min(self.most, 8)
         base = self.costs.of_base(1) + self.costs.of_base(count - 1)
         return (base + self.costs.of_thinking(count)) / self.kept_after_step.rate
+
+    def drafted(self, left: int) -> tuple[int, float]:
+        """The best number of tokens that the draft model writes, and seconds per token kept.
+
+        Args:
+            left: the most that may be drafted.
+        """
+        best = 0, math.inf
+        rate, kept = self.accepted.rate, 1.0
+        for count in range(1, min(self.most - 1, left) + 1 if self.costs.draft else 1):
+            kept += rate**count
+            # It catches up with the others by reading one or two tokens at once.
+            seconds = self.costs.of_draft(2) + (count - 1) * self.costs.of_draft(1)
+            cost = (seconds + self.costs.of_both(count + 1)) / kept
+            if cost < min(best[1], self.step / WORTHWHILE):
+                best = count, cost
+        return best
 
     def learn(self, is_decision: Sequence[Sequence[bool]], kept: Sequence[int]) -> None:
         """Count the disagreements in a block that the base wrote.

@@ -7,25 +7,26 @@ Under the `transient` policy the base's cache keeps the unsteered states of a st
 under `persistent` the steered.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
-from howwhen.hybrid.block_size import BlockSizer
 from howwhen.hybrid.choice import Rung
-from howwhen.hybrid.guesses import Guesser, Phrases
+from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
-from howwhen.hybrid.pass_costs import STEPWISE, pass_costs
-from howwhen.hybrid.session import Answer, Session
-from howwhen.hybrid.steering import check_vectors
-from howwhen.hybrid.streams import PromptCache, open_streams
+from howwhen.hybrid.opening import Opener
+from howwhen.hybrid.scoring import Answer
+from howwhen.hybrid.session import Session
+from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
-from howwhen.lm.generate import check_lengths
-from howwhen.lm.models import LanguageModel
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
 from howwhen.settings import HybridSettings
+
+BATCHES_AT_ONCE = 4
+"""Batches of answers that a step decodes before it stores them. Within them, slots are refilled as
+answers end; a killed run resumes after them."""
+REFILLED_SHARE = 1 / 8
+"""Share of the streams that must have ended before their slots are filled again: prompts are read
+together."""
 
 
 def decode(
@@ -38,8 +39,10 @@ def decode(
     known: Sequence[Sequence[Answer]] | None = None,
     prompts: PromptCache | None = None,
     phrases: Phrases | None = None,
+    slots: int | None = None,
+    ended: Callable[[int], None] | None = None,
 ) -> list[HybridTrace]:
-    """Answer one batch of problems on one rung.
+    """Answer problems on one rung.
 
     Args:
         models: the pair.
@@ -53,19 +56,39 @@ def decode(
         prompts: keeps the prompts that were read, for other rungs on the same problems.
         phrases: of answers that the thinking model gave to other problems. What they let one guess
             is read rather than written. They change no answer either.
+        slots: the most answers that are written side by side, by default all. When some have ended,
+            the next problems take their places.
+        ended: called after every round with the number of answers that have ended.
 
     Raises:
         SteeringError: vectors that do not fit the base model or the gate.
         InputError: an empty prompt, or one too long for a model's context.
     """
-    session = _open_session(models, problems, rung, settings, seed, known, prompts, phrases)
+    opener = Opener(models, rung, settings, seed, prompts, phrases)
+    waiting = deque(range(len(problems)))
+    size = min(slots or len(problems), len(problems))
+
+    def opened(count: int) -> Session:
+        numbers = [waiting.popleft() for _ in range(count)]
+        likely = [known[n] if known else () for n in numbers]
+        return opener.open([problems[n] for n in numbers], likely, numbers)
+
     answers: list[list[HybridToken]] = [[] for _ in problems]
+    session = opened(size)
     with session.capturing():
-        while session.rows:
-            _note(session.round(), answers)
-            session.compact()
+        while session.answers:
+            for number, tokens in _new_tokens(session.round()):
+                answers[number] += tokens
+            running = len(session.running)
+            if ended is not None:
+                ended(len(problems) - len(waiting) - running)
+            free = min(size - running, len(waiting))
+            if free >= min(max(1, REFILLED_SHARE * size), len(waiting)) and waiting:
+                opener.join(session, opened(free))
+            if not waiting:
+                opener.compact(session)
     return [
-        _trace(models, problem, rung, seed, tokens)
+        trace_of(models, problem, rung, seed, tokens)
         for problem, tokens in zip(problems, answers, strict=True)
     ]
 
@@ -79,128 +102,85 @@ def stream(
     phrases: Phrases | None = None,
 ) -> Iterator[HybridToken]:
     """Answer one problem, yielding tokens as they are decided; errors are those of `decode`."""
-    batch = LiveBatch(models, [problem], rung, settings, seed, phrases)
+    batch = LiveBatch(models, rung, settings, seed, phrases)
+    batch.add([problem])
     while not batch.is_done:
         yield from batch.advance()[0]
 
 
 class LiveBatch:
-    """A batch of answers written a round at a time, in turn with other batches of the same models.
+    """Answers written a round at a time, in turn with other batches of the same models.
 
-    The first block is a single token, so that a reader sees it soon.
+    They may join at any time. The first block is a single token, so that a reader sees it
+    soon.
 
     Raises:
-        SteeringError, InputError: as `decode`.
+        SteeringError: as `decode`.
     """
 
     def __init__(
         self,
         models: ModelPair,
-        problems: Sequence[Problem],
         rung: Rung,
         settings: HybridSettings,
         seed: int = 0,
         phrases: Phrases | None = None,
     ) -> None:
-        self._session = _open_session(models, problems, rung, settings, seed, phrases=phrases)
-        self._count = len(problems)
-        self._has_begun = False
+        self._opener = Opener(models, rung, settings, seed, phrases=phrases)
+        self._session: Session | None = None
+        self._count = 0
+        self._is_fresh = True
+
+    def add(self, problems: Sequence[Problem]) -> list[int]:
+        """Begin some answers, and return the number of each.
+
+        Raises:
+            InputError: as `decode`.
+        """
+        numbers = list(range(self._count, self._count + len(problems)))
+        opened = self._opener.open(problems, [()] * len(problems), numbers)
+        self._count += len(problems)
+        if self._session is None or not self._session.answers:
+            self._session, self._is_fresh = opened, True
+        else:
+            self._opener.join(self._session, opened)
+        return numbers
+
+    @property
+    def running(self) -> int:
+        """How many answers have not ended."""
+        return 0 if self._session is None else len(self._session.running)
 
     @property
     def is_done(self) -> bool:
         """Whether every answer has ended or was cancelled."""
-        return not self._session.rows
+        return self.running == 0
 
-    def advance(self) -> list[list[HybridToken]]:
-        """Go on by a block, and return each answer's new tokens."""
-        session = self._session
-        fresh: list[list[HybridToken]] = [[] for _ in range(self._count)]
-        with session.capturing():
-            _note(session.round(None if self._has_begun else 1), fresh)
-        self._has_begun = True
-        session.compact()
+    def advance(self) -> Mapping[int, list[HybridToken]]:
+        """Go on by a block, and return the new tokens of every answer that was being written."""
+        if self._session is None or self.is_done:
+            return {}
+        with self._session.capturing():
+            fresh = dict(_new_tokens(self._session.round(1 if self._is_fresh else None)))
+        self._is_fresh = False
+        self._opener.compact(self._session)
         return fresh
 
-    def cancel(self, row: int) -> None:
+    def cancel(self, number: int) -> None:
         """Write no more of one answer."""
-        session = self._session
-        if row in session.rows:
-            session.is_done[session.rows.index(row)] = True
-            session.compact()
+        for answer in () if self._session is None else self._session.answers:
+            if answer.number == number:
+                answer.is_done = True
 
 
-def _note(done: Round, answers: list[list[HybridToken]]) -> None:
-    """Add the tokens of a round to the answers of a batch."""
-    for stream, row in enumerate(done.rows):
-        answers[row] += done.tokens(stream)
+def _new_tokens(done: Round) -> Iterator[tuple[int, list[HybridToken]]]:
+    """The tokens of a round, by answer; of those that were being written."""
+    for stream, number in enumerate(done.numbers):
+        if tokens := done.tokens(stream):
+            yield number, tokens
 
 
-def asked_models(models: ModelPair, rung: Rung) -> list[LanguageModel]:
-    """The models that run on a rung, with the prompts they get there: the base first."""
-    base = models.base if rung.prompt is None else replace(models.base, prompt=rung.prompt)
-    return [base, models.thinking] if rung.needs_thinking else [base]
-
-
-def _open_session(
-    models: ModelPair,
-    problems: Sequence[Problem],
-    rung: Rung,
-    settings: HybridSettings,
-    seed: int,
-    known: Sequence[Sequence[Answer]] | None = None,
-    prompts: PromptCache | None = None,
-    phrases: Phrases | None = None,
-) -> Session:
-    """Both models with the prompts read."""
-    check_vectors(models.base, rung)
-    rung = rung.on(models)
-    questions = [problem.question for problem in problems]
-    base_prompts, *other_prompts = (
-        _prompts(model, questions, settings) for model in asked_models(models, rung)
-    )
-    thinking_prompts = next(iter(other_prompts), base_prompts)
-    steer_layer = None if rung.steering is None else rung.steering.vectors.layer
-    open_ = open_streams if prompts is None else prompts.streams
-    sizer = BlockSizer(
-        settings.block_tokens,
-        STEPWISE
-        if settings.block_tokens == 1
-        else pass_costs(models, len(problems), needs_thinking=rung.needs_thinking),
-        base_drafts=rung.needs_thinking and not rung.allows_banned_tokens,
-    )
-    return Session(
-        models=models,
-        rung=rung,
-        settings=settings,
-        seed=seed,
-        problems=problems,
-        base=open_(models.base, base_prompts, rung.base_layers, steer_layer),
-        thinking=(
-            open_(models.thinking, thinking_prompts, rung.thinking_layers)
-            if rung.needs_thinking
-            else None
-        ),
-        base_next=_last_tokens(base_prompts, models.base.device),
-        thinking_next=_last_tokens(thinking_prompts, models.base.device),
-        known=[list(answers) for answers in known] if known else [[] for _ in problems],
-        block_sizer=sizer,
-        guesser=Guesser([list(prompt) for prompt in base_prompts], phrases),
-    )
-
-
-def _last_tokens(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    return torch.tensor([prompt[-1] for prompt in prompts], device=device)
-
-
-def _prompts(
-    model: LanguageModel, questions: Sequence[str], settings: HybridSettings
-) -> list[list[int]]:
-    prompts = [model.prompt_ids(question) for question in questions]
-    check_lengths(model, prompts, settings.max_new_tokens)
-    return prompts
-
-
-def _trace(
+def trace_of(
     models: ModelPair, problem: Problem, rung: Rung, seed: int, tokens: Sequence[HybridToken]
 ) -> HybridTrace:
     """The record of one answer."""

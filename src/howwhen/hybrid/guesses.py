@@ -101,55 +101,58 @@ class Guess:
     kind: Kind
 
 
+class Text:
+    """Prompt and answer so far, and what followed some tokens in it last."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens: list[int] = []
+        self._followed: dict[tuple[int, ...], int] = {}
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Take in more tokens."""
+        for token in tokens:
+            last = self.tokens[-max(ORDERS) :]
+            for order in ORDERS:
+                if len(last) >= order:
+                    self._followed[tuple(last[-order:])] = token
+            self.tokens.append(token)
+
+    def longest(self, last: Sequence[int]) -> tuple[int, int] | None:
+        """What followed the last tokens when they last occurred, as many of them as ever did.
+
+        Returns:
+            How many these are, and the token that followed; None if not even two occurred.
+        """
+        for order in ORDERS:
+            seen = self._followed.get(tuple(last[-order:])) if len(last) >= order else None
+            if seen is not None:
+                return order, seen
+        return None
+
+
 @dataclass
 class Guesser:
-    """Guesses for the texts of a batch, and learns which kinds of guesses come true."""
+    """Guesses how texts go on, and learns which kinds of guesses come true."""
 
-    texts: list[list[int]]
-    """Prompt and answer of every problem."""
     phrases: Phrases | None = None
     rates: dict[Kind, Rate] = field(default_factory=dict)
     """How often each kind was right."""
-    _own: list[dict[tuple[int, ...], int]] = field(init=False)
-    """What followed some tokens last, in every text."""
 
-    def __post_init__(self) -> None:
-        self._own = [{} for _ in self.texts]
-        for row, text in enumerate(self.texts):
-            for end in range(1, len(text)):
-                self._note(row, end)
-
-    def _note(self, row: int, end: int) -> None:
-        text, own = self.texts[row], self._own[row]
-        for order in ORDERS:
-            if end >= order:
-                own[tuple(text[end - order : end])] = text[end]
-
-    def extend(self, row: int, tokens: Sequence[int]) -> None:
-        """Take in more tokens of a text."""
-        for token in tokens:
-            self.texts[row].append(token)
-            self._note(row, len(self.texts[row]) - 1)
-
-    def guess(self, row: int, count: int, ahead: Sequence[int] = ()) -> list[Guess]:
+    def guess(self, text: Text, count: int, ahead: Sequence[int] = ()) -> list[Guess]:
         """Up to so many tokens that may come next in a text, if these come first."""
-        last = [*self.texts[row][-max(ORDERS) :], *ahead][-max(ORDERS) :]
+        last = [*text.tokens[-max(ORDERS) :], *ahead][-max(ORDERS) :]
         found: list[Guess] = []
-        while len(found) < count and (best := self._next(row, last)) is not None:
+        while len(found) < count and (best := self._next(text, last)) is not None:
             found.append(best)
             last = [*last[1:], best.token] if len(last) == max(ORDERS) else [*last, best.token]
         return found
 
-    def _next(self, row: int, last: list[int]) -> Guess | None:
+    def _next(self, text: Text, last: list[int]) -> Guess | None:
         """The guess with the best record among those by the most tokens of either source."""
         found: list[Guess] = []
-        for order in ORDERS:
-            if (
-                len(last) >= order
-                and (seen := self._own[row].get(tuple(last[-order:]))) is not None
-            ):
-                found.append(Guess(seen, ("text", order, 0)))
-                break
+        if (seen := text.longest(last)) is not None:
+            found.append(Guess(seen[1], ("text", seen[0], 0)))
         if self.phrases is not None and (known := self.phrases.longest(last)) is not None:
             order, token, share = known
             found.append(Guess(token, ("phrases", order, int(share * 4))))

@@ -88,8 +88,8 @@ def log_probs_of(
 class Round:
     """What a round decided."""
 
-    rows: list[int]
-    """Which problem each stream answers."""
+    numbers: list[int]
+    """Of the answer in each stream."""
     ids: list[list[int]]
     """Tokens that each stream emitted; none where it had ended."""
     is_decision: list[list[bool]]

@@ -41,6 +41,11 @@ class PassCosts:
 
     base: tuple[float, ...]
     thinking: tuple[float, ...]
+    both: tuple[float, ...] | None = None
+    """Of both models reading the same tokens, where they are on two devices and do so side by side;
+    None where one waits for the other."""
+    draft: tuple[float, ...] | None = None
+    """Of the draft model; None where there is none."""
 
     def of_base(self, tokens: int) -> float:
         """Of a pass of the base."""
@@ -52,7 +57,13 @@ class PassCosts:
 
     def of_both(self, tokens: int) -> float:
         """Of a pass of either model."""
+        if self.both is not None:
+            return _between(self.both, tokens)
         return self.of_base(tokens) + self.of_thinking(tokens)
+
+    def of_draft(self, tokens: int) -> float:
+        """Of a pass of the draft model."""
+        return math.inf if self.draft is None else _between(self.draft, tokens)
 
 
 STEPWISE = PassCosts((1.0, 2.0, 4.0, 8.0, 16.0), (1.0, 2.0, 4.0, 8.0, 16.0))
@@ -81,17 +92,22 @@ def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> Pass
         SettingsError: the variable holds something else than five numbers above 0.
     """
     if fixed := os.environ.get(VARIABLE):
-        return _fixed(fixed, needs_thinking=needs_thinking)
-    used = [models.base, models.thinking] if needs_thinking else [models.base]
-    size = 1 << (streams - 1).bit_length()  # 33 streams cost about as much as 64
-    key = f"{' '.join(map(_of, used))} {size} streams"
+        return _fixed(fixed, models, needs_thinking=needs_thinking)
+    used = {"base": models.base}
+    if needs_thinking:
+        used["thinking"] = models.thinking
+    if models.draft is not None:
+        used["draft"] = models.draft
+    size = 4 ** round(math.log(streams, 4))  # 33 streams cost about as much as 64
+    names = " ".join(f"{name} {_of(model)}" for name, model in used.items())
+    key = f"{names} {size} streams"
     if key not in _TIMED:
-        base, *thinking = _kept(key, len(used), lambda: _time(used, size))
-        _TIMED[key] = PassCosts(base, thinking[0] if thinking else (0.0,) * len(SIZES))
+        costs = _kept(key, lambda: _time(used, size))
+        _TIMED[key] = PassCosts(**{"thinking": (0.0,) * len(SIZES)} | costs)
     return _TIMED[key]
 
 
-def _fixed(text: str, *, needs_thinking: bool) -> PassCosts:
+def _fixed(text: str, models: ModelPair, *, needs_thinking: bool) -> PassCosts:
     try:
         costs = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -101,7 +117,8 @@ def _fixed(text: str, *, needs_thinking: bool) -> PassCosts:
             f"found {VARIABLE}={text!r}; expected what a pass over 1, 2, 4, 8 and 16 tokens costs, "
             f"such as {VARIABLE}=1,1.1,1.2,1.3,1.5"
         )
-    return PassCosts(costs, costs if needs_thinking else (0.0,) * len(SIZES))
+    draft = None if models.draft is None else tuple(cost / 10 for cost in costs)
+    return PassCosts(costs, costs if needs_thinking else (0.0,) * len(SIZES), draft=draft)
 
 
 def _of(model: LanguageModel) -> str:
@@ -114,39 +131,43 @@ def _of(model: LanguageModel) -> str:
     return f"{model.fingerprint} {model.model.dtype} {where}"
 
 
-Costs = list[tuple[float, ...]]
-"""Of each model, seconds by number of tokens."""
+Costs = dict[str, tuple[float, ...]]
+"""Fields of `PassCosts`."""
 
 
-def _kept(key: str, models: int, measure: Callable[[], Costs]) -> Costs:
+def _kept(key: str, measure: Callable[[], Costs]) -> Costs:
     """What is in this machine's file of that key; the first process that asks makes it."""
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = cache_folder() / "pass-costs" / f"{name}.json"
-    found = _read(path, models)
+    found = _read(path)
     if found is not None:
         return found
     measured = measure()
     text = json.dumps({"of": key, "tokens": SIZES, "seconds": measured})
     try:
-        _claim(path, text.encode(), models)
+        _claim(path, text.encode())
     except OSError:
         return measured  # without a folder to keep them in they are measured by every process
-    return _read(path, models) or measured
+    return _read(path) or measured
 
 
-def _read(path: Path, models: int) -> Costs | None:
+def _read(path: Path) -> Costs | None:
     """Costs that were kept; None for a file that is missing or damaged."""
     try:
         seconds = json.loads(path.read_bytes())["seconds"]
-        costs = [tuple(float(one) for one in own) for own in seconds]
+        costs = {
+            str(name): tuple(float(one) for one in seconds[name])
+            for name in ("base", "thinking", "both", "draft")
+            if name in seconds
+        }
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    is_whole = [len(own) for own in costs] == [len(SIZES)] * models
-    is_sound = all(0 < one < math.inf for own in costs for one in own)
+    is_whole = "base" in costs and all(len(own) == len(SIZES) for own in costs.values())
+    is_sound = all(0 < one < math.inf for own in costs.values() for one in own)
     return costs if is_whole and is_sound else None
 
 
-def _claim(path: Path, content: bytes, models: int) -> None:
+def _claim(path: Path, content: bytes) -> None:
     """Write a file whole, unless another process was faster; a damaged one is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
@@ -155,40 +176,49 @@ def _claim(path: Path, content: bytes, models: int) -> None:
     try:
         os.link(own, path)
     except FileExistsError:
-        if _read(path, models) is None:
+        if _read(path) is None:
             own.replace(path)
     finally:
         own.unlink(missing_ok=True)
 
 
 @torch.no_grad()
-def _time(models: Sequence[LanguageModel], streams: int) -> Costs:
+def _time(models: dict[str, LanguageModel], streams: int) -> Costs:
     """Time the models in turn, as a hybrid runs them: each finds the caches full of the others."""
-    room = min(model.context or PROMPT + SIZES[-1] for model in models) - SIZES[-1]
+    room = min(model.context or PROMPT + SIZES[-1] for model in models.values()) - SIZES[-1]
     length = max(2, min(PROMPT, room))
-    prompts = [[n % model.vocabulary_size for n in range(1, length + 1)] for model in models]
-    opened = [
-        open_streams(model, [prompt] * streams)
-        for model, prompt in zip(models, prompts, strict=True)
-    ]
-    costs: list[list[float]] = [[] for _ in models]
+    opened: dict[str, list[Streams]] = {}
+    for name, model in models.items():
+        prompt = [n % model.vocabulary_size for n in range(1, length + 1)]
+        opened[name] = [open_streams(model, [prompt] * streams)]
+    if "thinking" in opened and models["base"].device != models["thinking"].device:
+        opened["both"] = [*opened["base"], *opened["thinking"]]
+    costs: dict[str, list[float]] = {name: [] for name in opened}
     for number, size in enumerate(SIZES):
-        if number and max(own[-1] / own[0] for own in costs) > DEAREST:
-            for own in costs:
+        if number and max(own[-1] / own[0] for own in costs.values()) > DEAREST:
+            for own in costs.values():
                 own.append(own[-1] * size / SIZES[number - 1])
             continue
-        timings = [[_seconds(one, size) for one in opened] for _ in range(REPEATS + 1)][1:]
-        for own, column in zip(costs, zip(*timings, strict=True), strict=True):
+        timings = [
+            [_seconds(together, size) for together in opened.values()] for _ in range(REPEATS + 1)
+        ][1:]
+        for own, column in zip(costs.values(), zip(*timings, strict=True), strict=True):
             own.append(round(median(column), 7))
-    return [tuple(own) for own in costs]
+    return {name: tuple(own) for name, own in costs.items()}
 
 
-def _seconds(opened: Streams, size: int) -> float:
-    """Of one pass, which is forgotten again."""
-    tokens = torch.ones(len(opened.lengths), size, dtype=torch.long, device=opened.device)
+def _seconds(together: Sequence[Streams], size: int) -> float:
+    """Of one pass of some models, each of which is forgotten again."""
+    count = len(together[0].lengths)
+    tokens = [
+        torch.ones(count, size, dtype=torch.long, device=streams.device) for streams in together
+    ]
     started = time.perf_counter()
-    opened.extend(tokens)
-    opened.logits[:, -1].argmax().item()  # waits for the device
+    for streams, own in zip(together, tokens, strict=True):
+        streams.extend(own)
+    for streams in together:
+        streams.logits[:, -1].argmax().item()  # waits for the device
     seconds = time.perf_counter() - started
-    opened.rollback([size] * len(opened.lengths))
+    for streams in together:
+        streams.rollback([size] * count)
     return seconds

@@ -55,6 +55,12 @@ class ModelPair:
     thinking: LanguageModel
     one_sided: OneSided = "ban"
     """What happens to tokens that only one of them knows."""
+    draft: LanguageModel | None = None
+    """A small model of the same vocabulary that writes ahead for both. It changes no answer."""
+
+    def __post_init__(self) -> None:
+        if self.draft is not None:
+            check_pair(self.base, self.draft)
 
     @cached_property
     def alignment(self) -> Alignment:

@@ -105,6 +105,26 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the library has no ty
         """Without a limit."""
         return -1
 
+    def put(self, other: "SlotLayer", rows: Int[Tensor, " text"], count: int) -> None:
+        """Take over another layer's texts in place of some, or as further ones.
+
+        Args:
+            other: a layer with one text for every row.
+            rows: where each goes.
+            count: how many texts there are then.
+        """
+        if not other.is_initialized and not self.is_initialized:
+            return
+        if not self.is_initialized:
+            self.lazy_initialization(other.keys[:0], other.values[:0])
+        self.keys, self.values = (
+            placed(old, new, rows.to(old.device), count, 2)
+            for old, new in (
+                (self.keys, getattr(other, "keys", None)),
+                (self.values, getattr(other, "values", None)),
+            )
+        )
+
 
 def with_room(states: Tensor, dim: int, width: int) -> Tensor:
     """A copy of states with at least so many columns, and some to spare."""
@@ -113,6 +133,27 @@ def with_room(states: Tensor, dim: int, width: int) -> Tensor:
     grown = states.new_zeros(shape)
     grown.narrow(dim, 0, states.shape[dim]).copy_(states)
     return grown
+
+
+def placed(
+    old: Tensor, new: Tensor | None, rows: Int[Tensor, " text"], count: int, dim: int
+) -> Tensor:
+    """States with those of other texts in place of some, or as further ones.
+
+    Args:
+        old: (text, ...); written to, unless there is no room.
+        new: the same of other texts, with fewer or more columns; None where they have none.
+        rows: where every text of `new` goes.
+        count: how many texts there are then.
+        dim: of the columns.
+    """
+    if new is not None and old.shape[dim] < new.shape[dim]:
+        old = with_room(old, dim, new.shape[dim])
+    if count > len(old):
+        old = torch.cat([old, old.new_zeros(count - len(old), *old.shape[1:])])
+    if new is not None:
+        old.narrow(dim, 0, new.shape[dim])[rows] = new
+    return old
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -128,13 +169,20 @@ class SlotCache(Cache):  # type: ignore[misc]
             chosen = rows.to(layer.keys.device)
             layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
 
-    def copy(self) -> "SlotCache":
-        """A cache with the same states that is written to independently."""
+    def put(self, other: "SlotCache", rows: Int[Tensor, " text"], count: int) -> None:
+        """Take over another cache's texts in place of some, or as further ones."""
+        for own, layer in zip(self.layers, other.layers, strict=True):
+            own.put(layer, rows, count)
+
+    def alone(self, row: int, width: int) -> "SlotCache":
+        """A copy of one text's states, with so many columns."""
         copied = SlotCache(len(self.layers))
         for old, new in zip(self.layers, copied.layers, strict=True):
             if old.is_initialized:
                 new.lazy_initialization(old.keys, old.values)
-                new.keys, new.values = old.keys.clone(), old.values.clone()
+                new.keys, new.values = (
+                    states[row : row + 1, :, :width].clone() for states in (old.keys, old.values)
+                )
         return copied
 
     @property

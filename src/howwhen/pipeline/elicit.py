@@ -29,14 +29,14 @@ from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.trainer import Trainer, Training
 from howwhen.elicit.training import DataSplit, choose_training, new_vectors, train_together
 from howwhen.hybrid.choice import Steer
-from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.decoder import BATCHES_AT_ONCE, decode
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.context import ELICIT_REPORT, Run
 from howwhen.pipeline.decisions import FOLDER, Comparison, StoredDecisions, read_decisions
 from howwhen.pipeline.rungs import chosen_strength
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate
-from howwhen.records import HybridTrace, Rollout, Split
+from howwhen.records import HybridTrace, Problem, Rollout, Split
 from howwhen.settings import Form
 from howwhen.vectors import VectorSet
 
@@ -192,13 +192,27 @@ class _OnPolicy:
         run, problems = self.run, self.run.problems(Split.TRAIN)
         rung = Steer(self.gate, vectors, chosen_strength(run.settings))
         settings, phrases = run.settings.hybrid, run.phrases()
+
         with run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
+
+            def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
+                first = problems.index(batch[0])
+                return decode(
+                    run.models(),
+                    batch,
+                    rung,
+                    settings,
+                    phrases=phrases,
+                    slots=settings.batch_size,
+                    ended=lambda count: advance(first + count),
+                )
+
             traces = self.step.grow_records(
                 f"on-policy-{number}.jsonl",
                 HybridTrace,
                 problems,
-                settings.batch_size,
-                lambda batch: decode(run.models(), batch, rung, settings, phrases=phrases),
+                BATCHES_AT_ONCE * settings.batch_size,
+                answer,
                 advance,
             )
         compared = Comparison(

@@ -5,9 +5,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.decoder import BATCHES_AT_ONCE, decode
 from howwhen.hybrid.guesses import Phrases
-from howwhen.hybrid.session import Answer
+from howwhen.hybrid.scoring import Answer
 from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.collect import warn_if_greedy
@@ -88,22 +88,31 @@ class _Ladder:
         sample = rung_pass.sample
         seeded = settings.model_copy(update={"seed": settings.seed + sample})
 
-        def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
-            traces = decode(
-                self.models,
-                batch,
-                rung_pass.rung,
-                seeded,
-                rung_pass.seed,
-                known=[self.known[sample, problem.id] for problem in batch],
-                prompts=self.prompts,
-                phrases=self.phrases,
-            )
-            return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
-
         with self.run.reporter.task(rung_pass.label, len(self.problems)) as advance:
+
+            def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
+                first = self.problems.index(batch[0])
+                traces = decode(
+                    self.models,
+                    batch,
+                    rung_pass.rung,
+                    seeded,
+                    rung_pass.seed,
+                    known=[self.known[sample, problem.id] for problem in batch],
+                    prompts=self.prompts,
+                    phrases=self.phrases,
+                    slots=settings.batch_size,
+                    ended=lambda count: advance(first + count),
+                )
+                return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
+
             traces = self.step.grow_records(
-                rung_pass.file, HybridTrace, self.problems, settings.batch_size, answer, advance
+                rung_pass.file,
+                HybridTrace,
+                self.problems,
+                BATCHES_AT_ONCE * settings.batch_size,
+                answer,
+                advance,
             )
         for trace in traces:
             self.known[sample, trace.problem_id].append(array("i", trace.ids))

@@ -49,25 +49,23 @@ class LoadedRung:
     def answer(
         self, questions: Sequence[str], settings: HybridSettings | None = None
     ) -> list[HybridTrace]:
-        """Answer questions in batches of `settings.batch_size`, in order.
+        """Answer questions, `settings.batch_size` side by side, in order.
 
         Raises:
             InputError: an empty question, or one too long for a model's context.
         """
         chosen = settings or self.settings
         problems = [Problem(str(n), question, "unknown") for n, question in enumerate(questions)]
-        starts = range(0, len(problems), chosen.batch_size)
-        return [
-            trace
-            for start in starts
-            for trace in decode(
-                self.models,
-                problems[start : start + chosen.batch_size],
-                self.rung,
-                chosen,
-                phrases=self.phrases,
-            )
-        ]
+        if not problems:
+            return []
+        return decode(
+            self.models,
+            problems,
+            self.rung,
+            chosen,
+            phrases=self.phrases,
+            slots=chosen.batch_size,
+        )
 
     def stream(
         self, question: str, settings: HybridSettings | None = None

@@ -1,8 +1,8 @@
 """Answers many requests at once: one thread decodes, and requests are grouped into batches.
 
 Requests for the same rung with the same settings share a batch. A request that arrives while others
-are being decoded starts a new batch in the next round if there are fewer than `max_batches`.
-Batches take turns and decode one block of tokens per turn.
+are being decoded joins its batch in the next round, or starts one if there are fewer than
+`max_batches`. Batches take turns and decode one block of tokens per turn.
 """
 
 import logging
@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from howwhen.errors import BusyError, HowwhenError
 from howwhen.hybrid.choice import Rung
-from howwhen.hybrid.decoder import LiveBatch, asked_models
+from howwhen.hybrid.decoder import LiveBatch
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.opening import asked_models
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.generate import check_lengths
 from howwhen.records import Finish, HybridToken, Problem
@@ -41,6 +42,8 @@ Update = Sequence[HybridToken] | Finish
 """New tokens, or why the answer ended."""
 Event = Update | Exception
 """An update, or the error that ended the request."""
+BatchKey = tuple[str, float | None, str]
+"""Equal for requests that can share a batch."""
 
 
 @dataclass(eq=False)
@@ -56,8 +59,8 @@ class PendingRequest:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.batch_key = request.rung, request.strength, request.settings.model_dump_json()
-        """Equal for requests that can share a batch."""
+        settings = request.settings.model_dump_json()
+        self.batch_key: BatchKey = request.rung, request.strength, settings
 
 
 @dataclass
@@ -77,11 +80,12 @@ class Stats:
 
 @dataclass
 class _Group:
-    """A batch in progress, and the request that each row belongs to."""
+    """A batch in progress, and the requests whose answers have not ended."""
 
+    key: BatchKey
     batch: LiveBatch
-    pending: list[PendingRequest | None]
-    """By row; None once the row is finished."""
+    pending: dict[int, PendingRequest] = field(default_factory=dict)
+    """By number of the answer."""
 
 
 @dataclass
@@ -91,7 +95,7 @@ class Engine:
     models: ModelPair
     find_rung: RungFinder
     batch_size: int = 32
-    """Maximum number of answers in one batch."""
+    """Maximum number of answers in one batch at a time."""
     max_batches: int = 4
     """Maximum number of batches that take turns; more of them make each one slower."""
     max_waiting: int = 256
@@ -165,9 +169,9 @@ class Engine:
                     self._changed.wait()
                 if self._is_closing:
                     break
-                requests = self._next_requests()
-            if requests:
-                self._open(requests)
+                placed = self._next_requests()
+            for key, requests in placed.items():
+                self._begin(key, requests)
             for group in list(self._groups):
                 self._advance(group)
             with self._changed:
@@ -175,50 +179,65 @@ class Engine:
                 self._count()
         self._abandon()
 
-    def _next_requests(self) -> list[PendingRequest]:
-        """Take the request that has waited longest, and those that can share its batch."""
-        if len(self._groups) >= self.max_batches or not self._waiting:
-            return []
-        key = self._waiting[0].batch_key
-        requests = [pending for pending in self._waiting if pending.batch_key == key]
-        requests = requests[: self.batch_size]
-        self._waiting = deque(pending for pending in self._waiting if pending not in requests)
-        return requests
+    def _next_requests(self) -> dict[BatchKey, list[PendingRequest]]:
+        """Take those that can begin now, by batch, the longest waiting first.
 
-    def _open(self, requests: list[PendingRequest]) -> None:
+        A request that needs a batch of its own while there are too many keeps later ones out of
+        all batches, so that one of these comes to its end.
+        """
+        free = {group.key: self.batch_size - group.batch.running for group in self._groups}
+        placed: dict[BatchKey, list[PendingRequest]] = {}
+        for pending in list(self._waiting):
+            key = pending.batch_key
+            if key not in free:
+                if len(free) >= self.max_batches:
+                    break
+                free[key] = self.batch_size
+            if free[key] > 0:
+                free[key] -= 1
+                placed.setdefault(key, []).append(pending)
+                self._waiting.remove(pending)
+        return placed
+
+    def _begin(self, key: BatchKey, requests: list[PendingRequest]) -> None:
+        """Add requests to their batch, or begin one."""
         first = requests[0].request
         problems = [
             Problem(pending.request.draw, pending.request.question, "unknown")
             for pending in requests
         ]
         try:
-            rung = self.find_rung(first.rung, first.strength)
-            batch = LiveBatch(self.models, problems, rung, first.settings, phrases=self.phrases)
+            group = next((group for group in self._groups if group.key == key), None)
+            if group is None:
+                rung = self.find_rung(first.rung, first.strength)
+                group = _Group(
+                    key, LiveBatch(self.models, rung, first.settings, phrases=self.phrases)
+                )
+            numbers = group.batch.add(problems)
         except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
             self._fail(requests, error)
-        else:
-            self._groups.append(_Group(batch, list(requests)))
+            return
+        group.pending |= dict(zip(numbers, requests, strict=True))
+        if group not in self._groups:
+            self._groups.append(group)
 
     def _advance(self, group: _Group) -> None:
-        for row, pending in enumerate(group.pending):
-            if pending is not None and pending.is_cancelled:
-                self._drop(group, row)
+        for number, pending in list(group.pending.items()):
+            if pending.is_cancelled:
+                self._drop(group, number)
                 with self._changed:
                     self.stats.cancelled += 1
-        if group.batch.is_done:
-            return
         try:
             new_tokens = group.batch.advance()
         except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
-            self._fail([pending for pending in group.pending if pending], error)
+            self._fail(list(group.pending.values()), error)
             self._groups.remove(group)
             return
-        for row, (pending, tokens) in enumerate(zip(group.pending, new_tokens, strict=True)):
-            if pending is not None and tokens:
-                self._deliver(group, row, pending, tokens)
+        for number, tokens in new_tokens.items():
+            self._deliver(group, number, group.pending[number], tokens)
 
     def _deliver(
-        self, group: _Group, row: int, pending: PendingRequest, tokens: Sequence[HybridToken]
+        self, group: _Group, number: int, pending: PendingRequest, tokens: Sequence[HybridToken]
     ) -> None:
         pending.delivered += len(tokens)
         self.stats.tokens += len(tokens)
@@ -228,11 +247,11 @@ class Engine:
         if is_ended or pending.delivered == pending.request.settings.max_new_tokens:
             self.stats.answered += 1
             pending.deliver(Finish.STOP if is_ended else Finish.LENGTH)
-            self._drop(group, row)
+            self._drop(group, number)
 
-    def _drop(self, group: _Group, row: int) -> None:
-        group.pending[row] = None
-        group.batch.cancel(row)
+    def _drop(self, group: _Group, number: int) -> None:
+        del group.pending[number]
+        group.batch.cancel(number)
 
     def _fail(self, requests: Sequence[PendingRequest], error: Exception) -> None:
         if not isinstance(error, HowwhenError):
@@ -242,7 +261,7 @@ class Engine:
             pending.deliver(error)
 
     def _abandon(self) -> None:
-        running = [pending for group in self._groups for pending in group.pending if pending]
+        running = [pending for group in self._groups for pending in group.pending.values()]
         with self._changed:
             unfinished = [*running, *self._waiting]
             self._waiting.clear()
@@ -252,6 +271,4 @@ class Engine:
 
     def _count(self) -> None:
         self.stats.waiting, self.stats.batches = len(self._waiting), len(self._groups)
-        self.stats.running = sum(
-            pending is not None for group in self._groups for pending in group.pending
-        )
+        self.stats.running = sum(len(group.pending) for group in self._groups)
