@@ -94,6 +94,8 @@ class ModelSettings(_Settings):
     """The same for `discover.reader`. Defaults to the thinking model's."""
     judge_device: Device | None = None
     """The same for `discover.judge_local`."""
+    draft_device: Device | None = None
+    """The same for `hybrid.draft_model`. Defaults to the base's."""
     dtype: Precision = "auto"
     """Numbers that weights and activations are held in. `auto` takes the checkpoint's own on a GPU,
     and float32 on a CPU."""
@@ -109,6 +111,8 @@ class ModelSettings(_Settings):
     """The same for `discover.reader`."""
     judge_revision: str | None = None
     """The same for `discover.judge_local`."""
+    draft_revision: str | None = None
+    """The same for `hybrid.draft_model`."""
 
     @model_validator(mode="after")
     def _is_mapped_or_placed(self) -> "ModelSettings":
@@ -423,6 +427,10 @@ class HybridSettings(_Settings):
     block_tokens: Count = 16
     """Maximum number of tokens that are guessed, or written ahead by the base, before both models
     have read them (speculative decoding); 1 is token by token. The answers are the same."""
+    draft_model: Annotated[str | None, BeforeValidator(_or_none)] = None
+    """A small third model of the same vocabulary, by hub id or folder, that writes ahead for both
+    (speculative decoding). Defaults to the pair's; `none` to do without. The answers are the
+    same."""
     one_sided_tokens: Literal["ban", "allow"] = "ban"
     """Tokens that only one tokenizer has, such as `</think>`: never written in a hybrid answer, or
     written if the base can read them."""
@@ -520,13 +528,16 @@ class RunSettings(_Settings):
 
     @model_validator(mode="after")
     def _places_only_what_there_is(self) -> "RunSettings":
-        sources = {"reader": self.discover.reader, "judge": self.discover.judge_local}
-        for role, source in sources.items():
+        sources = {
+            "reader": ("discover.reader", self.discover.reader),
+            "judge": ("discover.judge_local", self.discover.judge_local),
+            "draft": ("hybrid.draft_model", self.hybrid.draft_model),
+        }
+        for role, (setting, source) in sources.items():
             for what in ("device", "revision"):
                 if source is None and getattr(self.models, f"{role}_{what}") is not None:
-                    setting = "reader" if role == "reader" else "judge_local"
                     raise ValueError(
-                        f"models.{role}_{what} is set, but no model is named by discover.{setting}"
+                        f"models.{role}_{what} is set, but no model is named by {setting}"
                     )
         return self
 

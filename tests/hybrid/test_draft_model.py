@@ -110,7 +110,8 @@ def test_a_draft_model_that_is_wrong_is_given_up(
 def test_answers_that_join_are_drafted_too(make_model: MakeModel) -> None:
     models, how = with_draft(make_model, "the base"), HybridSettings(max_new_tokens=20)
     alone = [decode(models, [one], Takeover(), how)[0].ids for one in PROBLEMS]
-    batch, answers = LiveBatch(models, Takeover(), how), [[] for _ in PROBLEMS]
+    batch = LiveBatch(models, Takeover(), how)
+    answers: list[list[int]] = [[] for _ in PROBLEMS]
     for problem in PROBLEMS:
         batch.add([problem])
         for number, tokens in batch.advance().items():

@@ -70,7 +70,8 @@ def test_answers_that_join_at_any_time_are_written_as_if_alone(make_model: MakeM
     for kind in ("takeover", "steer", "self-gate", "thinking"):
         rung = EVERY_RUNG[kind]
         alone = [decode(models, [problem], rung, how)[0].tokens for problem in PROBLEMS]
-        batch, numbers, waiting = LiveBatch(models, rung, how), {}, list(enumerate(PROBLEMS))
+        batch, waiting = LiveBatch(models, rung, how), list(enumerate(PROBLEMS))
+        numbers: dict[int, int] = {}
         answers: list[list[HybridToken]] = [[] for _ in PROBLEMS]
         cancelled = -1
         while waiting or not batch.is_done:

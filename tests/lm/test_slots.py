@@ -49,15 +49,14 @@ def test_states_are_those_of_texts_read_alone(make_model: MakeModel, architectur
                 torch.testing.assert_close(found, expected[0, :, : len(text)], atol=1e-4, rtol=1e-4)
 
 
-def test_selected_texts_and_one_alone_are_independent(make_model: MakeModel) -> None:
+def test_a_copy_and_selected_texts_are_independent(make_model: MakeModel) -> None:
     model = make_model()
     cache = SlotCache(model.layer_count)
     read(model, cache, TEXTS, [0, 0])
     before = cache.layers[0].keys.clone()
-    alone = cache.alone(1, 3)
-    read(model, alone, torch.tensor([[7]]), [1])
+    copied = cache.copy()
+    read(model, copied, torch.tensor([[7], [8]]), [1, 1])
     assert torch.equal(cache.layers[0].keys, before)
-    assert torch.equal(alone.layers[0].keys[0, :, 0], before[1, :, 0])
     cache.select(torch.tensor([1, 1, 0]))
     assert torch.equal(cache.layers[0].keys, before[[1, 1, 0]])
     assert cache.nbytes == 2 * model.layer_count * cache.layers[0].keys.nbytes

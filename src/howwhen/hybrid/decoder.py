@@ -24,9 +24,8 @@ from howwhen.settings import HybridSettings
 BATCHES_AT_ONCE = 4
 """Batches of answers that a step decodes before it stores them. Within them, slots are refilled as
 answers end; a killed run resumes after them."""
-REFILLED_SHARE = 1 / 8
-"""Share of the streams that must have ended before their slots are filled again: prompts are read
-together."""
+REFILLED_PART = 8
+"""An eighth of the slots is filled again at a time: prompts are read together."""
 
 
 def decode(
@@ -65,32 +64,42 @@ def decode(
         InputError: an empty prompt, or one too long for a model's context.
     """
     opener = Opener(models, rung, settings, seed, prompts, phrases)
-    waiting = deque(range(len(problems)))
     size = min(slots or len(problems), len(problems))
-
-    def opened(count: int) -> Session:
-        numbers = [waiting.popleft() for _ in range(count)]
-        likely = [known[n] if known else () for n in numbers]
-        return opener.open([problems[n] for n in numbers], likely, numbers)
-
     answers: list[list[HybridToken]] = [[] for _ in problems]
-    session = opened(size)
-    with session.capturing():
-        while session.answers:
-            for number, tokens in _new_tokens(session.round()):
-                answers[number] += tokens
-            running = len(session.running)
-            if ended is not None:
-                ended(len(problems) - len(waiting) - running)
-            free = min(size - running, len(waiting))
-            if free >= min(max(1, REFILLED_SHARE * size), len(waiting)) and waiting:
-                opener.join(session, opened(free))
-            if not waiting:
-                opener.compact(session)
+    done = _write(opener, problems, known or [()] * len(problems), size, ended or (lambda _: None))
+    for number, tokens in done:
+        answers[number] += tokens
     return [
         trace_of(models, problem, rung, seed, tokens)
         for problem, tokens in zip(problems, answers, strict=True)
     ]
+
+
+def _write(
+    opener: Opener,
+    problems: Sequence[Problem],
+    known: Sequence[Sequence[Answer]],
+    size: int,
+    ended: Callable[[int], None],
+) -> Iterator[tuple[int, list[HybridToken]]]:
+    """The tokens of all answers, as they are written in so many slots."""
+    waiting = deque(range(len(problems)))
+    more = max(1, size // REFILLED_PART)
+
+    def begin(count: int) -> Session:
+        numbers = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+        return opener.begin([problems[n] for n in numbers], [known[n] for n in numbers], numbers)
+
+    session = begin(size)
+    with session.capturing():
+        while session.answers:
+            yield from _new_tokens(session.round())
+            ended(len(problems) - len(waiting) - len(session.running))
+            # Always as many, so that the same prompts are read together on every rung.
+            while waiting and size - len(session.running) >= min(more, len(waiting)):
+                opener.join(session, begin(more))
+            if not waiting:
+                opener.compact(session)
 
 
 def stream(
@@ -138,7 +147,7 @@ class LiveBatch:
             InputError: as `decode`.
         """
         numbers = list(range(self._count, self._count + len(problems)))
-        opened = self._opener.open(problems, [()] * len(problems), numbers)
+        opened = self._opener.begin(problems, [()] * len(problems), numbers)
         self._count += len(problems)
         if self._session is None or not self._session.answers:
             self._session, self._is_fresh = opened, True

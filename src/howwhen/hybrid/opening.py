@@ -64,7 +64,7 @@ class Opener:
         )
         self._guesser = Guesser(self.phrases)
 
-    def open(
+    def begin(
         self, problems: Sequence[Problem], known: Sequence[Sequence[Answer]], numbers: Sequence[int]
     ) -> Session:
         """A session in which all models have read the prompts of some problems.

@@ -32,6 +32,8 @@ DEAREST = 6.0
 PROMPT = 32
 """Tokens that are read before."""
 REPEATS = 5
+PATIENCE = 2.0
+"""Seconds after which a pass is not timed again."""
 VARIABLE = "HOWWHEN_PASS_COSTS"
 
 
@@ -199,9 +201,11 @@ def _time(models: dict[str, LanguageModel], streams: int) -> Costs:
             for own in costs.values():
                 own.append(own[-1] * size / SIZES[number - 1])
             continue
-        timings = [
-            [_seconds(together, size) for together in opened.values()] for _ in range(REPEATS + 1)
-        ][1:]
+        timings: list[list[float]] = []
+        for together in opened.values():
+            _seconds(together, size)  # warms up
+        while len(timings) < REPEATS and (len(timings) < 2 or sum(map(sum, timings)) < PATIENCE):
+            timings.append([_seconds(together, size) for together in opened.values()])
         for own, column in zip(costs.values(), zip(*timings, strict=True), strict=True):
             own.append(round(median(column), 7))
     return {name: tuple(own) for name, own in costs.items()}

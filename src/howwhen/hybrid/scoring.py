@@ -77,7 +77,7 @@ class Scoring:
     def _widest(self) -> int:
         """Tokens that either model of the pair can write. A draft model may have more."""
         both = (self.models.base, self.models.thinking)
-        return max(model.model.get_output_embeddings().weight.shape[0] for model in both)
+        return max(int(model.model.get_output_embeddings().weight.shape[0]) for model in both)
 
     def readable(self, tokens: Tensor, streams: Streams) -> Tensor:
         """Tokens as a model can read them: an id without an embedding is read as an end token.

@@ -177,12 +177,10 @@ class Streams:
         """Memory that its states take."""
         return self.cache.nbytes + (0 if self.history is None else self.history.nbytes)
 
-    def alone(self, row: int) -> "Streams":
-        """A copy of one stream, as wide as it is long."""
-        length = self.lengths[row]
-        history = None if self.history is None else self.history[row : row + 1, :length].clone()
-        cache = self.cache.alone(row, length)
-        return replace(self, lengths=[length], cache=cache, history=history, read={})
+    def copy(self) -> "Streams":
+        """Streams that have read the same and go on independently."""
+        history = None if self.history is None else self.history.clone()
+        return replace(self, cache=self.cache.copy(), history=history)
 
     def branch(
         self,
@@ -368,7 +366,7 @@ class PromptCache:
 
     def __init__(self, max_bytes: int = PROMPT_BYTES) -> None:
         self._bytes_left = max_bytes
-        self._opened: dict[tuple[int, tuple[int, ...]], Streams] = {}
+        self._opened: dict[tuple[int, tuple[tuple[int, ...], ...]], Streams] = {}
 
     def streams(
         self,
@@ -378,37 +376,16 @@ class PromptCache:
         steer_layer: int | None = None,
     ) -> Streams:
         """As `open_streams`."""
-        kept = [self._kept(model, prompt, steer_layer) for prompt in prompts]
-        missing = [row for row, opened in enumerate(kept) if opened is None]
-        streams = Streams(model, layers, steer_layer, [], SlotCache(model.layer_count))
-        if missing:
-            read = open_streams(model, [prompts[row] for row in missing], layers, steer_layer)
-            if len(missing) == len(prompts):
-                streams = read
-            else:
-                streams.lengths = [0] * len(prompts)
-                streams.put(read, missing)
-            for number, row in enumerate(missing):
-                self._keep(prompts[row], read, number)
-        for row, opened in enumerate(kept):
-            if opened is not None:
-                streams.put(opened, [row])
-        return streams
-
-    def _kept(
-        self, model: LanguageModel, prompt: Sequence[int], steer_layer: int | None
-    ) -> Streams | None:
-        opened = self._opened.get((id(model.model), tuple(prompt)))
+        key = id(model.model), tuple(tuple(prompt) for prompt in prompts)
+        opened = self._opened.get(key)
         if opened is None or steer_layer not in (None, opened.steer_layer):
-            return None
-        return opened if steer_layer is not None else replace(opened, history=None)
-
-    def _keep(self, prompt: Sequence[int], read: Streams, row: int) -> None:
-        key, one = (id(read.model.model), tuple(prompt)), read.alone(row)
-        before = self._opened[key].nbytes if key in self._opened else 0
-        if one.nbytes - before <= self._bytes_left:
-            self._bytes_left -= one.nbytes - before
-            self._opened[key] = one
+            opened = open_streams(model, prompts, layers, steer_layer).copy()
+            size = opened.nbytes
+            if key not in self._opened and size <= self._bytes_left:
+                self._bytes_left -= size
+                self._opened[key] = opened
+        history = None if steer_layer is None else opened.history
+        return replace(opened.copy(), layers=layers, steer_layer=steer_layer, history=history)
 
 
 def _branch_view(places: Places, candidates: int, width: int) -> Bool[Tensor, "place query key"]:

@@ -60,7 +60,7 @@ class ModelPair:
 
     def __post_init__(self) -> None:
         if self.draft is not None:
-            check_pair(self.base, self.draft)
+            check_pair(self.base, self.draft, "draft model")
 
     @cached_property
     def alignment(self) -> Alignment:
@@ -101,27 +101,36 @@ def align(base: LanguageModel, thinking: LanguageModel, policy: OneSided = "ban"
     return Alignment(shared, torch.tensor(banned, dtype=torch.long), policy, examples)
 
 
-def check_pair(base: LanguageModel, thinking: LanguageModel) -> None:
+def check_pair(
+    base: LanguageModel,
+    other: LanguageModel,
+    role: Literal["thinking model", "draft model"] = "thinking model",
+) -> None:
     """Refuse a pair in which one id means two different ordinary tokens.
+
+    Args:
+        base: the base.
+        other: the model that is to share its vocabulary.
+        role: of that model, for the message.
 
     Raises:
         PairError: ordinary tokens differ, or nothing is shared; the message shows an example.
     """
     base_tokens = _ordinary_tokens(base.tokenizer)
-    thinking_tokens = _ordinary_tokens(thinking.tokenizer)
-    shared = base_tokens.keys() & thinking_tokens.keys()
-    different = sorted(i for i in shared if base_tokens[i] != thinking_tokens[i])
+    other_tokens = _ordinary_tokens(other.tokenizer)
+    shared = base_tokens.keys() & other_tokens.keys()
+    different = sorted(i for i in shared if base_tokens[i] != other_tokens[i])
     if different:
         first = different[0]
         raise PairError(
-            f"{base.name} and {thinking.name} do not share a vocabulary: {len(different)} of "
+            f"{base.name} and {other.name} do not share a vocabulary: {len(different)} of "
             f"{len(shared)} common ids mean different tokens; id {first} is "
-            f"{base_tokens[first]!r} in the base and {thinking_tokens[first]!r} in the thinking "
-            "model. howwhen passes token ids between the two, so choose a thinking model made from "
-            "this base or its family"
+            f"{base_tokens[first]!r} in the base and {other_tokens[first]!r} in the {role}. "
+            f"howwhen passes token ids between the two, so choose a {role} made from this base or "
+            "its family"
         )
     if not shared:
-        raise PairError(f"{base.name} and {thinking.name} have no ordinary token id in common")
+        raise PairError(f"{base.name} and {other.name} have no ordinary token id in common")
 
 
 def _rows(model: LanguageModel) -> int:

@@ -9,7 +9,7 @@ from howwhen.settings import Attention, ModelSettings, Precision
 if TYPE_CHECKING:
     import torch
 
-Role = Literal["base", "thinking", "reader", "judge"]
+Role = Literal["base", "thinking", "reader", "judge", "draft"]
 """What a model does in a run."""
 
 
@@ -29,8 +29,8 @@ class Placement:
     def of(cls, settings: ModelSettings, role: Role) -> "Placement":
         """That of a role."""
         device = getattr(settings, f"{role}_device")
-        if role == "reader" and device is None:
-            device = settings.thinking_device
+        if device is None and role in ("reader", "draft"):
+            device = settings.thinking_device if role == "reader" else settings.base_device
         return cls(
             device,
             settings.dtype,

@@ -174,15 +174,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         for own, layer in zip(self.layers, other.layers, strict=True):
             own.put(layer, rows, count)
 
-    def alone(self, row: int, width: int) -> "SlotCache":
-        """A copy of one text's states, with so many columns."""
+    def copy(self) -> "SlotCache":
+        """A cache with the same states that is written to independently."""
         copied = SlotCache(len(self.layers))
         for old, new in zip(self.layers, copied.layers, strict=True):
             if old.is_initialized:
                 new.lazy_initialization(old.keys, old.values)
-                new.keys, new.values = (
-                    states[row : row + 1, :, :width].clone() for states in (old.keys, old.values)
-                )
+                new.keys, new.values = old.keys.clone(), old.values.clone()
         return copied
 
     @property

@@ -67,8 +67,9 @@ class Run:
         return rollouts, [question[rollout.problem_id] for rollout in rollouts]
 
     def models(self) -> ModelPair:
-        """Both models, under the run's policy for tokens that only one of them knows."""
-        return self.pair.models(self.settings.hybrid.one_sided_tokens)
+        """Both models, as the run decodes with them."""
+        hybrid = self.settings.hybrid
+        return self.pair.models(hybrid.one_sided_tokens, hybrid.draft_model)
 
     @property
     def reader(self) -> LanguageModel:

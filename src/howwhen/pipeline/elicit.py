@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 from torch import Tensor
@@ -137,7 +138,8 @@ def _compare(
     one_sided = run.settings.hybrid.one_sided_tokens
     outlines = ModelPair(run.pair.base_outline, run.pair.thinking_outline, one_sided)
     with run.reporter.task(label, len(compared.rollouts)) as advance:
-        return read_decisions(step, folder, outlines, run.models, compared, advance)
+        models = partial(run.pair.models, one_sided)
+        return read_decisions(step, folder, outlines, models, compared, advance)
 
 
 def _probe_layers(run: Run) -> tuple[int, ...]:

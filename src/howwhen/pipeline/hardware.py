@@ -103,6 +103,8 @@ def examine_need(pair: Pair) -> list[Finding]:
     from howwhen.elicit.objective import training_bytes
 
     outlines = {"base": pair.base_outline, "thinking": pair.thinking_outline}
+    if pair.draft_source is not None:
+        outlines["draft model"] = pair.draft_outline(pair.draft_source)
     budgets = ElicitSettings()
     probe = budgets.probe_positions * probe_bytes(pair.base_outline)
     findings = [

@@ -164,7 +164,7 @@ def open_rungs(
     settings = rungs.settings.model_copy(
         update={"max_new_tokens": _max_tokens(pair), "temperature": 0.0}
     )
-    models = pair.models(settings.one_sided_tokens)
+    models = pair.models(settings.one_sided_tokens, settings.draft_model)
     return LoadedRungs(pair, models, ladder, rungs.gate, settings, folder.root, phrases)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from howwhen.collect.segmenters import find_segmenter
 from howwhen.errors import RedoError
+from howwhen.lm.alignment import check_pair
 from howwhen.lm.residual import check_layer
 from howwhen.pipeline import decisions, shards
 from howwhen.pipeline.collect import collect
@@ -70,6 +71,10 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
         check_layer(pair.reader_outline(source).model, layer)
     if settings.elicit.layer is not None:
         check_layer(pair.base_outline.model, settings.elicit.layer)
+    if "hybrid" in steps and settings.hybrid.draft_model is not None:
+        check_pair(
+            pair.base_outline, pair.draft_outline(settings.hybrid.draft_model), "draft model"
+        )
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,8 @@ def check_plan(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = ST
     _check_packages(settings, steps)
     _check_judges(settings, steps)
     reader = settings.discover.reader or pair.thinking_source
-    for source in dict.fromkeys((pair.base_source, pair.thinking_source, reader)):
+    draft = [source for source in (settings.hybrid.draft_model,) if source is not None]
+    for source in dict.fromkeys((pair.base_source, pair.thinking_source, reader, *draft)):
         local_folder(source)
     _check_gate(settings, reader, pair.thinking_source, steps)
     _check_layers("--discover.layers", settings.discover.layers or (), reader)

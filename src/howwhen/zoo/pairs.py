@@ -73,6 +73,8 @@ class Pair:
     """Makes `count` problems from a seed, for pairs with problems of their own."""
     draw_test_problems: DrawProblems | None = field(default=None, repr=False)
     """The same, for the final measurement; defaults to a share of `draw_problems`."""
+    draft_source: str | None = None
+    """A small model of the same vocabulary that writes ahead for both; None for none."""
     longest_answer: int | None = None
     """Maximum tokens per answer, in rollouts and hybrids; defaults to that of the settings."""
     truth: Truth | None = field(default=None, repr=False)
@@ -163,6 +165,19 @@ class Pair:
         if key not in self._loaded:
             self._loaded[key] = self._open("reader", source, is_outline=False)
         return self._loaded[key]
+
+    def draft(self, source: str) -> "LanguageModel":
+        """The small model that writes ahead for both, loaded and checked on first use."""
+        key = f"draft {source}"
+        if key not in self._loaded:
+            loaded = self._open("draft", source, is_outline=False)
+            _check_loaded(loaded, loaded.layer_count - 1)
+            self._loaded[key] = loaded
+        return self._loaded[key]
+
+    def draft_outline(self, source: str) -> "LanguageModel":
+        """The same without its weights."""
+        return self._open("draft", source, is_outline=True)
 
     def release(self, *kept: Role) -> None:
         """Free the memory of all models that are loaded, but for some roles."""
@@ -294,8 +309,14 @@ class Pair:
         own: Overrides = {}
         if self.taxonomy_sizes:
             own["discover"] = {"sizes": self.taxonomy_sizes}
+        hybrid: Overrides = {}
         if self.longest_answer:
-            own["collect"] = own["hybrid"] = {"max_new_tokens": self.longest_answer}
+            own["collect"] = {"max_new_tokens": self.longest_answer}
+            hybrid |= own["collect"]
+        if self.draft_source:
+            hybrid["draft_model"] = self.draft_source
+        if hybrid:
+            own["hybrid"] = hybrid
         if placing := self.placing.model_dump(exclude_defaults=True):
             own["models"] = placing
         return own
@@ -310,11 +331,17 @@ class Pair:
         """A question that both models may be asked."""
         return self.draw_problems(1, 1)[0].question if self.draw_problems else "What is 2 + 2?"
 
-    def models(self, one_sided: "OneSided" = "ban") -> "ModelPair":
-        """Both models, loaded."""
+    def models(self, one_sided: "OneSided" = "ban", draft: str | None = None) -> "ModelPair":
+        """Both models, loaded.
+
+        Args:
+            one_sided: what happens to tokens that only one of them knows.
+            draft: source of a small model that writes ahead for both.
+        """
         from howwhen.lm.alignment import ModelPair
 
-        return ModelPair(self.base, self.thinking, one_sided)
+        third = None if draft is None else self.draft(draft)
+        return ModelPair(self.base, self.thinking, one_sided, third)
 
     def check(self) -> None:
         """Refuse the pair if its files show that it cannot work.
@@ -456,6 +483,9 @@ r1-32b       Qwen/Qwen2.5-32B          deepseek-ai/DeepSeek-R1-Distill-Qwen-32B 
 qwq-32b      Qwen/Qwen2.5-32B          Qwen/QwQ-32B                                24 27 10
 """
 """Name, base, thinking model, steer layer, taxonomy layer, taxonomy size."""
+_DRAFT = "Qwen/Qwen2.5-0.5B"
+"""Writes ahead where both models have the vocabulary of Qwen2.5 and at least ten times its size."""
+_DRAFTED = ("orz-7b", "orz-32b", "r1-14b", "r1-32b", "qwq-32b")
 
 
 def _published_pairs() -> list[Pair]:
@@ -470,6 +500,7 @@ def _published_pairs() -> list[Pair]:
             steer_layer=int(steer),
             taxonomy_layers=(int(layer),),
             taxonomy_sizes=(int(size),),
+            draft_source=_DRAFT if name in _DRAFTED else None,
         )
         for name, base, thinking, steer, layer, size in rows
     ]
