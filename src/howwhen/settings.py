@@ -48,6 +48,8 @@ Method = Literal[
     "pca-agglomerative",
 ]
 """Top-K sparse autoencoders, or a clustering (`pca-`: of principal components)."""
+Compilation = Literal["trace", "inductor", "graphs"]
+"""How passes of models are compiled."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Numbers that a model's weights and activations are held in."""
 Attention = Literal["sdpa", "eager"]
@@ -427,6 +429,10 @@ class HybridSettings(_Settings):
     block_tokens: Count = 16
     """Maximum number of tokens that are guessed, or written ahead by the base, before both models
     have read them (speculative decoding); 1 is token by token. The answers are the same."""
+    compile: Compilation | None = None
+    """Compile the passes of all models, each shape once per process, which takes a minute or so:
+    `inductor`; `graphs` replays CUDA graphs too (both fast on a GPU); `trace` compiles nothing
+    but proves that it could. The answers are the same up to ties."""
     draft_model: Annotated[str | None, BeforeValidator(_or_none)] = None
     """A small third model of the same vocabulary, by hub id or folder, that writes ahead for both
     (speculative decoding). Defaults to the pair's; `none` to do without. The answers are the

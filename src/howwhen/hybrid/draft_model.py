@@ -9,6 +9,7 @@ from torch import Tensor
 from howwhen.hybrid.scoring import Scoring, readable_by
 from howwhen.hybrid.streams import open_streams
 from howwhen.lm.models import LanguageModel
+from howwhen.settings import Compilation
 
 
 class DraftModel:
@@ -17,10 +18,15 @@ class DraftModel:
     It reads the base's prompts, since the base writes every token.
     """
 
-    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        compilation: Compilation | None = None,
+    ) -> None:
         ids = [readable_by(model, torch.tensor(prompt)).tolist() for prompt in prompts]
         self.model = model
-        self._streams = open_streams(model, ids)
+        self._streams = open_streams(model, ids, compilation=compilation)
         self._unread: list[list[int]] = [own[-1:] for own in ids]
         self._ahead = 0
         """Tokens of its own that it has read."""

@@ -17,7 +17,7 @@ from howwhen.hybrid.sampling import Sampler
 from howwhen.hybrid.scoring import Answer, Scoring
 from howwhen.hybrid.session import Session
 from howwhen.hybrid.steering import check_vectors
-from howwhen.hybrid.streams import PromptCache, open_streams
+from howwhen.hybrid.streams import PromptCache, Streams, open_streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.generate import check_lengths
 from howwhen.lm.models import LanguageModel
@@ -80,42 +80,35 @@ class Opener:
         questions = [problem.question for problem in problems]
         prompts = [self._prompts(model, questions) for model in self._asked]
         base_prompts, thinking_prompts = prompts[0], prompts[-1]
-        steering, read = self.rung.steering, self.prompts
+        rung, steering, how = self.rung, self.rung.steering, self.settings
         steer_layer = None if steering is None else steering.vectors.layer
-        open_ = open_streams if read is None else read.streams
-        base = open_(self.models.base, base_prompts, self.rung.base_layers, steer_layer)
-        draft, drafts = self.models.draft, self.settings.block_tokens > 1
-        return self._fit(
-            Session(
-                models=self.models,
-                rung=self.rung,
-                settings=self.settings,
-                seed=self.seed,
-                answers=[
-                    OpenAnswer(number, problem, Text(prompt), list(answers))
-                    for number, problem, prompt, answers in zip(
-                        numbers, problems, base_prompts, known, strict=True
-                    )
-                ],
-                base=base,
-                thinking=(
-                    open_(self.models.thinking, thinking_prompts, self.rung.thinking_layers)
-                    if self.rung.needs_thinking
-                    else None
-                ),
-                base_next=_last_tokens(base_prompts, self.models.base.device),
-                thinking_next=_last_tokens(thinking_prompts, self.models.base.device),
-                scoring=self._scoring,
-                drafter=Drafter(
-                    base,
-                    self._scoring,
-                    self.settings,
-                    self._sizer,
-                    self._guesser,
-                    DraftModel(draft, base_prompts) if draft is not None and drafts else None,
-                ),
-            )
+        base = self._read(self.models.base, base_prompts, rung.base_layers, steer_layer)
+        thinking = draft = None
+        if rung.needs_thinking:
+            thinking = self._read(self.models.thinking, thinking_prompts, rung.thinking_layers)
+        if self.models.draft is not None and how.block_tokens > 1:
+            draft = DraftModel(self.models.draft, base_prompts, how.compile)
+        drafter = Drafter(base, self._scoring, how, self._sizer, self._guesser, draft)
+        session = Session(
+            models=self.models,
+            rung=rung,
+            settings=how,
+            seed=self.seed,
+            answers=[
+                OpenAnswer(number, problem, Text(prompt), list(answers))
+                for number, problem, prompt, answers in zip(
+                    numbers, problems, base_prompts, known, strict=True
+                )
+            ],
+            base=base,
+            thinking=thinking,
+            base_next=_last_tokens(base_prompts, self.models.base.device),
+            thinking_next=_last_tokens(thinking_prompts, self.models.base.device),
+            scoring=self._scoring,
+            drafter=drafter,
         )
+        self._fit(session)
+        return session
 
     def join(self, session: Session, opened: Session) -> None:
         """Let a session go on with the answers of one that has just been opened."""
@@ -127,15 +120,29 @@ class Opener:
         if session.compact():
             self._fit(session)
 
-    def _fit(self, session: Session) -> Session:
+    def _fit(self, session: Session) -> None:
         """Reckon with what passes over so many streams cost."""
         self._sizer.costs = self._costs(len(session.answers))
-        return session
+
+    def _read(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        layers: tuple[int, ...],
+        steer_layer: int | None = None,
+    ) -> Streams:
+        read = open_streams if self.prompts is None else self.prompts.streams
+        return read(model, prompts, layers, steer_layer, self.settings.compile)
 
     def _costs(self, streams: int) -> PassCosts:
         if self.settings.block_tokens == 1 or not streams:
             return STEPWISE
-        return pass_costs(self.models, streams, needs_thinking=self.rung.needs_thinking)
+        return pass_costs(
+            self.models,
+            streams,
+            needs_thinking=self.rung.needs_thinking,
+            compilation=self.settings.compile,
+        )
 
     def _prompts(self, model: LanguageModel, questions: Sequence[str]) -> list[list[int]]:
         prompts = [model.prompt_ids(question) for question in questions]

@@ -24,6 +24,7 @@ from howwhen.errors import SettingsError
 from howwhen.hybrid.streams import Streams, open_streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.settings import Compilation
 
 SIZES = (1, 2, 4, 8, 16)
 """Tokens of the passes that are timed."""
@@ -84,7 +85,13 @@ def _between(costs: tuple[float, ...], tokens: int) -> float:
 _TIMED: dict[str, PassCosts] = {}
 
 
-def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> PassCosts:
+def pass_costs(
+    models: ModelPair,
+    streams: int,
+    *,
+    needs_thinking: bool,
+    compilation: Compilation | None = None,
+) -> PassCosts:
     """The costs of a pair's passes over so many streams, timed if they are not known.
 
     Without the thinking model its costs are 0. The environment variable `HOWWHEN_PASS_COSTS` takes
@@ -102,9 +109,9 @@ def pass_costs(models: ModelPair, streams: int, *, needs_thinking: bool) -> Pass
         used["draft"] = models.draft
     size = 4 ** round(math.log(streams, 4))  # 33 streams cost about as much as 64
     names = " ".join(f"{name} {_of(model)}" for name, model in used.items())
-    key = f"{names} {size} streams"
+    key = f"{names} {size} streams {compilation or ''}".rstrip()
     if key not in _TIMED:
-        costs = _kept(key, lambda: _time(used, size))
+        costs = _kept(key, lambda: _time(used, size, compilation))
         _TIMED[key] = PassCosts(**{"thinking": (0.0,) * len(SIZES)} | costs)
     return _TIMED[key]
 
@@ -185,14 +192,14 @@ def _claim(path: Path, content: bytes) -> None:
 
 
 @torch.no_grad()
-def _time(models: dict[str, LanguageModel], streams: int) -> Costs:
+def _time(models: dict[str, LanguageModel], streams: int, compilation: Compilation | None) -> Costs:
     """Time the models in turn, as a hybrid runs them: each finds the caches full of the others."""
     room = min(model.context or PROMPT + SIZES[-1] for model in models.values()) - SIZES[-1]
     length = max(2, min(PROMPT, room))
     opened: dict[str, list[Streams]] = {}
     for name, model in models.items():
         prompt = [n % model.vocabulary_size for n in range(1, length + 1)]
-        opened[name] = [open_streams(model, [prompt] * streams)]
+        opened[name] = [open_streams(model, [prompt] * streams, compilation=compilation)]
     if "thinking" in opened and models["base"].device != models["thinking"].device:
         opened["both"] = [*opened["base"], *opened["thinking"]]
     costs: dict[str, list[float]] = {name: [] for name in opened}

@@ -148,7 +148,8 @@ class Session:
     def compact(self) -> bool:
         """Drop finished streams if there are enough of them to be worth a copy of the caches."""
         running = self.running
-        if len(running) > MAX_RUNNING_SHARE * len(self.answers):
+        is_fixed = self.settings.compile is not None  # or graphs for other shapes would be made
+        if running and (is_fixed or len(running) > MAX_RUNNING_SHARE * len(self.answers)):
             return False
         self.answers = [self.answers[stream] for stream in running]
         if not self.answers:

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from howwhen.errors import ModelError
 from howwhen.lm.attention import attention_of, fitted_mask
+from howwhen.lm.compiled import columns_of, compiled_pass, size_of
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import capture_residuals, check_layer, resume_from_layer
 from howwhen.lm.slots import SlotCache, placed, with_room
 from howwhen.lm.upper import upper_blocks
+from howwhen.settings import Compilation
 
+BRANCH_COLUMNS = 64
+"""Columns that a compiled cache has to spare for branches."""
 PROMPT_BYTES = 2**30
 """Most memory spent on keeping prompts."""
 
@@ -49,6 +54,8 @@ class Streams:
     """At `steer_layer`, of every column; what lies behind a stream's length means nothing."""
     is_open: bool = False
     """Whether `capturing` is open, so that no hooks are needed for a single pass."""
+    compilation: Compilation | None = None
+    """How passes over a few tokens are compiled."""
     branched: int = 0
     """Where the states end that branches left behind the streams."""
     read: dict[int, Tensor] = field(default_factory=dict)
@@ -62,6 +69,9 @@ class Streams:
     @contextmanager
     def capturing(self) -> Iterator[None]:
         """Read with one set of hooks all along, rather than one for every token."""
+        if self.compilation is not None:  # a graph has hooks of its own, and others would change it
+            yield
+            return
         with capture_residuals(self.model.model, self._wanted()) as self.read:
             self.is_open = True
             try:
@@ -80,7 +90,34 @@ class Streams:
 
     def extend(self, tokens: Int[Tensor, "stream new"]) -> None:
         """Read `new` more tokens of every stream."""
-        self._forward(tokens, tokens.shape[1])
+        size = None if self.compilation is None else size_of(tokens.shape[1])
+        if self.compilation is None or size is None or not self.cache.layers[0].is_initialized:
+            self._forward(tokens, tokens.shape[1])
+        else:
+            self._forward_compiled(tokens, size, self.compilation)
+
+    def _forward_compiled(self, tokens: Tensor, size: int, how: Compilation) -> None:
+        """Read tokens with a graph for `size` of them; what is read beyond is written over."""
+        count = tokens.shape[1]
+        columns = columns_of(self.width + size + BRANCH_COLUMNS)
+        self.cache.fit(columns)
+        starts = torch.tensor(self.lengths, device=self.device)
+        positions = starts[:, None] + torch.arange(size, device=self.device)
+        self.cache.board.put_at(positions, columns)
+        allowed = torch.arange(columns, device=self.device) <= positions[..., None]
+        last = (self.model.context or columns) - 1
+        logits, read = compiled_pass(self.model, self._wanted(), how)(
+            functional.pad(tokens, (0, size - count)),
+            positions.clamp(max=last),
+            fitted_mask(allowed, self.model),
+            self.cache,
+        )
+        self.logits = logits[:, :count]
+        self.residual = {layer: read[layer][:, :count] for layer in self.layers}
+        if self.steer_layer is not None:
+            self.cache.board.put_at(positions[:, :count], columns)
+            self._note_history(read[self.steer_layer][:, :count], columns)
+        self.lengths = [length + count for length in self.lengths]
 
     def _forward(self, tokens: Tensor, logits_kept: int) -> None:
         count, width = tokens.shape[1], self.width + tokens.shape[1]
@@ -347,12 +384,15 @@ def open_streams(
     prompts: Sequence[Sequence[int]],
     layers: tuple[int, ...] = (),
     steer_layer: int | None = None,
+    compilation: Compilation | None = None,
 ) -> Streams:
     """Streams that have read each prompt up to its last token, which is to be read next."""
     for layer in layers if steer_layer is None else (*layers, steer_layer):
         check_layer(model.model, layer)
     cache = SlotCache(model.layer_count)
-    streams = Streams(model, layers, steer_layer, [0] * len(prompts), cache)
+    streams = Streams(
+        model, layers, steer_layer, [0] * len(prompts), cache, compilation=compilation
+    )
     batch = pad([prompt[:-1] for prompt in prompts], device=model.device)
     if batch.ids.shape[1]:
         # Padding is on the right, where no token looks at it and others will be written over it.
@@ -374,12 +414,13 @@ class PromptCache:
         prompts: Sequence[Sequence[int]],
         layers: tuple[int, ...] = (),
         steer_layer: int | None = None,
+        compilation: Compilation | None = None,
     ) -> Streams:
         """As `open_streams`."""
         key = id(model.model), tuple(tuple(prompt) for prompt in prompts)
         opened = self._opened.get(key)
         if opened is None or steer_layer not in (None, opened.steer_layer):
-            opened = open_streams(model, prompts, layers, steer_layer).copy()
+            opened = open_streams(model, prompts, layers, steer_layer, compilation).copy()
             size = opened.nbytes
             if key not in self._opened and size <= self._bytes_left:
                 self._bytes_left -= size

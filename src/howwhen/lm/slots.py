@@ -38,7 +38,7 @@ class Board:
 
     def put_at(self, columns: Int[Tensor, "text new"], width: int) -> None:
         """Write the states of every text to columns of its own."""
-        self.columns, self.width, self.rows = columns, width, None
+        self.start, self.columns, self.width, self.rows = 0, columns, width, None
 
     def put_beside(self, rows: Int[Tensor, " row"], start: int, count: int) -> None:
         """Write states behind the first `start` columns of copies of some texts."""
@@ -156,6 +156,14 @@ def placed(
     return old
 
 
+def _fitted(states: Tensor, width: int) -> Tensor:
+    fitted = states.new_zeros(*states.shape[:2], width, states.shape[3])
+    kept = min(width, states.shape[2])
+    fitted[:, :, :kept] = states[:, :, :kept]
+    torch._dynamo.mark_static_address(fitted)
+    return fitted
+
+
 class SlotCache(Cache):  # type: ignore[misc]
     """The layers of a model, and where all of them write next."""
 
@@ -168,6 +176,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self._filled():
             chosen = rows.to(layer.keys.device)
             layer.keys, layer.values = layer.keys[chosen], layer.values[chosen]
+
+    def fit(self, width: int) -> None:
+        """Give all buffers exactly so many columns, at addresses that graphs may rely on."""
+        for layer in self._filled():
+            if layer.keys.shape[2] != width:
+                layer.keys, layer.values = (
+                    _fitted(states, width) for states in (layer.keys, layer.values)
+                )
 
     def put(self, other: "SlotCache", rows: Int[Tensor, " text"], count: int) -> None:
         """Take over another cache's texts in place of some, or as further ones."""

@@ -1,0 +1,122 @@
+"""Compiled passes: one graph per shape, none made twice, and the same answers.
+
+Run by `test_compiled.py` in a process of its own, without run-time type checks: these cannot be
+compiled.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from howwhen.hybrid.decoder import LiveBatch, decode
+from howwhen.hybrid.streams import Places, open_streams
+from howwhen.lm import compiled
+from howwhen.lm.compiled import columns_of, size_of
+from howwhen.settings import Compilation, HybridSettings
+from howwhen.zoo.tally import tally_problems
+from tests.conftest import ARCHITECTURES, MakeModel
+from tests.factories import make_models
+from tests.hybrid.every_rung import EVERY_RUNG, expect_equal
+from tests.oracles.naive import next_logits
+
+PROBLEMS = tally_problems(7, seed=8)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    """No graphs of other tests, which count towards the limit of a process."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_shapes_are_rounded_up() -> None:
+    assert [size_of(n) for n in (1, 2, 3, 5, 16, 17)] == [1, 2, 4, 8, 16, None]
+    assert [columns_of(n) for n in (1, 256, 257, 1000)] == [256, 256, 512, 1024]
+
+
+@pytest.mark.parametrize(
+    "policy", ["transient", pytest.param("persistent", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("kind", ["takeover", "steer", "sweep", "self-gate", "thinking"])
+def test_compiled_passes_give_the_same_answers(
+    make_model: MakeModel, kind: str, policy: str
+) -> None:
+    models, rung = make_models(make_model), EVERY_RUNG[kind]
+    how = HybridSettings(max_new_tokens=24, block_tokens=8).model_copy(
+        update={"cache_policy": policy}
+    )
+    expected = decode(models, PROBLEMS, rung, how, seed=2)
+    traced = how.model_copy(update={"compile": "trace"})
+    expect_equal(decode(models, PROBLEMS, rung, traced, seed=2, slots=3), expected)
+    made = graphs()
+    assert 0 < made <= 2 * len(compiled.SIZES)
+    expect_equal(decode(models, PROBLEMS, rung, traced, seed=2, slots=3), expected)
+    assert graphs() == made  # and none for a second session
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_step_makes_another_graph(make_model: MakeModel, architecture: str) -> None:
+    model = make_model(architecture)
+    texts = [[3, 9, 14, 27], [5, 11], [8]]
+    streams = open_streams(model, texts, (0,), 1, "trace")
+    read = torch.tensor([[text[-1]] for text in texts])
+    with torch.no_grad():
+        for step in range(12):
+            streams.extend(read)
+            for row, text in enumerate(texts):
+                torch.testing.assert_close(
+                    streams.logits[row, -1], next_logits(model, text), atol=3e-4, rtol=3e-4
+                )
+            for text in texts:
+                text.append(4 + step)
+            if step % 4 == 3:  # unequal lengths, and eager passes in between
+                streams.rollback([step % 3, 0, 1])
+                texts = [
+                    text[: len(text) - n] for text, n in zip(texts, (step % 3, 0, 1), strict=True)
+                ]
+                places = Places([0, 2], [streams.lengths[0] - 1, streams.lengths[2] - 1], [1, 1],
+                                streams.device)  # fmt: skip
+                streams.branch(places, torch.zeros(2, 3, 1, 32))
+                streams.forget_branches()
+            read = torch.tensor([[text[-1]] for text in texts])
+            assert graphs() == 1
+
+
+def test_several_tokens_are_read_with_the_graph_for_more(make_model: MakeModel) -> None:
+    model = make_model()
+    with torch.no_grad():
+        streams = open_streams(model, [[3, 9], [5, 11, 7]], compilation="trace")
+        plain = open_streams(model, [[3, 9], [5, 11, 7]])
+        tokens = torch.tensor([[9, 4, 6], [7, 8, 5]])
+        for one in (streams, plain):
+            one.extend(tokens)
+            one.rollback([1, 2])
+            one.extend(tokens[:, :1])
+        torch.testing.assert_close(streams.logits, plain.logits, atol=1e-4, rtol=1e-4)
+        assert streams.lengths == plain.lengths
+        assert graphs() == 2
+        streams.extend(torch.full((2, 20), 5))  # longer than any graph
+        assert graphs() == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["inductor", "graphs"])
+def test_generated_code_gives_the_same_answers(make_model: MakeModel, how: Compilation) -> None:
+    models, rung = make_models(make_model), EVERY_RUNG["steer"]
+    settings = HybridSettings(max_new_tokens=16, block_tokens=2)
+    expected = decode(models, PROBLEMS[:3], rung, settings)
+    batch = LiveBatch(models, rung, settings.model_copy(update={"compile": how}))
+    batch.add(PROBLEMS[:3])
+    answers: list[list[int]] = [[] for _ in expected]
+    while not batch.is_done:
+        for number, tokens in batch.advance().items():
+            answers[number] += [token.id for token in tokens]
+    assert [tuple(answer) for answer in answers] == [trace.ids for trace in expected]
