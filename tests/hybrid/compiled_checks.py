@@ -87,7 +87,7 @@ def test_no_step_makes_another_graph(make_model: MakeModel, architecture: str) -
                 streams.branch(places, torch.zeros(2, 3, 1, 32))
                 streams.forget_branches()
             read = torch.tensor([[text[-1]] for text in texts])
-            assert graphs() == 1
+            assert graphs() == min(step, 1)  # the first token was read with the prompt
 
 
 def test_several_tokens_are_read_with_the_graph_for_more(make_model: MakeModel) -> None:

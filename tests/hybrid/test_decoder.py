@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
+from howwhen.hybrid import streams
 from howwhen.hybrid.choice import (
     Base,
     BaseStepByStep,
@@ -25,7 +26,7 @@ from howwhen.hybrid.choice import (
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
 from howwhen.hybrid.ledger import MAX_MARGIN, Opinion, log_probs_of, numbers_of
 from howwhen.hybrid.sampling import Sampler
-from howwhen.hybrid.streams import PromptCache
+from howwhen.hybrid.streams import PromptCache, open_streams
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.head import multiply_in_float32
@@ -630,13 +631,35 @@ def test_prompts_are_read_once_for_all_rungs(make_model: MakeModel) -> None:
         read.clear()
         decode(models, PROBLEMS, rung, how, prompts=prompts)
         longest = max(len(models.base.prompt_ids(one.question)) for one in PROBLEMS)
-        first = len(PROBLEMS) * (longest - 1) if isinstance(rung, Steer) else 0
-        assert read[0] == first or (first == 0 and read[0] == len(PROBLEMS))
+        assert read == ([len(PROBLEMS) * longest] if isinstance(rung, Steer) else [])
     small = PromptCache(max_bytes=10)
     for _ in range(2):
         read.clear()
         decode(models, PROBLEMS, Base(), how, prompts=small)
-        assert read[0] > len(PROBLEMS)
+        assert len(read) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_first_token_takes_no_pass_of_its_own(make_model: MakeModel, count: int) -> None:
+    models, passes = make_models(make_model), list[int]()
+    models.thinking.model.register_forward_hook(lambda *_: passes.append(1))
+    batch = LiveBatch(models, Takeover(), BLOCK)
+    batch.add(PROBLEMS[:count])
+    first = batch.advance()
+    assert len(first) == count
+    assert len(passes) == 1
+    expected = decode(models, PROBLEMS[:count], Takeover(), BLOCK)
+    assert [first[row][0].id for row in range(count)] == [trace.ids[0] for trace in expected]
+
+
+def test_prompts_too_many_for_their_logits_are_read_up_to_their_last_token(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = make_models(make_model)
+    expected = decode(models, PROBLEMS, Takeover(), BLOCK)
+    monkeypatch.setattr(streams, "MAX_FIRST_LOGITS", 0)
+    assert open_streams(models.base, [[3, 4], [5]]).first is None
+    expect_equal(decode(models, PROBLEMS, Takeover(), BLOCK), expected)
 
 
 def test_a_rung_that_runs_no_thinking_model_cannot_ask_for_it() -> None:

@@ -29,6 +29,8 @@ from howwhen.settings import Compilation
 
 BRANCH_COLUMNS = 64
 """Columns that a compiled cache has to spare for branches."""
+MAX_FIRST_LOGITS = 2**24
+"""Logits that reading prompts may take; beyond, their last tokens are read apart."""
 PROMPT_BYTES = 2**30
 """Most memory spent on keeping prompts."""
 
@@ -56,6 +58,8 @@ class Streams:
     """Whether `capturing` is open, so that no hooks are needed for a single pass."""
     compilation: Compilation | None = None
     """How passes over a few tokens are compiled."""
+    first: "First | None" = None
+    """What came of the last token of every prompt, until anything else is read."""
     branched: int = 0
     """Where the states end that branches left behind the streams."""
     read: dict[int, Tensor] = field(default_factory=dict)
@@ -90,6 +94,12 @@ class Streams:
 
     def extend(self, tokens: Int[Tensor, "stream new"]) -> None:
         """Read `new` more tokens of every stream."""
+        first, self.first = self.first, None
+        if first is not None and tokens.shape[1] == 1 and first.residual.keys() >= {*self.layers}:
+            self.logits = first.logits
+            self.residual = {layer: first.residual[layer] for layer in self.layers}
+            self.lengths = [length + 1 for length in self.lengths]
+            return
         size = None if self.compilation is None else size_of(tokens.shape[1])
         if self.compilation is None or size is None or not self.cache.layers[0].is_initialized:
             self._forward(tokens, tokens.shape[1])
@@ -119,7 +129,7 @@ class Streams:
             self._note_history(read[self.steer_layer][:, :count], columns)
         self.lengths = [length + count for length in self.lengths]
 
-    def _forward(self, tokens: Tensor, logits_kept: int) -> None:
+    def _forward(self, tokens: Tensor, logits_kept: int | Tensor) -> None:
         count, width = tokens.shape[1], self.width + tokens.shape[1]
         once = capture_residuals(self.model.model, self._wanted())
         inputs = self._places(count)
@@ -136,6 +146,19 @@ class Streams:
         if self.steer_layer is not None:
             self._note_history(read[self.steer_layer], width)
         self.lengths = [length + count for length in self.lengths]
+
+    def _read_prompts(self, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> None:
+        """Read whole prompts, whose last tokens are at so many different places."""
+        top = self.model.layer_device(self.model.layer_count - 1)
+        self._forward(pad(prompts, device=self.device).ids, torch.tensor(places, device=top))
+        last = [len(prompt) - 1 for prompt in prompts]
+
+        def at(part: Tensor, columns: list[int]) -> Tensor:
+            rows = torch.arange(len(columns), device=part.device)
+            return part[rows, torch.tensor(columns, device=part.device)][:, None]
+
+        logits = at(self.logits, [places.index(place) for place in last])
+        self.first = First(logits, {layer: at(own, last) for layer, own in self.residual.items()})
 
     def _places(self, count: int) -> dict[str, Tensor]:
         """Mask and positions of `count` new tokens, unless the model can infer them."""
@@ -174,12 +197,15 @@ class Streams:
 
     def rollback(self, counts: Sequence[int]) -> None:
         """Forget the last `counts` tokens of every stream."""
+        if any(counts):
+            self.first = None
         pairs = zip(self.lengths, counts, strict=True)
         self.lengths = [length - count for length, count in pairs]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only these streams; an index that occurs several times makes as many copies."""
         chosen = torch.tensor(rows, device=self.device)
+        self.first = None
         self.cache.select(chosen)
         self.lengths = [self.lengths[row] for row in rows]
         if self.history is not None:
@@ -192,6 +218,7 @@ class Streams:
             other: streams of the same model and layers.
             rows: where each of them goes.
         """
+        self.first = None
         for row, length in zip(rows, other.lengths, strict=True):
             self.lengths[row : row + 1] = [length]
         chosen, count = torch.tensor(rows, device=self.device), len(self.lengths)
@@ -318,6 +345,14 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class First:
+    """What a model says after every prompt, read with the prompt itself."""
+
+    logits: Float[Tensor, "stream 1 vocabulary"]
+    residual: dict[int, Float[Tensor, "stream 1 d_model"]]
+
+
+@dataclass(frozen=True)
 class Places:
     """Positions to be steered: each is the last one of a window in some stream."""
 
@@ -393,11 +428,14 @@ def open_streams(
     streams = Streams(
         model, layers, steer_layer, [0] * len(prompts), cache, compilation=compilation
     )
-    batch = pad([prompt[:-1] for prompt in prompts], device=model.device)
-    if batch.ids.shape[1]:
-        # Padding is on the right, where no token looks at it and others will be written over it.
-        streams._forward(batch.ids, 1)
-        streams.lengths = [len(prompt) - 1 for prompt in prompts]
+    # Padding is on the right, where no token looks at it and others will be written over it.
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    places = sorted(set(lengths))
+    if len(prompts) * len(places) * model.vocabulary_size <= MAX_FIRST_LOGITS:
+        streams._read_prompts(prompts, places)
+    elif places[-1]:
+        streams._forward(pad([prompt[:-1] for prompt in prompts], device=model.device).ids, 1)
+    streams.lengths = lengths
     return streams
 
 
@@ -491,7 +529,7 @@ def _is_same_with_a_cache(model: LanguageModel, layer: int) -> bool:
         plain = _last_logits(model, text)
         hidden = [*ids[3:8], *text][-(model.context or longest) :]
         strayed = _distance(_last_logits(model, hidden), plain)
-        limit = 0.02 if model.rounding < 1e-4 else max(0.02, strayed / 2)
+        limit = 0.02 if model.rounding < 1e-4 else max(0.02, strayed / 3)
         found = [streams.logits[row, -1], *branched[row]]
         if max(_distance(logits, plain) for logits in found) > limit:
             return False
