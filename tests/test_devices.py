@@ -1,11 +1,13 @@
 """The whole path on devices that say `cuda:N`: nothing meets across devices, nothing changes."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.collect.rollouts import collect_rollouts
@@ -32,9 +34,10 @@ from howwhen.hybrid.choice import (
     randomise,
 )
 from howwhen.hybrid.decoder import LiveBatch, decode
+from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
 from howwhen.hybrid.session import Session
-from howwhen.hybrid.streams import check_streams
+from howwhen.hybrid.streams import Streams, check_streams
 from howwhen.hybrid.strength import sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
@@ -392,3 +395,39 @@ def test_a_round_stays_within_its_budget(
     assert ledger.reads.total() / rounds <= READS_PER_ROUND, ledger.reads.most_common(9)
     assert ledger.waits.total() / rounds <= WAITS_PER_ROUND[name], ledger.waits.most_common(9)
     assert ledger.launches / rounds <= LAUNCHES_PER_ROUND[name]
+
+
+@pytest.mark.parametrize("block_tokens", [1, 8])
+def test_two_models_on_two_devices_read_the_same_tokens_without_waiting_for_each_other(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
+    models = factories.make_models(make_model, "llama")
+    rung, _ = rungs("llama")["takeover"]
+    settings = HybridSettings(max_new_tokens=24, block_tokens=block_tokens)
+    passes: list[tuple[str, int, int]] = []
+    unwatched = Streams.extend
+
+    def watched(streams: Streams, tokens: Tensor) -> None:
+        name, before = streams.model.name, ledger.reads.total()
+        unwatched(streams, tokens)
+        assert ledger.reads.total() == before
+        passes.append((name, tokens.shape[1], before))
+
+    monkeypatch.setattr(Streams, "extend", watched)
+    with pretend_gpu.pretending() as ledger:
+        PUT["two"](models)
+        expected = decode(models, PROBLEMS[:2], rung, settings)
+        passes.clear()
+        # What was written is guessed to come next, so that both models read several tokens at once.
+        phrases = Phrases([trace.ids for trace in expected])
+        decode(models, PROBLEMS[:2], rung, settings, phrases=phrases)
+    together = [
+        (first, second)
+        for first, second in itertools.pairwise(passes)
+        if first[0] == models.base.name and second[0] == models.thinking.name
+    ]
+    assert len(together) > 3
+    for first, second in together:
+        if first[1] == second[1]:  # both read what was there before
+            assert first[2] == second[2]
+    assert any(first[1] == second[1] for first, second in together)

@@ -2,10 +2,12 @@
 
 import math
 import random as randoms
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from torch import Tensor
 
 from howwhen.errors import SettingsError
@@ -20,6 +22,7 @@ from howwhen.hybrid.steering import Steered
 from howwhen.hybrid.strength import sweep
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
+from tests import pretend_gpu
 from tests.conftest import VOCABULARY, MakeModel
 from tests.factories import make_gate, make_models, make_probe, make_vectors
 
@@ -167,6 +170,25 @@ def test_costs_are_timed_once_and_kept(
     again = [pass_costs.pass_costs(models, 4, needs_thinking=how) for how in (True, False)]
     assert again == mended  # a damaged file is timed and written once more
     assert not list((tmp_path / "pass-costs").glob("*.partial"))
+
+
+def test_models_on_two_devices_are_timed_side_by_side_too(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
+    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    draft = make_model(seed=5)
+    models = replace(make_models(make_model), draft=draft)
+    with pretend_gpu.pretending():
+        pretend_gpu.put(models.base.model, torch.device("cuda:0"))
+        pretend_gpu.put(models.thinking.model, torch.device("cuda:1"))
+        pretend_gpu.put(draft.model, torch.device("cuda:0"))
+        costs = pass_costs.pass_costs(models, 2, needs_thinking=True)
+    assert costs.both is not None
+    assert costs.draft is not None
+    assert costs.of_both(4) == costs.both[2] > 0
+    assert 0 < costs.of_draft(2) == costs.draft[1]
 
 
 def test_without_a_folder_costs_are_timed_by_every_process(

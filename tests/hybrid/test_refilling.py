@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from howwhen.errors import InputError
 from howwhen.hybrid.choice import Base, Takeover
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import Phrases
@@ -129,3 +130,12 @@ def test_an_ended_batch_takes_further_answers(make_model: MakeModel) -> None:
     batch.cancel(4)
     assert batch.is_done
     assert batch.advance() == {}
+
+
+def test_no_problems_have_no_answers_and_known_ones_belong_to_a_problem_each(
+    make_model: MakeModel,
+) -> None:
+    models, how = make_models(make_model), HybridSettings(max_new_tokens=5)
+    assert decode(models, [], Base(), how) == []
+    with pytest.raises(InputError, match="known answers to 1 problems, but 2 problems"):
+        decode(models, PROBLEMS[:2], Base(), how, known=[[]])

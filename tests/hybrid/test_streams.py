@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     Gemma3TextConfig,
+    GPTNeoConfig,
     MambaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -41,6 +42,18 @@ def windowed(kind: str, attention: str) -> LanguageModel:
         "mistral": lambda: MistralConfig(**sizes),
         "gemma3": lambda: Gemma3TextConfig(**sizes, sliding_window_pattern=2),
         "qwen2": lambda: Qwen2Config(**sizes, use_sliding_window=True, max_window_layers=1),
+        "gpt_neo": lambda: GPTNeoConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=64,
+            attention_types=[[["global", "local"], 1]],
+            window_size=24,
+            max_position_embeddings=256,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
     }
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
@@ -53,8 +66,13 @@ def windowed(kind: str, attention: str) -> LanguageModel:
     return wrap_model(model, build_tokenizer(), name=kind)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["mistral", "gemma3", "qwen2"])
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [
+        *((kind, how) for kind in ("mistral", "gemma3", "qwen2") for how in ("sdpa", "eager")),
+        ("gpt_neo", "eager"),
+    ],
+)
 def test_a_model_with_windows_is_read_up_to_its_window_and_checked_there(
     kind: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

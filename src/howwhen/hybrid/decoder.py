@@ -10,6 +10,7 @@ under `persistent` the steered.
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from howwhen.errors import InputError
 from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
@@ -61,8 +62,16 @@ def decode(
 
     Raises:
         SteeringError: vectors that do not fit the base model or the gate.
-        InputError: an empty prompt, or one too long for a model's context.
+        InputError: an empty prompt, one too long for a model's context, or known answers to another
+            number of problems.
     """
+    if known is not None and len(known) != len(problems):
+        raise InputError(
+            f"found known answers to {len(known)} problems, but {len(problems)} problems; expected "
+            "a list for each problem, which may be empty"
+        )
+    if not problems:
+        return []
     opener = Opener(models, rung, settings, seed, prompts, phrases)
     size = min(slots or len(problems), len(problems))
     answers: list[list[HybridToken]] = [[] for _ in problems]

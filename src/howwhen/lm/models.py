@@ -178,7 +178,10 @@ class LanguageModel:
     def window(self) -> int | None:
         """The smallest window that its config names, whether or not a layer uses it."""
         config = self.model.config.get_text_config()
-        named = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        names = ["sliding_window", "attention_chunk_size"]
+        if "local" in (getattr(config, "attention_layers", None) or ()):
+            names.append("window_size")  # GPT-Neo
+        named = (getattr(config, name, None) for name in names)
         return min((size for size in named if size is not None), default=None)
 
     def prompt_ids(self, question: str) -> list[int]:

@@ -56,8 +56,6 @@ class LoadedRung:
         """
         chosen = settings or self.settings
         problems = [Problem(str(n), question, "unknown") for n, question in enumerate(questions)]
-        if not problems:
-            return []
         return decode(
             self.models,
             problems,
