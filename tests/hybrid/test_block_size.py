@@ -1,5 +1,7 @@
 """How many tokens are drafted, given what passes cost."""
 
+import math
+
 import pytest
 
 from howwhen.hybrid.block_size import BlockSizer, Rate
@@ -35,13 +37,13 @@ def test_a_block_is_worth_what_it_promises() -> None:
 def test_nothing_is_drafted_where_longer_passes_cost_as_much_as_single_ones() -> None:
     sizer = after([], STEPWISE)
     assert sizer.block() == (1, 2.0)
-    assert sizer.most_guesses() == 0
+    assert sizer.most_guesses == 0
     assert sizer.guesses([[1.0] * 15])[0] == 0
 
 
 def test_guesses_are_read_as_far_as_they_are_likely() -> None:
     sizer = BlockSizer(16, CHEAP)
-    assert sizer.most_guesses() == 15
+    assert sizer.most_guesses == 15
     sure, unsure, wrong = (
         sizer.guesses([[rate ** (n + 1) for n in range(15)]])[0] for rate in (0.99, 0.7, 0.02)
     )
@@ -77,5 +79,30 @@ def test_older_events_weigh_less() -> None:
 def test_stepwise_stays_stepwise() -> None:
     sizer = BlockSizer(1, CHEAP)
     assert sizer.block() == (1, 2.0)
-    assert sizer.most_guesses() == 0
+    assert sizer.most_guesses == 0
     assert sizer.guesses([[0.9]])[0] == 0
+
+
+def test_a_draft_model_writes_as_much_as_is_accepted_and_pays() -> None:
+    costs = PassCosts(CHEAP.base, CHEAP.thinking, draft=tuple(c / 10 for c in CHEAP.base))
+    sizer = BlockSizer(16, costs)
+    assert BlockSizer(16, CHEAP).drafted(15) == (0, math.inf)
+    before = sizer.drafted(15)[0]
+    sizer.accepted.learn([True] * 200)
+    sure, seconds = sizer.drafted(15)
+    assert sizer.drafted(4)[0] == 4
+    kept = sum(sizer.accepted.rate**n for n in range(sure + 1))
+    drafting = costs.of_draft(2) + (sure - 1) * costs.of_draft(1)
+    assert seconds == pytest.approx((drafting + costs.of_both(sure + 1)) / kept)
+    assert 1 < before < sure == 15
+    sizer.accepted.learn([False] * 200)
+    assert sizer.drafted(15) == (0, math.inf)
+
+
+def test_two_models_side_by_side_cost_what_both_take_together() -> None:
+    beside = PassCosts(CHEAP.base, CHEAP.thinking, both=(1.1, 1.2, 1.3, 1.4, 1.6))
+    assert BlockSizer(16, beside).step == 1.1
+    assert beside.of_both(8) == 1.4
+    calm = BlockSizer(16, beside)
+    assert calm.block()[0] == 1  # single steps side by side beat blocks in turn
+    assert BlockSizer(16, CHEAP).block()[0] > 1

@@ -8,6 +8,7 @@ drafts are accepted.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from howwhen.hybrid.pass_costs import PassCosts
 
@@ -54,22 +55,24 @@ class BlockSizer:
     @property
     def step(self) -> float:
         """Seconds of a single step."""
-        return self.costs.of_both(1)
+        return self._seconds.both[1]
 
+    @property
     def most_guesses(self) -> int:
         """How many guesses may pay, if all of them are right."""
-        sizes = range(2, self.most + 1)
-        return max(
-            (n - 1 for n in sizes if n * self.step > WORTHWHILE * self.costs.of_both(n)), default=0
-        )
+        return self._seconds.most_guesses
+
+    @property
+    def _seconds(self) -> "_Seconds":
+        return _seconds(self.costs, self.most)
 
     def block(self) -> tuple[int, float]:
         """The best number of tokens that the base writes ahead, and seconds per token kept."""
-        rate = self.disagreements.rate
+        rate, seconds = self.disagreements.rate, self._seconds
         best = 1, self.step
         for length in range(2, self.most + 1 if self.base_drafts else 2):
             kept = length if rate == 0 else (1 - (1 - rate) ** length) / rate
-            cost = length * self.costs.of_base(1) + self.costs.of_thinking(length)
+            cost = length * seconds.base[1] + seconds.thinking[length]
             if cost / kept < best[1] / (WORTHWHILE if best[0] == 1 else 1):
                 best = length, cost / kept
         return best
@@ -81,10 +84,10 @@ class BlockSizer:
             chances: for every running stream, the probability that its first guess is right, that
                 its first two are, and so on.
         """
-        best, kept = (0, self.step), 1.0
-        for count in range(1, self.most):
+        best, kept, both = (0, self.step), 1.0, self._seconds.both
+        for count in range(1, min(self.most, max(map(len, chances), default=0) + 1)):
             kept += sum(own[count - 1] for own in chances if len(own) >= count) / len(chances)
-            cost = self.costs.of_both(count + 1) / kept
+            cost = both[count + 1] / kept
             if cost < best[1] / (WORTHWHILE if best[0] == 0 else 1):
                 best = count, cost
         return best
@@ -97,8 +100,9 @@ class BlockSizer:
         if self.most < 3:
             return math.inf
         count = min(self.most, 8)
-        base = self.costs.of_base(1) + self.costs.of_base(count - 1)
-        return (base + self.costs.of_thinking(count)) / self.kept_after_step.rate
+        seconds = self._seconds
+        base = seconds.base[1] + seconds.base[count - 1]
+        return (base + seconds.thinking[count]) / self.kept_after_step.rate
 
     def drafted(self, left: int) -> tuple[int, float]:
         """The best number of tokens that the draft model writes, and seconds per token kept.
@@ -106,13 +110,13 @@ class BlockSizer:
         Args:
             left: the most that may be drafted.
         """
-        best = 0, math.inf
+        best, seconds = (0, math.inf), self._seconds
         rate, kept = self.accepted.rate, 1.0
         for count in range(1, min(self.most - 1, left) + 1 if self.costs.draft else 1):
             kept += rate**count
             # It catches up with the others by reading one or two tokens at once.
-            seconds = self.costs.of_draft(2) + (count - 1) * self.costs.of_draft(1)
-            cost = (seconds + self.costs.of_both(count + 1)) / kept
+            drafting = seconds.draft[2] + (count - 1) * seconds.draft[1]
+            cost = (drafting + seconds.both[count + 1]) / kept
             if cost < min(best[1], self.step / WORTHWHILE):
                 best = count, cost
         return best
@@ -127,3 +131,23 @@ class BlockSizer:
         pairs = zip(is_decision, kept, strict=True)
         events = [decided for stream, count in pairs for decided in stream[:count]]
         self.disagreements.learn(events, max(1, sum(count > 0 for count in kept)))
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """Costs of passes by number of tokens; the first is of none."""
+
+    base: list[float]
+    thinking: list[float]
+    both: list[float]
+    draft: list[float]
+    most_guesses: int
+
+
+@lru_cache(maxsize=64)
+def _seconds(costs: PassCosts, most: int) -> _Seconds:
+    sizes = range(max(3, most + 1))
+    kinds = (costs.of_base, costs.of_thinking, costs.of_both, costs.of_draft)
+    base, thinking, both, draft = ([0.0, *map(kind, sizes[1:])] for kind in kinds)
+    paying = [n - 1 for n in range(2, most + 1) if n * both[1] > WORTHWHILE * both[n]]
+    return _Seconds(base, thinking, both, draft, max(paying, default=0))

@@ -271,7 +271,7 @@ class Drafter:
         ahead: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[list[Guess]], list[list[float]]]:
         """Guesses for every stream, and for those that run the chances that they are right."""
-        most = min(self.block_sizer.most_guesses(), left)
+        most = min(self.block_sizer.most_guesses, left)
         before = [()] * len(answers) if ahead is None else ahead
         guesses = [
             [] if answer.is_done or most < 1 else self.guesser.guess(answer.text, most, first)
