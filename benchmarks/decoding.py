@@ -20,7 +20,8 @@ from howwhen.lm.residual import residuals
 from howwhen.probes import SelfGate
 from howwhen.records import HybridTrace, Problem
 from howwhen.settings import CollectSettings, HybridSettings
-from howwhen.zoo.pairs import find_pair
+from howwhen.zoo.pairs import DrawProblems, find_pair
+from howwhen.zoo.smol.problems import smol_problems
 from howwhen.zoo.tally import tally_problems
 from tests.oracles.naive import NaiveHybrid
 
@@ -31,12 +32,13 @@ def results(bench: Bench, is_small: bool) -> Iterator[Result]:
     yield from stepwise_against_floor(bench, tokens)
     yield against_thinking(bench, 0.05, tokens)
     if bench.name == "tally":
-        yield against_thinking_on_its_own_answers(bench)
+        yield against_thinking_on_its_own_answers("tally-rl", tally_problems, 400, 24, 160)
     yield against_reference(bench, tokens if is_small else 4)
     yield from block_against_stepwise(bench, tokens)
     yield sweep_against_single_passes(bench, 64 if is_small else 12)
     yield batch_against_one(bench, 96 if is_small else 16)
-    yield self_gate_against_base(bench, tokens)
+    for block in (1, 16):
+        yield self_gate_against_base(bench, tokens, block)
     yield near_ties(bench, 96 if is_small else 16)
 
 
@@ -123,16 +125,23 @@ def _same(step: HybridTrace, block: HybridTrace) -> str:
     return f"tokens {'identical' if step.ids == block.ids else 'DIFFERENT'}"
 
 
-def against_thinking_on_its_own_answers(bench: Bench) -> Result:
+def smol_results() -> Iterator[Result]:
+    """The row on smol's own answers; its weights are made first."""
+    yield against_thinking_on_its_own_answers("smol", smol_problems, 128, 4, 400)
+
+
+def against_thinking_on_its_own_answers(
+    name: str, draw: DrawProblems, rollouts: int, answers: int, tokens: int
+) -> Result:
     """The same on answers that end, with phrases of the thinking model's other answers."""
-    pair = find_pair("tally-rl")
-    models = ModelPair(pair.base, pair.thinking)
+    pair = find_pair(name)
+    models = pair.models()
     collected = collect_rollouts(
-        pair.thinking, tally_problems(400, seed=7), CollectSettings(max_new_tokens=160)
+        pair.thinking, draw(rollouts, 7), CollectSettings(max_new_tokens=tokens)
     )
     phrases = Phrases(rollout.ids for rollout in collected)
-    problems, rung, how = tally_problems(24, seed=1), Takeover(), settings(160, 16)
-    step = [decode(models, [one], rung, settings(160, 1))[0] for one in problems]
+    problems, rung, how = draw(answers, 1), Takeover(), settings(tokens, 16)
+    step = [decode(models, [one], rung, settings(tokens, 1))[0] for one in problems]
     lengths = [len(trace.tokens) for trace in step]
 
     def hybrid() -> list[HybridTrace]:
@@ -141,7 +150,7 @@ def against_thinking_on_its_own_answers(bench: Bench) -> Result:
     is_same = [trace.ids for trace in hybrid()] == [trace.ids for trace in step]
     decisions = sum(trace.decisions for trace in step) / sum(lengths)
     result = compare(
-        "tally: hybrid tokens/s over the thinking model's, its own answers",
+        f"{name.removesuffix('-rl')}: hybrid tokens/s over the thinking model's, its own answers",
         lambda: [
             plain_greedy(pair.thinking, one, length)
             for one, length in zip(problems, lengths, strict=True)
@@ -151,7 +160,7 @@ def against_thinking_on_its_own_answers(bench: Bench) -> Result:
         1.0,
         f"tokens {'identical' if is_same else 'DIFFERENT'}, {sum(lengths)} of {len(step)} answers, "
         f"{decisions:.1%} disagreements, phrases of {len(collected)} other answers",
-        repeats=5,
+        repeats=5 if name == "tally-rl" else 3,
     )
     return replace(result, ok=result.ok and is_same)
 
@@ -274,21 +283,24 @@ def batch_against_one(bench: Bench, tokens: int) -> Result:
     )
 
 
-def self_gate_against_base(bench: Bench, tokens: int) -> Result:
-    """Row 6."""
+def self_gate_against_base(bench: Bench, tokens: int, block: int) -> Result:
+    """Row 6, token by token and as it runs by default."""
     problem, models = bench.problems[0], bench.models
-    rung = SelfGated(_probe_at(bench, 0.05, tokens), bench.vectors)
-    trace = decode(models, [problem], rung, settings(tokens))[0]
-    return compare(
-        f"{bench.name}: self-gated hybrid over plain base decode",
-        lambda: decode(models, [problem], rung, settings(tokens)),
+    rung, how = SelfGated(_probe_at(bench, 0.05, tokens), bench.vectors), settings(tokens, block)
+    step = decode(models, [problem], rung, settings(tokens))[0]
+    is_same = decode(models, [problem], rung, how)[0].ids == step.ids
+    result = compare(
+        f"{bench.name}: self-gated hybrid over plain base decode"
+        + ("" if block == 1 else ", guesses allowed"),
+        lambda: decode(models, [problem], rung, how),
         lambda: plain_greedy(models.base, problem, tokens),
         "at most",
         1.05 if bench.name == "tally" else 1.03,
-        f"{tokens} tokens, {trace.decisions / len(trace.tokens):.1%} of them steered, and the base "
-        "alone",
+        f"tokens {'identical' if is_same else 'DIFFERENT'}, {tokens} of them, "
+        f"{step.decisions / len(step.tokens):.1%} steered, and the base alone, token by token",
         repeats=5,
     )
+    return replace(result, ok=result.ok and is_same)
 
 
 def _probe_at(bench: Bench, rate: float, tokens: int) -> SelfGate:
