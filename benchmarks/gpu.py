@@ -6,6 +6,7 @@ a median of repeats with the lowest and the highest. `python -m benchmarks.gpu 0
 `HOWWHEN_GPU=cpu python -m benchmarks.gpu tiny` tries the script without a card and writes nothing.
 """
 
+import itertools
 import json
 import os
 import re
@@ -29,12 +30,13 @@ from howwhen.hybrid.decoder import decode
 from howwhen.lm.generate import Sampling, generate
 from howwhen.pipeline.hardware import state_bytes, weight_bytes
 from howwhen.records import Finish, Problem, Rollout
-from howwhen.settings import DiscoverSettings, ElicitSettings, HybridSettings
+from howwhen.settings import Compilation, DiscoverSettings, ElicitSettings, HybridSettings
 
 DEVICE = torch.device(os.environ.get("HOWWHEN_GPU", "cuda:0"))
 RESULTS = Path(__file__).parent / "results"
 REPEATS = 3
 BATCHES = (1, 32, 128)
+COMPILATIONS: tuple[Compilation | None, ...] = (None, "graphs")
 NEW_TOKENS = 64
 ANSWERS, ANSWER_TOKENS = 16, 512
 """Size at which the other steps are timed."""
@@ -156,15 +158,15 @@ def decoding(bench: Bench, bytes_a_second: float) -> Iterator[Figure]:
     rung = Steer(bench.gate, bench.vectors)
     for batch in BATCHES:
         problems = bench.problems[:batch]
-        for block_tokens in (1, 8):
+        for block_tokens, how in itertools.product((1, 16), COMPILATIONS):
             settings = HybridSettings(
-                max_new_tokens=NEW_TOKENS, batch_size=batch, block_tokens=block_tokens
+                max_new_tokens=NEW_TOKENS, batch_size=batch, block_tokens=block_tokens, compile=how
             )
 
             def hybrid(problems: list[Problem] = problems, how: HybridSettings = settings) -> int:
                 return sum(len(one.tokens) for one in decode(models, problems, rung, how))
 
-            what = f"hybrid, blocks of {block_tokens}"
+            what = f"hybrid, drafts of up to {block_tokens}, {how or 'eager'}"
             yield timed(bench.name, what, batch, hybrid, "tokens/s")
         prompts = [models.base.prompt_ids(problem.question) for problem in problems]
 

@@ -5,6 +5,8 @@ choice of a model is within rounding of its second, and nowhere else.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from howwhen.pipeline.hardware import state_bytes, weight_bytes
 from howwhen.records import HybridTrace
 from howwhen.settings import (
     CollectSettings,
+    Compilation,
     ElicitSettings,
     HybridSettings,
     ModelSettings,
@@ -100,6 +103,28 @@ def test_a_card_writes_what_the_cpu_writes(where: str, block_tokens: int) -> Non
     for name, rung in rungs(plain).items():
         expected = decode(plain.models, PROBLEMS, rung, settings)
         check_same(decode(moved.models, PROBLEMS, there[name], settings), expected)
+
+
+@pytest.mark.parametrize("how", ["inductor", "graphs"])
+def test_compiled_passes_write_the_same_without_type_checks(how: str) -> None:
+    """In a process of its own, since run-time type checks cannot be compiled."""
+    program = (
+        "import sys; from tests.gpu import test_gpu as gpu; "
+        "gpu.check_compiled(sys.argv[1]); print('the same')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, how], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("the same\n"), done.stderr[-3000:]
+
+
+def check_compiled(how: Compilation) -> None:
+    bench = tally_on(DEVICE, DEVICE)
+    settings = SETTINGS.model_copy(update={"block_tokens": 4})  # few graphs, since each takes long
+    rung = rungs(bench)["hybrid"]
+    expected = decode(bench.models, PROBLEMS, rung, settings)
+    compiled = settings.model_copy(update={"compile": how})
+    check_same(decode(bench.models, PROBLEMS, rung, compiled), expected)
 
 
 @pytest.mark.skipif(CARDS < 2, reason="needs two GPUs")

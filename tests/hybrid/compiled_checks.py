@@ -38,8 +38,8 @@ def graphs() -> int:
 
 
 def test_shapes_are_rounded_up() -> None:
-    assert [size_of(n) for n in (1, 2, 3, 5, 16, 17)] == [1, 2, 4, 8, 16, None]
-    assert [columns_of(n) for n in (1, 256, 257, 1000)] == [256, 256, 512, 1024]
+    assert [size_of(n) for n in (1, 2, 4, 5, 16, 17)] == [1, 4, 4, 16, 16, None]
+    assert [columns_of(n) for n in (1, 512, 513, 3000)] == [512, 512, 2048, 8192]
 
 
 @pytest.mark.parametrize(

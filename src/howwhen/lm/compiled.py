@@ -14,10 +14,10 @@ from howwhen.lm.residual import find_blocks
 from howwhen.lm.slots import SlotCache
 from howwhen.settings import Compilation
 
-SIZES = (1, 2, 4, 8, 16)
-"""Numbers of tokens that there are graphs for."""
-MIN_COLUMNS = 256
-"""Fewest columns of a cache that there is a graph for; then twice as many, and so on."""
+SIZES = (1, 4, 16)
+"""Numbers of tokens that there are graphs for; few, since each takes a while to be made."""
+MIN_COLUMNS = 512
+"""Fewest columns of a cache that there is a graph for; then four times as many, and so on."""
 MAX_GRAPHS = 128
 """Graphs of all models and shapes that one process may compile."""
 _PASSES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], "CompiledPass"]] = WeakKeyDictionary()
@@ -32,7 +32,7 @@ def columns_of(count: int) -> int:
     """The smallest number of columns that there is a graph for."""
     columns = MIN_COLUMNS
     while columns < count:
-        columns *= 2
+        columns *= 4
     return columns
 
 
