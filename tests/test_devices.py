@@ -36,8 +36,9 @@ from howwhen.hybrid.choice import (
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
+from howwhen.hybrid.load_check import check_streams
 from howwhen.hybrid.session import Session
-from howwhen.hybrid.streams import Streams, check_streams
+from howwhen.hybrid.streams import Streams
 from howwhen.hybrid.strength import sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel

@@ -508,7 +508,7 @@ def _published_pairs() -> list[Pair]:
 
 def _check_loaded(model: "LanguageModel", layer: int) -> None:
     """Refuse a model that cannot be steered, or read with a masked cache."""
-    from howwhen.hybrid.streams import check_streams
+    from howwhen.hybrid.load_check import check_streams
 
     model.check_steering(layer)
     check_streams(model, layer)
