@@ -194,6 +194,20 @@ def test_a_request_that_is_given_up_takes_no_place_in_a_batch(run: Path, sizes: 
     assert len(texts) == 4
 
 
+def test_a_model_can_be_closed_while_a_question_is_unanswered(run: Path) -> None:
+    model = make(run)
+
+    async def give_up() -> None:
+        await model.count_tokens("Ann")  # opens the rung
+        with anyio.move_on_after(0.01):
+            message = ChatMessageUser(content=QUESTIONS[0])
+            await model.generate([message], [], "auto", GenerateConfig())
+        with anyio.fail_after(20):
+            await model.aclose()
+
+    anyio.run(give_up)
+
+
 def test_the_answer_ends_before_a_stop_or_at_the_limit(run: Path) -> None:
     model = make(run)
     (cut,) = ask(model, QUESTIONS[:1], stop_seqs=[" Next"], max_tokens=20)

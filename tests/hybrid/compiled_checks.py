@@ -4,6 +4,8 @@ Run by `test_compiled.py` in a process of its own, without run-time type checks:
 compiled.
 """
 
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -105,6 +107,31 @@ def test_several_tokens_are_read_with_the_graph_for_more(make_model: MakeModel) 
         assert graphs() == 2
         streams.extend(torch.full((2, 20), 5))  # longer than any graph
         assert graphs() == 2
+
+
+def test_compiled_models_can_be_freed(make_model: MakeModel) -> None:
+    models = make_models(make_model)
+    how = HybridSettings(max_new_tokens=6, block_tokens=4, compile="trace")
+    decode(models, PROBLEMS[:2], EVERY_RUNG["steer"], how)
+    held = weakref.ref(models.base.model)
+    del models
+    torch._dynamo.reset()
+    gc.collect()
+    assert held() is None
+
+
+def test_beyond_the_most_graphs_passes_are_not_compiled(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "MAX_GRAPHS", 5)
+    monkeypatch.setattr(compiled, "_SHAPES", set())
+    models, rung = make_models(make_model), EVERY_RUNG["takeover"]
+    how = HybridSettings(max_new_tokens=6, block_tokens=4)
+    for count in range(1, 6):
+        expected = decode(models, PROBLEMS[:count], rung, how)
+        traced = how.model_copy(update={"compile": "trace"})
+        expect_equal(decode(models, PROBLEMS[:count], rung, traced), expected)
+    assert 0 < graphs() <= 5
 
 
 @pytest.mark.slow

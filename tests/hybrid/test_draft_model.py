@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
+import torch
 from tokenizers.models import WordLevel
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from howwhen.hybrid.choice import Takeover
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
 from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
 from howwhen.zoo.tally.tokenizer import build_tokenizer
@@ -131,3 +133,29 @@ def test_a_draft_model_of_another_vocabulary_is_refused(make_model: MakeModel) -
     swapped.backend_tokenizer.model = WordLevel(ids, unk_token="<unk>")
     with pytest.raises(PairError, match="2 of .* common ids mean different tokens"):
         replace(models, draft=replace(other, tokenizer=swapped))
+
+
+@pytest.mark.parametrize("context", [16, 40, 64])
+def test_a_draft_model_with_a_shorter_context_stops_where_it_ends(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, context: int
+) -> None:
+    models = make_models(make_model, "gpt2")
+    how = HybridSettings(max_new_tokens=60, block_tokens=8)
+    expected = decode(models, PROBLEMS, Takeover(), how)
+    draft = cut_to(make_model("gpt2", seed=0), context)
+    found = sources(monkeypatch)
+    for slots in (None, 1, 3):
+        found.clear()
+        traces = decode(replace(models, draft=draft), PROBLEMS, Takeover(), how, slots=slots)
+        expect_equal(traces, expected)
+        assert "base" in found
+        assert context < 64 or "draft model" in found
+
+
+def cut_to(model: LanguageModel, context: int) -> LanguageModel:
+    """GPT-2 with fewer learned positions."""
+    positions = model.model.transformer.wpe
+    positions.weight = torch.nn.Parameter(positions.weight[:context].clone())
+    model.model.config.n_positions = context
+    assert model.context == context
+    return model

@@ -2,6 +2,7 @@
 
 import random as randoms
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from howwhen.errors import InputError
 from howwhen.hybrid.choice import Base, Takeover
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.session import Session
 from howwhen.hybrid.streams import PromptCache, open_streams
 from howwhen.records import HybridToken, Problem
 from howwhen.settings import HybridSettings
@@ -39,6 +41,7 @@ def test_refilled_slots_give_the_same_answers(
     known = [[trace.ids] if n % 3 else [trace.ids[:4]] for n, trace in enumerate(expected)]
     cases: list[dict[str, Any]] = [
         {"slots": 3}, {"slots": 1, "phrases": phrases}, {"slots": 5, "prompts": prompts},
+        {"slots": 5, "prompts": prompts}, {"slots": 5, "prompts": prompts, "known": known},
         {"slots": 4, "prompts": prompts}, {"slots": 5, "known": known}, {"slots": 99},
     ]  # fmt: skip
     for case in cases:
@@ -139,3 +142,59 @@ def test_no_problems_have_no_answers_and_known_ones_belong_to_a_problem_each(
     assert decode(models, [], Base(), how) == []
     with pytest.raises(InputError, match="known answers to 1 problems, but 2 problems"):
         decode(models, PROBLEMS[:2], Base(), how, known=[[]])
+
+
+def test_the_same_question_twice_is_answered_twice(make_model: MakeModel) -> None:
+    models, how = make_models(make_model), HybridSettings(max_new_tokens=12)
+    twice = [PROBLEMS[0], replace(PROBLEMS[0], id="again")]
+    rung = EVERY_RUNG["steer"]
+    expected = decode(models, twice, rung, how)
+    expect_equal(decode(models, twice, rung, how, slots=1, prompts=PromptCache()), expected)
+
+
+def test_an_answer_of_no_numbers_spoils_none_that_comes_after_it(make_model: MakeModel) -> None:
+    models = make_models(make_model)
+    word = models.base.tokenizer("and")["input_ids"][-1]
+    with torch.no_grad():
+        models.base.model.get_input_embeddings().weight[word] = torch.nan
+    bad = Problem("bad", " ".join(["and"] * 25), "0")
+    others = [Problem("a", "2", "0"), PROBLEMS[0], Problem("b", "7", "0"), PROBLEMS[1]]
+    how = HybridSettings(max_new_tokens=30, block_tokens=1)
+    for rung in (Base(), EVERY_RUNG["takeover"]):
+        expected = decode(models, others, rung, how)
+        expect_equal(decode(models, [bad, *others], rung, how, slots=2)[1:], expected)
+
+
+def test_a_batch_that_cannot_be_joined_is_given_up(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, how = make_models(make_model), HybridSettings(max_new_tokens=12)
+    batch = LiveBatch(models, Takeover(), how)
+    assert batch.add([]) == []
+    batch.add(PROBLEMS[:1])
+    batch.advance()
+    with pytest.raises(InputError):  # before anything is touched
+        batch.add([Problem("long", " ".join(["and"] * 400), "0")])
+    assert batch.running == 1
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Session, "put", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.add(PROBLEMS[1:2])
+    assert batch.is_done
+    batch.add(PROBLEMS[2:3])
+    assert batch.running == 1
+
+
+def test_whoever_begins_anew_waits_for_a_single_token(make_model: MakeModel) -> None:
+    models, how = make_models(make_model), HybridSettings(max_new_tokens=12)
+    batch = LiveBatch(replace(models, thinking=models.base), Takeover(), how)
+    batch.add(PROBLEMS[:3])
+    batch.advance()
+    for number in range(3):
+        batch.cancel(number)
+    (number,) = batch.add(PROBLEMS[3:4])
+    assert [len(tokens) for tokens in batch.advance().values()] == [1]
+    assert list(batch.advance()) == [number]

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from howwhen.errors import BusyError, SteeringError
 from howwhen.hybrid.choice import BaseStepByStep, Rung
 from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.session import Session
 from howwhen.records import Finish, Problem
 from howwhen.serve.engine import Engine, Event, GenerationRequest, PendingRequest
 from tests.conftest import MakeModel
@@ -141,3 +143,50 @@ def test_a_full_queue_and_a_closed_engine_take_no_more(make_model: MakeModel) ->
     assert all(isinstance(inbox.wait(), Finish | BusyError) for inbox in inboxes)
     with pytest.raises(BusyError):
         engine.submit(ask(), Inbox())
+
+
+def test_a_batch_that_fails_while_it_is_joined_fails_for_all_and_the_engine_goes_on(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_service(make_model).engine
+    join, first, second, third = Session.put, Inbox(), Inbox(), Inbox()
+    entered = threading.Event()
+
+    def fail(session: Session, opened: Session) -> None:
+        raise MemoryError("full")
+
+    def hold(event: Event) -> None:
+        first(event)
+        entered.wait(5)  # until the second has asked
+
+    monkeypatch.setattr(Session, "put", fail)
+    engine.submit(ask(), hold)
+    engine.start()
+    wait_until(engine, running=1)
+    engine.submit(ask(QUESTIONS[1]), second)
+    entered.set()
+    assert isinstance(first.wait(), MemoryError)
+    assert isinstance(second.wait(), MemoryError)
+    monkeypatch.setattr(Session, "put", join)
+    engine.submit(ask(), third)
+    assert isinstance(third.wait(), Finish)
+    wait_until(engine, failed=2, answered=1, running=0, batches=0)
+    engine.close()
+
+
+def test_a_rung_that_waits_for_a_batch_comes_before_those_that_ask_later(
+    make_model: MakeModel,
+) -> None:
+    engine = make_service(make_model, batch_size=2, max_batches=1).engine
+    order: list[str] = []
+
+    def note(name: str) -> Callable[[Event], None]:
+        return lambda event: order.append(name) if isinstance(event, Finish) else None
+
+    asked = ["hybrid", "hybrid", "base", "hybrid", "hybrid"]
+    for number, rung in enumerate(asked):
+        engine.submit(ask(QUESTIONS[number], rung), note(f"{rung} {number}"))
+    engine.start()
+    wait_until(engine, answered=5, running=0)
+    engine.close()
+    assert order.index("base 2") == 2

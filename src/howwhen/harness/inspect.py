@@ -9,12 +9,9 @@ answered side by side. `--max-connections` sets how many.
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.from_thread
-import anyio.lowlevel
 import anyio.to_thread
 from inspect_ai.model import (
     ChatCompletionChoice,
@@ -39,6 +36,8 @@ from howwhen.serve.engine import Engine, Event, GenerationRequest
 from howwhen.settings import HybridSettings
 from howwhen.zoo.pairs import find_pair
 
+LOOK_AGAIN_SECONDS = 0.02
+"""How often it is looked whether an answer has ended."""
 MAX_WAITING = 100_000
 """Requests that may wait; Inspect itself limits them by `--max-connections`."""
 _UNSUPPORTED = {
@@ -79,20 +78,18 @@ class AskedTogether:
             self._engine = _start(ready)
         tokens: list[HybridToken] = []
         ends: list[Finish | Exception] = []
-        ended, loop = anyio.Event(), anyio.lowlevel.current_token()
 
-        def deliver(event: Event) -> None:
+        def deliver(event: Event) -> None:  # called from another thread, which must not wait
             if isinstance(event, Finish | Exception):
                 ends.append(event)
-                with suppress(anyio.RunFinishedError):  # whoever asked is gone
-                    anyio.from_thread.run_sync(ended.set, token=loop)
             else:
                 tokens.extend(event)
 
         request = GenerationRequest(problem.question, ready.rung.name, settings, draw=problem.id)
         pending = self._engine.submit(request, deliver)
         try:
-            await ended.wait()
+            while not ends:
+                await anyio.sleep(LOOK_AGAIN_SECONDS)
         finally:
             self._engine.cancel(pending)
         if isinstance(ends[0], Exception):

@@ -100,6 +100,7 @@ def _write(
         return opener.begin([problems[n] for n in numbers], [known[n] for n in numbers], numbers)
 
     session = begin(size)
+    opener.fit(size)
     with session.capturing():
         while session.answers:
             yield from _new_tokens(session.round())
@@ -129,8 +130,8 @@ def stream(
 class LiveBatch:
     """Answers written a round at a time, in turn with other batches of the same models.
 
-    They may join at any time. The first block is a single token, so that a reader sees it
-    soon.
+    They may join at any time. Where none is being written, the first block is a single token, so
+    that a reader sees it soon.
 
     Raises:
         SteeringError: as `decode`.
@@ -152,16 +153,23 @@ class LiveBatch:
     def add(self, problems: Sequence[Problem]) -> list[int]:
         """Begin some answers, and return the number of each.
 
+        If they were begun and cannot join those that are being written, all are given up.
+
         Raises:
             InputError: as `decode`.
         """
+        if not problems:
+            return []
         numbers = list(range(self._count, self._count + len(problems)))
         opened = self._opener.begin(problems, [()] * len(problems), numbers)
         self._count += len(problems)
-        if self._session is None or not self._session.answers:
+        running, self._session = self._session, None  # until the two are one
+        if running is None or not running.running:
+            self._opener.fit(len(problems))
             self._session, self._is_fresh = opened, True
         else:
-            self._opener.join(self._session, opened)
+            self._opener.join(running, opened)
+            self._session = running
         return numbers
 
     @property

@@ -11,6 +11,9 @@ from howwhen.hybrid.streams import open_streams
 from howwhen.lm.models import LanguageModel
 from howwhen.settings import Compilation
 
+MAX_ROOM = 2**30
+"""Room in a context without an end."""
+
 
 class DraftModel:
     """A draft model with what it has read of every stream.
@@ -25,11 +28,22 @@ class DraftModel:
         compilation: Compilation | None = None,
     ) -> None:
         ids = [readable_by(model, torch.tensor(prompt)).tolist() for prompt in prompts]
+        if model.context is not None:  # of a longer prompt it reads the end
+            most = model.context
+            ids = [own if len(own) < most else own[-(most // 2 + 1) :] for own in ids]
         self.model = model
         self._streams = open_streams(model, ids, compilation=compilation)
         self._unread: list[list[int]] = [own[-1:] for own in ids]
         self._ahead = 0
         """Tokens of its own that it has read."""
+
+    @property
+    def room(self) -> int:
+        """How many tokens it may write before its context is full."""
+        if self.model.context is None:
+            return MAX_ROOM
+        pairs = zip(self._streams.lengths, self._unread, strict=True)
+        return self.model.context - max(length + len(unread) for length, unread in pairs)
 
     def write(
         self, count: int, scoring: Scoring, noise: Sequence[Tensor | None]

@@ -123,7 +123,8 @@ class Drafter:
         guesses, chances = self._guess(answers, left - 1)
         count, cost_of_guesses = sizer.guesses(chances)
         cost_of_both = sizer.step_and_guesses() if left > 2 else math.inf
-        drafted, cost_of_drafts = sizer.drafted(left - 1)
+        room = 0 if self.draft_model is None else self.draft_model.room
+        drafted, cost_of_drafts = sizer.drafted(min(left - 1, room))
         best = min(cost, cost_of_guesses, cost_of_both, cost_of_drafts)
         if drafted and best == cost_of_drafts:
             return self._read_drafted(answers, first, drafted)

@@ -89,7 +89,7 @@ class Opener:
         if self.models.draft is not None and how.block_tokens > 1:
             draft = DraftModel(self.models.draft, base_prompts, how.compile)
         drafter = Drafter(base, self._scoring, how, self._sizer, self._guesser, draft)
-        session = Session(
+        return Session(
             models=self.models,
             rung=rung,
             settings=how,
@@ -107,22 +107,21 @@ class Opener:
             scoring=self._scoring,
             drafter=drafter,
         )
-        self._fit(session)
-        return session
 
     def join(self, session: Session, opened: Session) -> None:
         """Let a session go on with the answers of one that has just been opened."""
+        answers = len(session.running) + len(opened.answers)
+        self.fit(max(answers, len(session.answers)))
         session.put(opened)
-        self._fit(session)
 
     def compact(self, session: Session) -> None:
         """Drop finished streams once there are enough of them to be worth a copy of the caches."""
         if session.compact():
-            self._fit(session)
+            self.fit(len(session.answers))
 
-    def _fit(self, session: Session) -> None:
+    def fit(self, streams: int) -> None:
         """Reckon with what passes over so many streams cost."""
-        self._sizer.costs = self._costs(len(session.answers))
+        self._sizer.costs = self._costs(streams)
 
     def _read(
         self,

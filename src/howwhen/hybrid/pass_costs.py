@@ -109,7 +109,9 @@ def pass_costs(
         used["draft"] = models.draft
     size = 4 ** round(math.log(streams, 4))  # 33 streams cost about as much as 64
     names = " ".join(f"{name} {_of(model)}" for name, model in used.items())
-    key = f"{names} {size} streams {compilation or ''}".rstrip()
+    is_apart = needs_thinking and models.base.device != models.thinking.device
+    beside = " side by side" if is_apart else ""
+    key = f"{names}{beside} {size} streams {compilation or ''}".rstrip()
     if key not in _TIMED:
         costs = _kept(key, lambda: _time(used, size, compilation))
         _TIMED[key] = PassCosts(**{"thinking": (0.0,) * len(SIZES)} | costs)

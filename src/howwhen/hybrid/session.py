@@ -77,7 +77,7 @@ class Session:
     base: Streams
     thinking: Streams | None
     base_next: Int[Tensor, " stream"]
-    """Token that the base reads next; at first the last one of its prompt."""
+    """Token that the base reads next; at first the last one of its prompt, if it has not yet."""
     thinking_next: Int[Tensor, " stream"]
     scoring: Scoring
     drafter: Drafter

@@ -107,15 +107,20 @@ class Streams:
 
     def _forward_compiled(self, tokens: Tensor, size: int, how: Compilation) -> None:
         """Read tokens with a graph for `size` of them; what is read beyond is written over."""
-        count = tokens.shape[1]
+        count, streams = tokens.shape[1], len(self.lengths)
         columns = columns_of(self.width + size + BRANCH_COLUMNS)
+        run = compiled_pass(self.model, self._wanted(), how)
+        if not run.has_graph(streams, size, columns):
+            self._forward(tokens, count)
+            return
         self.cache.fit(columns)
         starts = torch.tensor(self.lengths, device=self.device)
         positions = starts[:, None] + torch.arange(size, device=self.device)
         self.cache.board.put_at(positions, columns)
         allowed = torch.arange(columns, device=self.device) <= positions[..., None]
         last = (self.model.context or columns) - 1
-        logits, read = compiled_pass(self.model, self._wanted(), how)(
+        logits, read = run(
+            self.model,
             functional.pad(tokens, (0, size - count)),
             positions.clamp(max=last),
             fitted_mask(allowed, self.model),
@@ -238,7 +243,10 @@ class Streams:
     @property
     def nbytes(self) -> int:
         """Memory that its states take."""
-        return self.cache.nbytes + (0 if self.history is None else self.history.nbytes)
+        parts = [] if self.history is None else [self.history]
+        if self.first is not None:
+            parts += [self.first.logits, *self.first.residual.values()]
+        return self.cache.nbytes + sum(part.nbytes for part in parts)
 
     def copy(self) -> "Streams":
         """Streams that have read the same and go on independently."""
@@ -420,7 +428,11 @@ def open_streams(
     steer_layer: int | None = None,
     compilation: Compilation | None = None,
 ) -> Streams:
-    """Streams that have read each prompt up to its last token, which is to be read next."""
+    """Streams that have read each prompt up to its last token, which is to be read next.
+
+    Where it takes little memory, the last token is read with the others, so that nothing is left to
+    do when it is.
+    """
     for layer in layers if steer_layer is None else (*layers, steer_layer):
         check_layer(model.model, layer)
     cache = SlotCache(model.layer_count)
@@ -457,13 +469,14 @@ class PromptCache:
         key = id(model.model), tuple(tuple(prompt) for prompt in prompts)
         opened = self._opened.get(key)
         if opened is None or steer_layer not in (None, opened.steer_layer):
+            before = 0 if opened is None else opened.nbytes
             opened = open_streams(model, prompts, layers, steer_layer, compilation).copy()
-            size = opened.nbytes
-            if key not in self._opened and size <= self._bytes_left:
-                self._bytes_left -= size
+            if opened.nbytes - before <= self._bytes_left:
+                self._bytes_left -= opened.nbytes - before
                 self._opened[key] = opened
-        history = None if steer_layer is None else opened.history
-        return replace(opened.copy(), layers=layers, steer_layer=steer_layer, history=history)
+        own = opened.copy()
+        history = None if steer_layer is None else own.history
+        return replace(own, layers=layers, steer_layer=steer_layer, history=history)
 
 
 def _branch_view(places: Places, candidates: int, width: int) -> Bool[Tensor, "place query key"]:

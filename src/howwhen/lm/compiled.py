@@ -1,5 +1,6 @@
 """A model's pass over a few tokens of every text, compiled into one graph per shape."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -20,6 +21,9 @@ MIN_COLUMNS = 512
 """Fewest columns of a cache that there is a graph for; then four times as many, and so on."""
 MAX_GRAPHS = 128
 """Graphs of all models and shapes that one process may compile."""
+_SHAPES: set[tuple[int, ...]] = set()
+"""Shapes that there are graphs for, of all passes."""
+_LOG = logging.getLogger(__name__)
 _PASSES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], "CompiledPass"]] = WeakKeyDictionary()
 
 
@@ -49,18 +53,18 @@ class CompiledPass:
     """Reads tokens with one graph for every shape; no shape changes from step to step.
 
     Its hooks stay for as long as the model lives, since hooks that come and go would be compiled
-    again. They do nothing in passes of others.
+    again. They do nothing in passes of others. It does not keep the model itself alive.
     """
 
     def __init__(self, model: LanguageModel, layers: Sequence[int], how: Compilation) -> None:
-        self._model, self._layers, self._how = model, tuple(layers), how
+        self._layers, self._how = tuple(layers), how
         self._read: dict[int, Tensor] = {}
         self._is_on = False
         blocks = find_blocks(model.model)
         for layer in layers:
             blocks[layer].register_forward_hook(self._hook(layer))
         config: Any = torch._dynamo.config
-        config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+        config.recompile_limit = max(config.recompile_limit, 2 * MAX_GRAPHS)
         compile_: dict[Compilation, Callable[..., Any]] = {
             "trace": lambda run: torch.compile(run, fullgraph=True, dynamic=False, backend="eager"),
             "inductor": lambda run: torch.compile(run, fullgraph=True, dynamic=False),
@@ -77,10 +81,19 @@ class CompiledPass:
 
         return hook
 
+    def has_graph(self, streams: int, tokens: int, columns: int) -> bool:
+        """Whether there is a graph for a shape, or one more may be made."""
+        shape = (id(self), streams, tokens, columns)
+        if shape not in _SHAPES and len(_SHAPES) >= MAX_GRAPHS:
+            _LOG.warning("%d graphs were compiled; other shapes are read without", MAX_GRAPHS)
+            return False
+        _SHAPES.add(shape)
+        return True
+
     def _run(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
+        self, model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
     ) -> tuple[Tensor, list[Tensor]]:
-        output = self._model.model(
+        output = model(
             tokens,
             position_ids=positions,
             attention_mask=mask,
@@ -91,6 +104,7 @@ class CompiledPass:
 
     def __call__(
         self,
+        model: LanguageModel,
         tokens: Int[Tensor, "stream new"],
         positions: Int[Tensor, "stream new"],
         mask: Tensor,
@@ -99,6 +113,7 @@ class CompiledPass:
         """The logits, and the residual of every layer, (stream, new, d_model) each.
 
         Args:
+            model: the one whose pass it is.
             tokens: to be read, as many as one of `SIZES`.
             positions: of each.
             mask: as `fitted_mask` makes it, over all columns of the cache.
@@ -106,10 +121,10 @@ class CompiledPass:
         """
         self._is_on = True
         try:
-            with attention_of(self._model):
+            with attention_of(model):
                 if self._how == "graphs":
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                logits, residuals = self._compiled(tokens, positions, mask, cache)
+                logits, residuals = self._compiled(model.model, tokens, positions, mask, cache)
         finally:
             self._is_on = False
             self._read.clear()

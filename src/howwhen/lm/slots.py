@@ -57,6 +57,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # the library has no ty
         self.board = board
         self.beside: tuple[Tensor, Tensor] | None = None
         """What `update` returned last for copies of texts."""
+        self.fixed: Tensor | None = None
+        """The keys for which graphs may rely on where they are."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make room for the first states."""
@@ -152,14 +154,19 @@ def placed(
     if count > len(old):
         old = torch.cat([old, old.new_zeros(count - len(old), *old.shape[1:])])
     if new is not None:
-        old.narrow(dim, 0, new.shape[dim])[rows] = new
+        width = new.shape[dim]
+        old.narrow(dim, 0, width)[rows] = new
+        # Nothing looks there, but a state that is no number would spoil what is masked.
+        old.narrow(dim, width, old.shape[dim] - width)[rows] = 0
     return old
 
 
 def _fitted(states: Tensor, width: int) -> Tensor:
-    fitted = states.new_zeros(*states.shape[:2], width, states.shape[3])
-    kept = min(width, states.shape[2])
-    fitted[:, :, :kept] = states[:, :, :kept]
+    fitted = states
+    if states.shape[2] != width:
+        fitted = states.new_zeros(*states.shape[:2], width, states.shape[3])
+        kept = min(width, states.shape[2])
+        fitted[:, :, :kept] = states[:, :, :kept]
     torch._dynamo.mark_static_address(fitted)
     return fitted
 
@@ -180,10 +187,11 @@ class SlotCache(Cache):  # type: ignore[misc]
     def fit(self, width: int) -> None:
         """Give all buffers exactly so many columns, at addresses that graphs may rely on."""
         for layer in self._filled():
-            if layer.keys.shape[2] != width:
+            if layer.keys.shape[2] != width or layer.fixed is not layer.keys:
                 layer.keys, layer.values = (
                     _fitted(states, width) for states in (layer.keys, layer.values)
                 )
+                layer.fixed = layer.keys
 
     def put(self, other: "SlotCache", rows: Int[Tensor, " text"], count: int) -> None:
         """Take over another cache's texts in place of some, or as further ones."""

@@ -71,7 +71,7 @@ def check_inputs(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = 
         check_layer(pair.reader_outline(source).model, layer)
     if settings.elicit.layer is not None:
         check_layer(pair.base_outline.model, settings.elicit.layer)
-    if "hybrid" in steps and settings.hybrid.draft_model is not None:
+    if {"elicit", "hybrid"} & {*steps} and settings.hybrid.draft_model is not None:
         check_pair(
             pair.base_outline, pair.draft_outline(settings.hybrid.draft_model), "draft model"
         )

@@ -206,8 +206,8 @@ class Engine:
             Problem(pending.request.draw, pending.request.question, "unknown")
             for pending in requests
         ]
+        group = next((group for group in self._groups if group.key == key), None)
         try:
-            group = next((group for group in self._groups if group.key == key), None)
             if group is None:
                 rung = self.find_rung(first.rung, first.strength)
                 group = _Group(
@@ -216,6 +216,9 @@ class Engine:
             numbers = group.batch.add(problems)
         except Exception as error:  # noqa: BLE001 - each client gets the error; the engine goes on
             self._fail(requests, error)
+            if group is not None and group.batch.is_done:  # it was given up
+                self._fail(list(group.pending.values()), error)
+                group.pending.clear()
             return
         group.pending |= dict(zip(numbers, requests, strict=True))
         if group not in self._groups:
@@ -257,8 +260,9 @@ class Engine:
         if not isinstance(error, HowwhenError):
             _LOG.error("an answer failed", exc_info=error)
         for pending in requests:
-            self.stats.failed += 1
-            pending.deliver(error)
+            if not pending.is_cancelled:
+                self.stats.failed += 1
+                pending.deliver(error)
 
     def _abandon(self) -> None:
         running = [pending for group in self._groups for pending in group.pending.values()]
