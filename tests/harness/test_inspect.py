@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 
 from howwhen.errors import HowwhenError, InputError
-from howwhen.hybrid.decoder import decode
+from howwhen.hybrid.decoder import LiveBatch
 from howwhen.pipeline.live import LoadedRung, open_rung
 from howwhen.records import Finish, HybridTrace, Problem
+from howwhen.serve.engine import Engine
 from tests.harness import QUESTIONS, accuracy, run_offline, small_run, write_problems
 
 pytest.importorskip("inspect_ai", reason="inspect-ai is not installed: pip install -e '.[eval]'")
@@ -62,17 +63,17 @@ def ready(run: Path) -> LoadedRung:
 
 
 @pytest.fixture
-def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sizes of the batches decoded in this test."""
-    seen: list[int] = []
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """Of all answers that begin in this test: longest answer, how many begin, how many then run."""
+    seen: list[tuple[int, int, int]] = []
+    unwatched = LiveBatch.add
 
-    def counting(
-        models: Any, problems: Sequence[Problem], *rest: Any, **named: Any
-    ) -> list[HybridTrace]:
-        seen.append(len(problems))
-        return decode(models, problems, *rest, **named)
+    def watched(batch: LiveBatch, problems: Sequence[Problem]) -> list[int]:
+        numbers = unwatched(batch, problems)
+        seen.append((batch._opener.settings.max_new_tokens, len(problems), batch.running))
+        return numbers
 
-    monkeypatch.setattr(inspect, "decode", counting)
+    monkeypatch.setattr(LiveBatch, "add", watched)
     return seen
 
 
@@ -144,16 +145,19 @@ def check(ready: LoadedRung, output: ModelOutput, trace: HybridTrace) -> None:
 
 
 def test_requests_that_wait_together_are_decoded_together(
-    run: Path, ready: LoadedRung, sizes: list[int]
+    run: Path, ready: LoadedRung, begun: list[tuple[int, int, int]]
 ) -> None:
     outputs = ask(make(run, batch_size=10), QUESTIONS)
-    assert sizes == [10, 10, 4]
+    assert sum(count for _, count, _ in begun) == len(QUESTIONS)
+    assert max(running for *_, running in begun) == 10
     assert [output.completion for output in outputs] == [
         trace.text for trace in ready.answer(QUESTIONS)
     ]
 
 
-def test_only_requests_with_equal_settings_share_a_batch(run: Path, sizes: list[int]) -> None:
+def test_only_requests_with_equal_settings_share_a_batch(
+    run: Path, begun: list[tuple[int, int, int]]
+) -> None:
     model = make(run)
 
     async def ask_one(number: int) -> None:
@@ -168,12 +172,23 @@ def test_only_requests_with_equal_settings_share_a_batch(run: Path, sizes: list[
                 group.start_soon(ask_one, number)
 
     anyio.run(all_at_once)
-    assert sizes == [3, 2]
+    short = sum(count for longest, count, _ in begun if longest == 5)
+    assert (short, sum(count for _, count, _ in begun)) == (3, 5)
 
 
-def test_a_request_that_is_given_up_takes_no_place_in_a_batch(run: Path, sizes: list[int]) -> None:
+def test_a_request_that_is_given_up_leaves_its_place_to_others(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make(run)
     texts: list[str] = []
+    engines: list[Engine] = []
+    start = inspect._start
+
+    def watched(ready: LoadedRung) -> Engine:
+        engines.append(start(ready))
+        return engines[-1]
+
+    monkeypatch.setattr(inspect, "_start", watched)
 
     async def ask_one(question: str, seconds: float) -> None:
         with anyio.move_on_after(seconds):
@@ -188,10 +203,14 @@ def test_a_request_that_is_given_up_takes_no_place_in_a_batch(run: Path, sizes: 
                 group.start_soon(ask_one, question, 0.01)
             for question in QUESTIONS[4:8]:
                 group.start_soon(ask_one, question, 60)
+        while engines[0].stats.running:
+            await anyio.sleep(0.01)
 
     anyio.run(all_at_once)
-    assert sizes == [4]
     assert len(texts) == 4
+    stats = engines[0].stats
+    assert stats.answered == 4
+    assert stats.asked == stats.answered + stats.cancelled
 
 
 def test_a_model_can_be_closed_while_a_question_is_unanswered(run: Path) -> None:
