@@ -19,6 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 BENCHES: dict[str, Callable[[], Iterable[Result]]] = {
     "decoding-tally": lambda: decoding.results(tally(), True),
     "decoding-135m": lambda: decoding.results(smol_shape(), False),
+    "decoding-135m-bfloat16": decoding.half_results,
     "decoding-smol": decoding.smol_results,
     "training-tally": lambda: training.results(tally(), True),
     "training-135m": lambda: training.results(smol_shape(), False),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.pairs import Bench
+from benchmarks.pairs import Bench, smol_shape
 from benchmarks.timing import Result, Run, compare, compare_pairs, timed
 from howwhen.collect.rollouts import collect_rollouts
 from howwhen.hybrid.choice import RandomPositions, Rung, SelfGated, Steer, Takeover
@@ -101,7 +101,7 @@ def stepwise_against_floor(bench: Bench, tokens: int) -> Iterator[Result]:
         )
 
 
-def against_thinking(bench: Bench, rate: float, tokens: int) -> Result:
+def against_thinking(bench: Bench, rate: float, tokens: int, target: float = 0.9) -> Result:
     """The hybrid against the thinking model alone, writing as many tokens."""
     problem, models, rung = bench.problems[0], bench.models, rare(bench, rate)
     seed = _typical_seed(rung, problem, tokens)
@@ -113,7 +113,7 @@ def against_thinking(bench: Bench, rate: float, tokens: int) -> Result:
         lambda: plain_greedy(models.thinking, problem, tokens),
         lambda: decode(models, [problem], rung, settings(tokens, 16), seed),
         "at least",
-        0.9,
+        target,
         f"{_same(step, block)}, {tokens} of them, {step.decisions / len(step.tokens):.1%} "
         "steered, and the thinking model alone",
         repeats=7,
@@ -123,6 +123,14 @@ def against_thinking(bench: Bench, rate: float, tokens: int) -> Result:
 
 def _same(step: HybridTrace, block: HybridTrace) -> str:
     return f"tokens {'identical' if step.ids == block.ids else 'DIFFERENT'}"
+
+
+def half_results() -> Iterator[Result]:
+    """Rows of the 135M shape in bfloat16, where the processor multiplies in it."""
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        bench = smol_shape(torch.bfloat16)
+        yield against_thinking(bench, 0.05, 48, 1.0)
+        yield batch_against_one(bench, 16)
 
 
 def smol_results() -> Iterator[Result]:

@@ -60,7 +60,7 @@ def tally() -> Bench:
     return bench_of("tally", models, tally_problems(64, seed=1))
 
 
-def smol_shape() -> Bench:
+def smol_shape(dtype: torch.dtype = torch.float32) -> Bench:
     """Random weights of SmolLM2-135M's shape, twice the same model with a little noise between."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -77,7 +77,10 @@ def smol_shape() -> Bench:
     pair = random_pair("shape", config)
     text = " ".join(f"w{number}" for number in range(100, 180))
     problems = [Problem(str(n), f"w{n + 2} {text}", "0") for n in range(64)]
-    return bench_of("135M shape", pair, problems)
+    for model in (pair.base, pair.thinking):
+        model.model.to(dtype)
+    name = "135M shape" if dtype == torch.float32 else f"135M shape, {str(dtype)[6:]}"
+    return bench_of(name, pair, problems)
 
 
 def random_pair(name: str, config: PretrainedConfig) -> ModelPair:
