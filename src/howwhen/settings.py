@@ -671,6 +671,9 @@ def explain(error: ValidationError) -> str:
 
 def _explain(error: Any) -> str:
     path = [str(part) for part in error["loc"]]
+    if error["type"] == "value_error":  # a sentence of ours
+        words = str(error["ctx"]["error"])
+        return f"setting {'.'.join(path)}: {words}" if path else words
     if error["type"] != "extra_forbidden":
         return f"setting {'.'.join(path)}: {error['msg']}, found {error['input']!r}"
     section = type(getattr(RunSettings(), path[0])) if len(path) > 1 else RunSettings
