@@ -11,8 +11,9 @@ from howwhen.collect.rollouts import collect_rollouts
 from howwhen.hybrid.choice import RandomPositions, Rung, SelfGated, Steer, Takeover
 from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.sampling import uniform_numbers
-from howwhen.hybrid.streams import PromptCache, open_streams
+from howwhen.hybrid.streams import open_streams
 from howwhen.hybrid.strength import LEARNED, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel

@@ -77,6 +77,20 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     return seen
 
 
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
+    """The engines that are started in this test."""
+    started: list[Engine] = []
+    start = inspect._start
+
+    def watched(ready: LoadedRung) -> Engine:
+        started.append(start(ready))
+        return started[-1]
+
+    monkeypatch.setattr(inspect, "_start", watched)
+    return started
+
+
 def make(run: Path, **arguments: Any) -> inspect.HowwhenAPI:
     made = get_model("howwhen/tally-rl", memoize=False, out=str(run), **arguments)
     return cast(inspect.HowwhenAPI, made.api)
@@ -177,18 +191,10 @@ def test_only_requests_with_equal_settings_share_a_batch(
 
 
 def test_a_request_that_is_given_up_leaves_its_place_to_others(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, engines: list[Engine]
 ) -> None:
     model = make(run)
     texts: list[str] = []
-    engines: list[Engine] = []
-    start = inspect._start
-
-    def watched(ready: LoadedRung) -> Engine:
-        engines.append(start(ready))
-        return engines[-1]
-
-    monkeypatch.setattr(inspect, "_start", watched)
 
     async def ask_one(question: str, seconds: float) -> None:
         with anyio.move_on_after(seconds):
@@ -213,18 +219,27 @@ def test_a_request_that_is_given_up_leaves_its_place_to_others(
     assert stats.asked == stats.answered + stats.cancelled
 
 
-def test_a_model_can_be_closed_while_a_question_is_unanswered(run: Path) -> None:
+def test_a_model_can_be_closed_while_a_question_is_unanswered(
+    run: Path, engines: list[Engine]
+) -> None:
     model = make(run)
+    texts: list[str] = []
+
+    async def ask_one() -> None:
+        message = ChatMessageUser(content=QUESTIONS[0])
+        texts.append((await model.generate([message], [], "auto", GenerateConfig())).completion)
 
     async def give_up() -> None:
         await model.count_tokens("Ann")  # opens the rung
         with anyio.move_on_after(0.01):
-            message = ChatMessageUser(content=QUESTIONS[0])
-            await model.generate([message], [], "auto", GenerateConfig())
+            await ask_one()
         with anyio.fail_after(20):
             await model.aclose()
+        await ask_one()
 
     anyio.run(give_up)
+    assert [one._thread.is_alive() for one in engines if one._thread] == [False, True]
+    assert len(texts) == 1
 
 
 def test_the_answer_ends_before_a_stop_or_at_the_limit(run: Path) -> None:

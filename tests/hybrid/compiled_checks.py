@@ -7,13 +7,15 @@ compiled.
 import gc
 import weakref
 from collections.abc import Iterator
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from howwhen.hybrid.decoder import LiveBatch, decode
-from howwhen.hybrid.streams import Places, open_streams
+from howwhen.hybrid.places import Places
+from howwhen.hybrid.streams import open_streams
 from howwhen.lm import compiled
 from howwhen.lm.compiled import columns_of, size_of
 from howwhen.settings import Compilation, HybridSettings
@@ -124,7 +126,7 @@ def test_beyond_the_most_graphs_passes_are_not_compiled(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "MAX_GRAPHS", 5)
-    monkeypatch.setattr(compiled, "_SHAPES", set())
+    monkeypatch.setattr(compiled, "_ALL", WeakSet())
     models, rung = make_models(make_model), EVERY_RUNG["takeover"]
     how = HybridSettings(max_new_tokens=6, block_tokens=4)
     for count in range(1, 6):

@@ -1,6 +1,7 @@
-"""One rung of every kind, and what equal answers are."""
+"""One rung of every kind, what equal answers are, and a look at drafts."""
 
 import pytest
+from torch import Tensor
 
 from howwhen.hybrid.choice import (
     Base,
@@ -13,6 +14,7 @@ from howwhen.hybrid.choice import (
     Takeover,
     Thinking,
 )
+from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer, Source
 from howwhen.hybrid.strength import sweep
 from howwhen.records import HybridTrace
 from tests.factories import make_gate, make_probe, make_vectors
@@ -48,3 +50,19 @@ def expect_equal(traces: list[HybridTrace], expected: list[HybridTrace]) -> None
             ):
                 assert (value is None) == (number is None)
                 assert value is None or value == pytest.approx(number, abs=2e-4)
+
+
+def watch_drafts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Source, int]]:
+    """Source and length of every draft, as they are made."""
+    found: list[tuple[Source, int]] = []
+    unwatched = Drafter.draft
+
+    def watched(
+        drafter: Drafter, answers: list[OpenAnswer], first: Tensor, length: int | None
+    ) -> Draft:
+        draft = unwatched(drafter, answers, first, length)
+        found.append((draft.source, draft.length))
+        return draft
+
+    monkeypatch.setattr(Drafter, "draft", watched)
+    return found

@@ -25,8 +25,9 @@ from howwhen.hybrid.choice import (
 )
 from howwhen.hybrid.decoder import LiveBatch, decode, stream
 from howwhen.hybrid.ledger import MAX_MARGIN, Opinion, log_probs_of, numbers_of
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.sampling import Sampler
-from howwhen.hybrid.streams import PromptCache, open_streams
+from howwhen.hybrid.streams import open_streams
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.head import multiply_in_float32

@@ -6,12 +6,10 @@ from typing import Literal
 import pytest
 import torch
 from tokenizers.models import WordLevel
-from torch import Tensor
 
 from howwhen.errors import PairError
 from howwhen.hybrid.choice import Takeover
 from howwhen.hybrid.decoder import LiveBatch, decode
-from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.settings import HybridSettings
@@ -19,7 +17,7 @@ from howwhen.zoo.tally import tally_problems
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import VOCABULARY, MakeModel
 from tests.factories import make_models
-from tests.hybrid.every_rung import EVERY_RUNG, expect_equal
+from tests.hybrid.every_rung import EVERY_RUNG, expect_equal, watch_drafts
 
 PROBLEMS = tally_problems(6, seed=8)
 
@@ -37,22 +35,6 @@ def with_draft(make_model: MakeModel, kind: str) -> ModelPair:
     return replace(models, draft=draft)
 
 
-def sources(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Where drafts came from, as they are made."""
-    found: list[str] = []
-    unwatched = Drafter.draft
-
-    def watched(
-        drafter: Drafter, answers: list[OpenAnswer], first: Tensor, length: int | None
-    ) -> Draft:
-        draft = unwatched(drafter, answers, first, length)
-        found.append(draft.source)
-        return draft
-
-    monkeypatch.setattr(Drafter, "draft", watched)
-    return found
-
-
 @pytest.mark.parametrize("policy", ["transient", "persistent"])
 @pytest.mark.parametrize("kind", EVERY_RUNG)
 def test_a_draft_model_changes_no_answer(
@@ -62,7 +44,7 @@ def test_a_draft_model_changes_no_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rung = EVERY_RUNG[kind]
-    found = sources(monkeypatch)
+    found = watch_drafts(monkeypatch)
     for temperature in (0.0, 0.8):
         how = HybridSettings(
             max_new_tokens=30, block_tokens=8, cache_policy=policy, temperature=temperature
@@ -75,7 +57,7 @@ def test_a_draft_model_changes_no_answer(
                 found.clear()
                 traces = decode(models, PROBLEMS, rung, how, seed=2, slots=slots)
                 expect_equal(traces, expected)
-                assert "draft model" in found
+                assert "draft model" in dict(found)
 
 
 def test_a_draft_model_that_is_right_saves_passes(
@@ -85,7 +67,7 @@ def test_a_draft_model_that_is_right_saves_passes(
     agreed = ModelPair(models.base, models.base)
     how = HybridSettings(max_new_tokens=40, block_tokens=8)
     twin = make_model(seed=0)
-    found = sources(monkeypatch)
+    found = watch_drafts(monkeypatch)
     passes: list[int] = []
     models.base.model.register_forward_hook(lambda *_: passes.append(1))
     expected = decode(agreed, PROBLEMS, Takeover(), how)
@@ -94,7 +76,7 @@ def test_a_draft_model_that_is_right_saves_passes(
     found.clear()
     traces = decode(replace(agreed, draft=twin), PROBLEMS, Takeover(), how)
     expect_equal(traces, expected)
-    assert set(found) == {"draft model"}
+    assert {source for source, _ in found} == {"draft model"}
     assert len(passes) < alone / 2
     assert len(found) <= 40 / 8 + 2
 
@@ -103,10 +85,10 @@ def test_a_draft_model_that_is_wrong_is_given_up(
     make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = with_draft(make_model, "another")
-    found = sources(monkeypatch)
+    found = watch_drafts(monkeypatch)
     decode(models, PROBLEMS, Takeover(), HybridSettings(max_new_tokens=60, block_tokens=8))
-    assert "draft model" in found[:2]
-    assert "draft model" not in found[-10:]
+    assert "draft model" in dict(found[:2])
+    assert "draft model" not in dict(found[-10:])
 
 
 def test_answers_that_join_are_drafted_too(make_model: MakeModel) -> None:
@@ -143,13 +125,13 @@ def test_a_draft_model_with_a_shorter_context_stops_where_it_ends(
     how = HybridSettings(max_new_tokens=60, block_tokens=8)
     expected = decode(models, PROBLEMS, Takeover(), how)
     draft = cut_to(make_model("gpt2", seed=0), context)
-    found = sources(monkeypatch)
+    found = watch_drafts(monkeypatch)
     for slots in (None, 1, 3):
         found.clear()
         traces = decode(replace(models, draft=draft), PROBLEMS, Takeover(), how, slots=slots)
         expect_equal(traces, expected)
-        assert "base" in found
-        assert context < 64 or "draft model" in found
+        assert "base" in dict(found)
+        assert context < 64 or "draft model" in dict(found)
 
 
 def cut_to(model: LanguageModel, context: int) -> LanguageModel:

@@ -8,13 +8,12 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
 
 from howwhen.errors import SettingsError
 from howwhen.hybrid import pass_costs
 from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
 from howwhen.hybrid.decoder import LiveBatch, decode
-from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
+from howwhen.hybrid.drafting import Draft
 from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases, Text
 from howwhen.hybrid.pass_costs import PassCosts
 from howwhen.hybrid.session import Session, Verdict, _Plan
@@ -25,6 +24,7 @@ from howwhen.zoo.tally import tally_problems
 from tests import pretend_gpu
 from tests.conftest import VOCABULARY, MakeModel
 from tests.factories import make_gate, make_models, make_probe, make_vectors
+from tests.hybrid.every_rung import watch_drafts
 
 
 def test_phrases_are_counted_over_all_answers_by_the_longest_that_occurred() -> None:
@@ -113,24 +113,14 @@ def test_guesses_change_no_token_on_any_rung(
     step = decode(models, problems, rung, how)
     others = decode(models, tally_problems(9, seed=9), rung, how)
     phrases = Phrases([trace.ids for trace in (*others, *step[:2])])
-    lengths: list[int] = []
-    unwatched = Drafter.draft
-
-    def watched(
-        drafter: Drafter, answers: list[OpenAnswer], first: Tensor, length: int | None
-    ) -> Draft:
-        draft = unwatched(drafter, answers, first, length)
-        lengths.append(draft.length if draft.source == "guesses" else 0)
-        return draft
-
-    monkeypatch.setattr(Drafter, "draft", watched)
+    drafts = watch_drafts(monkeypatch)
     how = how.model_copy(update={"block_tokens": 16})
     for known in (None, phrases):
         found = decode(models, problems, rung, how, phrases=known)
         assert [[t[:4] for t in a.tokens] for a in found] == [
             [t[:4] for t in a.tokens] for a in step
         ]
-    assert sum(length > 1 for length in lengths) > 5
+    assert sum(source == "guesses" and length > 1 for source, length in drafts) > 5
 
 
 def test_a_single_stream_may_be_guessed_too(make_model: MakeModel) -> None:
@@ -147,12 +137,17 @@ def test_a_single_stream_may_be_guessed_too(make_model: MakeModel) -> None:
     assert len(rounds) < len(expected.ids) / 2
 
 
+def timed_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let costs be timed, none of which is known, and kept in a folder."""
+    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
+    monkeypatch.setenv("HOWWHEN_CACHE", str(folder))
+    monkeypatch.setattr(pass_costs, "_TIMED", {})
+
+
 def test_costs_are_timed_once_and_kept(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
-    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
-    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    timed_in(tmp_path, monkeypatch)
     models = make_models(make_model)
     costs = pass_costs.pass_costs(models, 3, needs_thinking=True)
     assert all(0 < seconds < 1 for seconds in (*costs.base, *costs.thinking))
@@ -175,9 +170,7 @@ def test_costs_are_timed_once_and_kept(
 def test_models_on_two_devices_are_timed_side_by_side_too(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
-    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path))
-    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    timed_in(tmp_path, monkeypatch)
     draft = make_model(seed=5)
     models = replace(make_models(make_model), draft=draft)
     with pretend_gpu.pretending():
@@ -194,10 +187,8 @@ def test_models_on_two_devices_are_timed_side_by_side_too(
 def test_without_a_folder_costs_are_timed_by_every_process(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOWWHEN_PASS_COSTS")
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("HOWWHEN_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(pass_costs, "_TIMED", {})
+    timed_in(tmp_path / "file", monkeypatch)
     assert pass_costs.pass_costs(make_models(make_model), 1, needs_thinking=False).base[0] > 0
 
 

@@ -12,8 +12,9 @@ from howwhen.errors import InputError
 from howwhen.hybrid.choice import Base, Takeover
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.session import Session
-from howwhen.hybrid.streams import PromptCache, open_streams
+from howwhen.hybrid.streams import open_streams
 from howwhen.records import HybridToken, Problem
 from howwhen.settings import HybridSettings
 from howwhen.zoo.tally import tally_problems
@@ -83,15 +84,17 @@ def test_answers_that_join_at_any_time_are_written_as_if_alone(make_model: MakeM
             if joining:
                 added = batch.add([problem for _, problem in joining])
                 numbers |= dict(zip(added, [place for place, _ in joining], strict=True))
-            for number, tokens in batch.advance().items():
+            fresh = batch.advance()
+            for number, tokens in fresh.items():
                 answers[numbers[number]] += tokens
             if cancelled < 0 and batch.running > 2:
-                cancelled = numbers[next(iter(batch.advance()))]
-                batch.cancel(next(n for n, place in numbers.items() if place == cancelled))
+                number = next(iter(fresh))
+                cancelled = numbers[number]
+                batch.cancel(number)
         assert cancelled >= 0
         for place, (found, expected) in enumerate(zip(answers, alone, strict=True)):
-            if place != cancelled and len(found) == len(expected):
-                assert [token[:4] for token in found] == [token[:4] for token in expected]
+            written = len(found) if place == cancelled else len(expected)
+            assert [token[:4] for token in found] == [token[:4] for token in expected[:written]]
 
 
 def prompts_of(models: Any, problems: Sequence[Problem]) -> list[list[int]]:

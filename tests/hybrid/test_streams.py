@@ -17,7 +17,8 @@ from transformers import (
 
 from howwhen.errors import ModelError
 from howwhen.hybrid.load_check import check_streams
-from howwhen.hybrid.streams import Places, open_streams
+from howwhen.hybrid.places import Places
+from howwhen.hybrid.streams import open_streams
 from howwhen.lm.models import LanguageModel, wrap_model
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import ARCHITECTURES, VOCABULARY, MakeModel

@@ -74,8 +74,7 @@ class AskedTogether:
     async def answer(self, problem: Problem, settings: HybridSettings) -> HybridTrace:
         """The trace of one question. Raises what `howwhen.hybrid.decoder.decode` raises."""
         ready = await self.ready()
-        if self._engine is None:
-            self._engine = _start(ready)
+        engine = self._engine = self._engine or _start(ready)
         tokens: list[HybridToken] = []
         ends: list[Finish | Exception] = []
 
@@ -86,12 +85,12 @@ class AskedTogether:
                 tokens.extend(event)
 
         request = GenerationRequest(problem.question, ready.rung.name, settings, draw=problem.id)
-        pending = self._engine.submit(request, deliver)
+        pending = engine.submit(request, deliver)
         try:
             while not ends:
                 await anyio.sleep(LOOK_AGAIN_SECONDS)
         finally:
-            self._engine.cancel(pending)
+            engine.cancel(pending)
         if isinstance(ends[0], Exception):
             raise ends[0]
         return trace_of(ready.models, problem, ready.rung, 0, tokens)
@@ -104,11 +103,10 @@ class AskedTogether:
 
 
 def _start(ready: LoadedRung) -> Engine:
-    size = ready.settings.batch_size
     engine = Engine(
         ready.models,
         lambda _name, _strength: ready.rung,
-        batch_size=size,
+        batch_size=ready.settings.batch_size,
         max_waiting=MAX_WAITING,
         phrases=ready.phrases,
     )

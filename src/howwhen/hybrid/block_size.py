@@ -48,7 +48,6 @@ class BlockSizer:
     """Among all tokens that the base wrote ahead."""
     kept_after_step: Rate = field(default_factory=lambda: Rate(4.0, tokens=4.0))
     """Tokens kept, of those that were guessed after a token that the base wrote ahead."""
-
     accepted: Rate = field(default_factory=lambda: Rate(0.8, tokens=8.0))
     """How often a token of the draft model is the one that is written."""
 
@@ -108,11 +107,11 @@ class BlockSizer:
         """The best number of tokens that the draft model writes, and seconds per token kept.
 
         Args:
-            left: the most that may be drafted.
+            left: the most that may be drafted; 0 without a draft model.
         """
         best, seconds = (0, math.inf), self._seconds
         rate, kept = self.accepted.rate, 1.0
-        for count in range(1, min(self.most - 1, left) + 1 if self.costs.draft else 1):
+        for count in range(1, min(self.most - 1, left) + 1):
             kept += rate**count
             # It catches up with the others by reading one or two tokens at once.
             drafting = seconds.draft[2] + (count - 1) * seconds.draft[1]

@@ -15,16 +15,13 @@ from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
 from howwhen.hybrid.opening import Opener
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.scoring import Answer
 from howwhen.hybrid.session import Session
-from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
 from howwhen.settings import HybridSettings
 
-BATCHES_AT_ONCE = 4
-"""Batches of answers that a step decodes before it stores them. Within them, slots are refilled as
-answers end; a killed run resumes after them."""
 REFILLED_PART = 8
 """An eighth of the slots is filled again at a time: prompts are read together."""
 

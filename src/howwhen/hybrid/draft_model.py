@@ -78,7 +78,7 @@ class DraftModel:
 
         Args:
             ids: tokens that came to every stream in a round; none where it has ended.
-            agreed: how many of them are those that it wrote in this round.
+            agreed: how many of them are those that were drafted in this round, by whomever.
         """
         kept = [min(self._ahead, count) for count in agreed]
         self._streams.rollback([self._ahead - count for count in kept])

@@ -168,8 +168,6 @@ class Drafter:
             tried = range(draft.length - 1)  # nothing is drafted at the last position
             events = [n < agreed[one] for one in running for n in tried[: kept[one]]]
             self.block_sizer.accepted.learn(events, len(running))
-        else:
-            agreed = [0] * len(ids)
         self.draft_model.note(ids, agreed)
 
     def _write_ahead(

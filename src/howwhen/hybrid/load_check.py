@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from howwhen.errors import ModelError
-from howwhen.hybrid.streams import Places, open_streams
+from howwhen.hybrid.places import Places
+from howwhen.hybrid.streams import open_streams
 from howwhen.lm.models import LanguageModel
 
 

@@ -13,11 +13,12 @@ from howwhen.hybrid.draft_model import DraftModel
 from howwhen.hybrid.drafting import Drafter, OpenAnswer
 from howwhen.hybrid.guesses import Guesser, Phrases, Text
 from howwhen.hybrid.pass_costs import STEPWISE, PassCosts, pass_costs
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.sampling import Sampler
 from howwhen.hybrid.scoring import Answer, Scoring
 from howwhen.hybrid.session import Session
 from howwhen.hybrid.steering import check_vectors
-from howwhen.hybrid.streams import PromptCache, Streams, open_streams
+from howwhen.hybrid.streams import Streams, open_streams
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.generate import check_lengths
 from howwhen.lm.models import LanguageModel
@@ -134,7 +135,7 @@ class Opener:
         return read(model, prompts, layers, steer_layer, self.settings.compile)
 
     def _costs(self, streams: int) -> PassCosts:
-        if self.settings.block_tokens == 1 or not streams:
+        if self.settings.block_tokens == 1:
             return STEPWISE
         return pass_costs(
             self.models,

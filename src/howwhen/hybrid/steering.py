@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from howwhen.errors import ModelError, SteeringError
 from howwhen.hybrid.choice import Rung, Steering
-from howwhen.hybrid.streams import Branch, Places, Streams
+from howwhen.hybrid.places import Branch, Places
+from howwhen.hybrid.streams import Streams
 from howwhen.hybrid.strength import Window
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.residual import add_to_residual, check_layer

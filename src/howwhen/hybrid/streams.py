@@ -9,14 +9,14 @@ categories.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from howwhen.hybrid.places import Branch, Places, branch_view
 from howwhen.lm.attention import attention_of, fitted_mask
 from howwhen.lm.compiled import columns_of, compiled_pass, size_of
 from howwhen.lm.models import LanguageModel
@@ -30,8 +30,6 @@ BRANCH_COLUMNS = 64
 """Columns that a compiled cache has to spare for branches."""
 MAX_FIRST_LOGITS = 2**24
 """Logits that reading prompts may take; beyond, their last tokens are read apart."""
-PROMPT_BYTES = 2**30
-"""Most memory spent on keeping prompts."""
 
 
 @dataclass
@@ -107,36 +105,28 @@ class Streams:
 
     def _forward_compiled(self, tokens: Tensor, size: int, how: Compilation) -> None:
         """Read tokens with a graph for `size` of them; what is read beyond is written over."""
-        count, streams = tokens.shape[1], len(self.lengths)
+        count = tokens.shape[1]
         columns = columns_of(self.width + size + BRANCH_COLUMNS)
         run = compiled_pass(self.model, self._wanted(), how)
-        if not run.has_graph(streams, size, columns):
+        if not run.has_graph(len(self.lengths), size, columns):
             self._forward(tokens, count)
             return
         self.cache.fit(columns)
-        starts = torch.tensor(self.lengths, device=self.device)
-        positions = starts[:, None] + torch.arange(size, device=self.device)
+        positions = self._positions(size)
         self.cache.board.put_at(positions, columns)
-        allowed = torch.arange(columns, device=self.device) <= positions[..., None]
-        last = (self.model.context or columns) - 1
+        view = self._view(positions, columns)
+        padded = functional.pad(tokens, (0, size - count))
         logits, read = run(
-            self.model,
-            functional.pad(tokens, (0, size - count)),
-            positions.clamp(max=last),
-            fitted_mask(allowed, self.model),
-            self.cache,
+            self.model, padded, view["position_ids"], view["attention_mask"], self.cache
         )
-        self.logits = logits[:, :count]
-        self.residual = {layer: read[layer][:, :count] for layer in self.layers}
-        if self.steer_layer is not None:
-            self.cache.board.put_at(positions[:, :count], columns)
-            self._note_history(read[self.steer_layer][:, :count], columns)
-        self.lengths = [length + count for length in self.lengths]
+        self.cache.board.put_at(positions[:, :count], columns)
+        kept = {layer: part[:, :count] for layer, part in read.items()}
+        self._take(logits[:, :count], kept, count, columns)
 
     def _forward(self, tokens: Tensor, logits_kept: int | Tensor) -> None:
         count, width = tokens.shape[1], self.width + tokens.shape[1]
         once = capture_residuals(self.model.model, self._wanted())
-        inputs = self._places(count)
+        inputs = self._inputs(count)
         with nullcontext(self.read) if self.is_open else once as read, attention_of(self.model):
             output = self.model.model(
                 tokens,
@@ -145,7 +135,11 @@ class Streams:
                 logits_to_keep=logits_kept,
                 **inputs,
             )
-        self.logits = output.logits.float()
+        self._take(output.logits.float(), read, count, width)
+
+    def _take(self, logits: Tensor, read: dict[int, Tensor], count: int, width: int) -> None:
+        """Keep what came of reading `count` tokens, of which states are in `width` columns."""
+        self.logits = logits
         self.residual = {layer: read[layer] for layer in self.layers}
         if self.steer_layer is not None:
             self._note_history(read[self.steer_layer], width)
@@ -164,7 +158,7 @@ class Streams:
         logits = at(self.logits, [places.index(place) for place in last])
         self.first = First(logits, {layer: at(own, last) for layer, own in self.residual.items()})
 
-    def _places(self, count: int) -> dict[str, Tensor]:
+    def _inputs(self, count: int) -> dict[str, Tensor]:
         """Mask and positions of `count` new tokens, unless the model can infer them."""
         width, board = self.width, self.cache.board
         if len(set(self.lengths)) == 1:
@@ -173,13 +167,20 @@ class Streams:
                 return {}
             positions = torch.arange(width, width + count, device=self.device)[None]
         else:
-            starts = torch.tensor(self.lengths, device=self.device)
-            positions = starts[:, None] + torch.arange(count, device=self.device)
+            positions = self._positions(count)
             board.put_at(positions, width + count)
-        allowed = torch.arange(width + count, device=self.device) <= positions[..., None]
+        return self._view(positions, width + count)
+
+    def _positions(self, count: int) -> Int[Tensor, "stream new"]:
+        starts = torch.tensor(self.lengths, device=self.device)
+        return starts[:, None] + torch.arange(count, device=self.device)
+
+    def _view(self, positions: Int[Tensor, "#stream new"], width: int) -> dict[str, Tensor]:
+        """Each token looks at the columns up to its own, of so many."""
+        allowed = torch.arange(width, device=self.device) <= positions[..., None]
         # A stream whose context is full reads on with the others, at its last position. Whatever it
         # reads is rolled back.
-        last = (self.model.context or width + count) - 1
+        last = (self.model.context or width) - 1
         streams = len(self.lengths)
         return {
             "attention_mask": fitted_mask(allowed.expand(streams, -1, -1), self.model),
@@ -255,10 +256,10 @@ class Streams:
 
     def branch(
         self,
-        places: "Places",
+        places: Places,
         delta: Float[Tensor, "place candidate window d_model"],
         skip: int = 0,
-    ) -> "Branch":
+    ) -> Branch:
         """Pass some positions through the upper blocks once more, steered.
 
         Args:
@@ -284,7 +285,7 @@ class Streams:
             self.branched = max(self.branched, self.cache.board.width)
         else:
             self.cache.board.put_beside(places.rows, width, candidates * window)
-        allowed = _branch_view(places, candidates, width)
+        allowed = branch_view(places, candidates, width)
         inputs: dict[str, Any] = {
             "position_ids": columns.repeat(1, candidates),
             "attention_mask": fitted_mask(allowed, self.model),
@@ -321,14 +322,14 @@ class Streams:
             layer.values[:, :, self.width : self.branched] = 0
         self.branched = 0
 
-    def residuals_at(self, places: "Places") -> Float[Tensor, "place window d_model"]:
+    def residuals_at(self, places: Places) -> Float[Tensor, "place window d_model"]:
         """Unsteered residual at `steer_layer` of the positions to be steered."""
         if self.history is None:
             raise RuntimeError("these streams were opened without a layer to steer")
         device = self.history.device
         return self.history[places.rows[:, None].to(device), places.window.to(device)]
 
-    def commit(self, branch: "Branch", index: int, candidate: int) -> None:
+    def commit(self, branch: Branch, index: int, candidate: int) -> None:
         """Let one stream's cache hold a candidate's steered states from here on.
 
         Args:
@@ -359,68 +360,6 @@ class First:
     residual: dict[int, Float[Tensor, "stream 1 d_model"]]
 
 
-@dataclass(frozen=True)
-class Places:
-    """Positions to be steered: each is the last one of a window in some stream."""
-
-    streams: list[int]
-    """The stream of each."""
-    columns: list[int]
-    """Its position in the stream."""
-    reach: list[int]
-    """How many positions are steered, this one and those before it."""
-    device: torch.device
-    """Where tokens are read."""
-
-    def __post_init__(self) -> None:
-        pairs = zip(self.reach, self.columns, strict=True)
-        object.__setattr__(self, "reach", [min(reach, column + 1) for reach, column in pairs])
-
-    @cached_property
-    def longest(self) -> int:
-        """The largest reach."""
-        return max(self.reach)
-
-    @cached_property
-    def _table(self) -> Int[Tensor, "3 place"]:
-        return torch.tensor([self.streams, self.columns, self.reach], device=self.device)
-
-    @property
-    def rows(self) -> Int[Tensor, " place"]:
-        """The stream of each."""
-        return self._table[0]
-
-    @property
-    def column(self) -> Int[Tensor, " place"]:
-        """Its position in the stream."""
-        return self._table[1]
-
-    @property
-    def exists(self) -> Bool[Tensor, "place window"]:
-        """Which positions of each window are steered; the last ones."""
-        offsets = torch.arange(self.longest - 1, -1, -1, device=self.device)
-        return offsets < self._table[2][:, None]
-
-    @property
-    def window(self) -> Int[Tensor, "place window"]:
-        """The positions of each window."""
-        offsets = torch.arange(self.longest - 1, -1, -1, device=self.device)
-        return (self._table[1][:, None] - offsets).clamp(min=0)
-
-
-@dataclass(frozen=True)
-class Branch:
-    """What came of steering some places."""
-
-    places: Places
-    logits: Float[Tensor, "place candidate vocabulary"]
-    start: int
-    """Column of the first steered state."""
-    copies: list[tuple[Tensor, Tensor]] | None
-    """Keys and values of the upper blocks, where the streams were copied; None where the steered
-    states are behind the streams' own."""
-
-
 def open_streams(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -448,45 +387,3 @@ def open_streams(
         streams._forward(pad([prompt[:-1] for prompt in prompts], device=model.device).ids, 1)
     streams.lengths = lengths
     return streams
-
-
-class PromptCache:
-    """Prompts that a model has read, kept so that another rung need not read them again."""
-
-    def __init__(self, max_bytes: int = PROMPT_BYTES) -> None:
-        self._bytes_left = max_bytes
-        self._opened: dict[tuple[int, tuple[tuple[int, ...], ...]], Streams] = {}
-
-    def streams(
-        self,
-        model: LanguageModel,
-        prompts: Sequence[Sequence[int]],
-        layers: tuple[int, ...] = (),
-        steer_layer: int | None = None,
-        compilation: Compilation | None = None,
-    ) -> Streams:
-        """As `open_streams`."""
-        key = id(model.model), tuple(tuple(prompt) for prompt in prompts)
-        opened = self._opened.get(key)
-        if opened is None or steer_layer not in (None, opened.steer_layer):
-            before = 0 if opened is None else opened.nbytes
-            opened = open_streams(model, prompts, layers, steer_layer, compilation).copy()
-            if opened.nbytes - before <= self._bytes_left:
-                self._bytes_left -= opened.nbytes - before
-                self._opened[key] = opened
-        own = opened.copy()
-        history = None if steer_layer is None else own.history
-        return replace(own, layers=layers, steer_layer=steer_layer, history=history)
-
-
-def _branch_view(places: Places, candidates: int, width: int) -> Bool[Tensor, "place query key"]:
-    """What each steered position may look at: the unsteered columns before, its own candidate."""
-    window, exists, device = places.longest, places.exists, places.device
-    first = places.column - exists.sum(1) + 1
-    past = torch.arange(width, device=device) < first[:, None]
-    causal = torch.ones(window, window, device=device).tril()
-    same = torch.kron(torch.eye(candidates, device=device), causal).bool()
-    # What does not exist looks at itself: some kernels give no number where nothing may be seen.
-    itself = torch.eye(candidates * window, device=device).bool()
-    same = (same & exists.repeat(1, candidates)[:, None]) | itself
-    return torch.cat([past[:, None].expand(-1, candidates * window, -1), same], dim=2)

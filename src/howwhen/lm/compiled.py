@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from howwhen.lm.attention import attention_of
 from howwhen.lm.models import LanguageModel
-from howwhen.lm.residual import find_blocks
+from howwhen.lm.residual import find_blocks, residual_of
 from howwhen.lm.slots import SlotCache
 from howwhen.settings import Compilation
 
@@ -21,9 +22,8 @@ MIN_COLUMNS = 512
 """Fewest columns of a cache that there is a graph for; then four times as many, and so on."""
 MAX_GRAPHS = 128
 """Graphs of all models and shapes that one process may compile."""
-_SHAPES: set[tuple[int, ...]] = set()
-"""Shapes that there are graphs for, of all passes."""
 _LOG = logging.getLogger(__name__)
+_ALL: "WeakSet[CompiledPass]" = WeakSet()
 _PASSES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], "CompiledPass"]] = WeakKeyDictionary()
 
 
@@ -49,6 +49,11 @@ def compiled_pass(model: LanguageModel, layers: Sequence[int], how: Compilation)
     return known[key]
 
 
+@cache
+def _say_full() -> None:
+    _LOG.warning("%d graphs were compiled; other shapes are read without", MAX_GRAPHS)
+
+
 class CompiledPass:
     """Reads tokens with one graph for every shape; no shape changes from step to step.
 
@@ -65,29 +70,32 @@ class CompiledPass:
             blocks[layer].register_forward_hook(self._hook(layer))
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * MAX_GRAPHS)
-        compile_: dict[Compilation, Callable[..., Any]] = {
-            "trace": lambda run: torch.compile(run, fullgraph=True, dynamic=False, backend="eager"),
-            "inductor": lambda run: torch.compile(run, fullgraph=True, dynamic=False),
-            "graphs": lambda run: torch.compile(
-                run, fullgraph=True, dynamic=False, mode="reduce-overhead"
-            ),
+        options: dict[Compilation, dict[str, Any]] = {
+            "trace": {"backend": "eager"},
+            "inductor": {},
+            "graphs": {"mode": "reduce-overhead"},
         }
-        self._compiled = compile_[how](self._run)
+        self._compiled: Callable[..., Any] = torch.compile(
+            self._run, fullgraph=True, dynamic=False, **options[how]
+        )
+        self._shapes: set[tuple[int, int, int]] = set()
+        """Shapes that it has graphs for."""
+        _ALL.add(self)
 
     def _hook(self, layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if self._is_on:
-                self._read[layer] = output[0] if isinstance(output, tuple) else output
+                self._read[layer] = residual_of(output)
 
         return hook
 
     def has_graph(self, streams: int, tokens: int, columns: int) -> bool:
         """Whether there is a graph for a shape, or one more may be made."""
-        shape = (id(self), streams, tokens, columns)
-        if shape not in _SHAPES and len(_SHAPES) >= MAX_GRAPHS:
-            _LOG.warning("%d graphs were compiled; other shapes are read without", MAX_GRAPHS)
+        shape = (streams, tokens, columns)
+        if shape not in self._shapes and sum(len(one._shapes) for one in _ALL) >= MAX_GRAPHS:
+            _say_full()
             return False
-        _SHAPES.add(shape)
+        self._shapes.add(shape)
         return True
 
     def _run(

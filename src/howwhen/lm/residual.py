@@ -83,7 +83,7 @@ def capture_residuals(
 
     def make_hook(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            captured[layer] = take(_hidden(output))
+            captured[layer] = take(residual_of(output))
 
         return hook
 
@@ -103,7 +103,7 @@ def add_to_residual(model: nn.Module, layer: int, edit: Edit) -> Iterator[None]:
     """Within the context, each forward pass adds `edit(residual)` to the output of `layer`."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        hidden = _hidden(output)
+        hidden = residual_of(output)
         steered = hidden + edit(hidden).to(hidden.dtype)
         return (steered, *output[1:]) if isinstance(output, tuple) else steered
 
@@ -253,7 +253,12 @@ def _ramp(hidden: Tensor) -> Tensor:
     return torch.linspace(-1, 1, hidden.shape[-1], device=hidden.device).expand_as(hidden)
 
 
-def _hidden(output: Any) -> Tensor:
+def residual_of(output: Any) -> Residual:
+    """The residual in what a decoder block returned.
+
+    Raises:
+        ModelError: there is none.
+    """
     hidden = output[0] if isinstance(output, tuple) else output
     if not isinstance(hidden, Tensor) or hidden.ndim != 3:
         raise ModelError(

@@ -30,13 +30,15 @@ from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.trainer import Trainer, Training
 from howwhen.elicit.training import DataSplit, choose_training, new_vectors, train_together
 from howwhen.hybrid.choice import Steer
-from howwhen.hybrid.decoder import BATCHES_AT_ONCE, decode
+from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.context import ELICIT_REPORT, Run
 from howwhen.pipeline.decisions import FOLDER, Comparison, StoredDecisions, read_decisions
 from howwhen.pipeline.rungs import chosen_strength
 from howwhen.pipeline.store import StepFolder
+from howwhen.pipeline.traces import grow_traces
 from howwhen.probes import Gate
+from howwhen.progress import Advance
 from howwhen.records import HybridTrace, Problem, Rollout, Split
 from howwhen.settings import Form
 from howwhen.vectors import VectorSet
@@ -197,25 +199,15 @@ class _OnPolicy:
 
         with run.reporter.task(f"on-policy round {number + 1}", len(problems)) as advance:
 
-            def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
-                first = problems.index(batch[0])
+            def decode_some(some: Sequence[Problem], ended: Advance) -> list[HybridTrace]:
+                slots = settings.batch_size
                 return decode(
-                    run.models(),
-                    batch,
-                    rung,
-                    settings,
-                    phrases=phrases,
-                    slots=settings.batch_size,
-                    ended=lambda count: advance(first + count),
+                    run.models(), some, rung, settings, phrases=phrases, slots=slots, ended=ended
                 )
 
-            traces = self.step.grow_records(
-                f"on-policy-{number}.jsonl",
-                HybridTrace,
-                problems,
-                BATCHES_AT_ONCE * settings.batch_size,
-                answer,
-                advance,
+            name = f"on-policy-{number}.jsonl"
+            traces = grow_traces(
+                self.step, name, problems, settings.batch_size, decode_some, advance
             )
         compared = Comparison(
             [Rollout(t.problem_id, t.ids, t.text, t.finish, ()) for t in traces],

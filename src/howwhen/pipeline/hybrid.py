@@ -5,16 +5,18 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from howwhen.hybrid.decoder import BATCHES_AT_ONCE, decode
+from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.scoring import Answer
-from howwhen.hybrid.streams import PromptCache
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.collect import warn_if_greedy
 from howwhen.pipeline.context import HYBRID_SUMMARY, Run
 from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
+from howwhen.pipeline.traces import grow_traces
+from howwhen.progress import Advance
 from howwhen.records import HybridSummary, HybridTrace, Problem, RungName, Split, Work
 from howwhen.vectors import VectorSet
 
@@ -90,28 +92,27 @@ class _Ladder:
 
         with self.run.reporter.task(rung_pass.label, len(self.problems)) as advance:
 
-            def answer(batch: Sequence[Problem]) -> list[HybridTrace]:
-                first = self.problems.index(batch[0])
+            def decode_some(some: Sequence[Problem], ended: Advance) -> list[HybridTrace]:
                 traces = decode(
                     self.models,
-                    batch,
+                    some,
                     rung_pass.rung,
                     seeded,
                     rung_pass.seed,
-                    known=[self.known[sample, problem.id] for problem in batch],
+                    known=[self.known[sample, problem.id] for problem in some],
                     prompts=self.prompts,
                     phrases=self.phrases,
                     slots=settings.batch_size,
-                    ended=lambda count: advance(first + count),
+                    ended=ended,
                 )
                 return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
 
-            traces = self.step.grow_records(
+            traces = grow_traces(
+                self.step,
                 rung_pass.file,
-                HybridTrace,
                 self.problems,
-                BATCHES_AT_ONCE * settings.batch_size,
-                answer,
+                settings.batch_size,
+                decode_some,
                 advance,
             )
         for trace in traces:

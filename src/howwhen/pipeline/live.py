@@ -170,8 +170,9 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
     elicited = folder.step("elicit")
     decoded = folder.step("hybrid")
     stored = decoded.read_object("settings.json") if decoded.digest is not None else {}
-    draft = {name: stored[name] for name in ("draft_model",) if name in stored}
-    settings = make_settings(PRESETS[preset], pair.overrides, {"hybrid": draft})
+    hybrid = {key: stored[key] for key in HybridSettings.model_fields if key in stored}
+    hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
+    settings = make_settings(PRESETS[preset], pair.overrides, {"hybrid": hybrid})
     if elicited.digest is None:
         for name in ("collect", "discover", "elicit"):
             Pipeline(pair, settings, folder, reporter).do(name)
@@ -185,11 +186,7 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
             "those it was made with, or choose another run folder"
         )
     method = elicited.read_object("settings.json")["method"]
-    hybrid = {key: stored[key] for key in HybridSettings.model_fields if key in stored}
-    hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
-    settings = make_settings(
-        settings.model_dump(), {"elicit": {"method": method}, "hybrid": hybrid}
-    )
+    settings = make_settings(settings.model_dump(), {"elicit": {"method": method}})
     return Rungs.read(pair, elicited, settings)
 
 
