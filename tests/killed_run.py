@@ -39,7 +39,7 @@ SETTINGS = {
         "probe_steps": 20,
         "on_policy_rounds": 1,
     },
-    "hybrid": {"max_new_tokens": 80, "batch_size": 6, "random_seeds": (0,)},
+    "hybrid": {"max_new_tokens": 80, "batch_size": 2, "random_seeds": (0,)},
     "measure": {"bootstrap_samples": 100},
 }
 MOMENTS: dict[str, tuple[Any, str, int]] = {
