@@ -8,7 +8,8 @@ import torch
 from benchmarks.pairs import Bench, smol_shape
 from benchmarks.timing import Result, Run, compare, compare_pairs, timed
 from howwhen.collect.rollouts import collect_rollouts
-from howwhen.hybrid.choice import RandomPositions, Rung, SelfGated, Steer, Takeover
+from howwhen.hybrid.choice import Rung, SelfGated, Steer, Takeover
+from howwhen.hybrid.controls import RandomPositions
 from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.prompt_cache import PromptCache

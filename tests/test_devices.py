@@ -21,15 +21,17 @@ from howwhen.elicit.training import new_vectors, split_examples, train_vectors
 from howwhen.hybrid.choice import (
     Base,
     Guardrail,
-    RandomCategory,
-    RandomPositions,
-    RandomVectors,
     Rung,
     SelfGated,
-    SharedVector,
     Steer,
     Takeover,
     Thinking,
+)
+from howwhen.hybrid.controls import (
+    RandomCategory,
+    RandomPositions,
+    RandomVectors,
+    SharedVector,
     WithoutCategory,
     randomise,
 )

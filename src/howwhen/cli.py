@@ -149,10 +149,12 @@ class Shortcuts:
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
     """Short for --collect.max-new-tokens and --hybrid.max-new-tokens."""
-    rungs: tuple[LadderRungName, ...] | None = None
+    rungs: tuple[LadderRungName | Literal["all"], ...] | None = None
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
+    budgets: bool | None = None
+    """Short for --hybrid.budgets."""
     audit: bool | None = None
     """Short for --measure.audit: read every answer twice, and show where the readers differ."""
     placing: PlacingOptions = PlacingOptions()
@@ -166,7 +168,12 @@ class Shortcuts:
             "limit": self.limit,
             **tokens,
         }
-        hybrid: Overrides = {"rungs": self.rungs, "knock_outs": self.knock_outs, **tokens}
+        hybrid: Overrides = {
+            "rungs": self.rungs,
+            "knock_outs": self.knock_outs,
+            "budgets": self.budgets,
+            **tokens,
+        }
         sections = {
             "collect": collect,
             "hybrid": hybrid,
@@ -415,7 +422,7 @@ def print_published(measurement: Measurement) -> None:
 
 def print_measurement(measurement: Measurement, confidence: float) -> None:
     """Print the ladder and its verdict on standard output."""
-    from howwhen.present.report import verdict
+    from howwhen.present.report import left_out_text, verdict
     from howwhen.present.tables import ladder_table
 
     table = Table(title=f"{measurement.n} problems", title_justify="left")
@@ -424,9 +431,11 @@ def print_measurement(measurement: Measurement, confidence: float) -> None:
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in ladder.rows:
         table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
     console.print(verdict(measurement), soft_wrap=True)
+    if left_out := left_out_text(measurement):
+        console.print(left_out, soft_wrap=True)
 
 
 def _print_table(table: Table) -> None:

@@ -3,7 +3,7 @@
 They are frozen values of tensors. They know their own arithmetic and nothing of models or files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +26,11 @@ def _moved(record: _Record, device: torch.device) -> _Record:
     moved: Any = {name: tensor.to(device) for name, tensor in tensors.items()}
     changed: _Record = replace(record, **moved)  # type: ignore[type-var]
     return changed
+
+
+def numbers_in(record: Any) -> int:
+    """How many numbers the tensors of a record hold."""
+    return sum(value.numel() for value in vars(record).values() if isinstance(value, Tensor))
 
 
 def normalise(
@@ -246,3 +251,10 @@ class SelfGate:
         inputs = (residual - self.mean) * self.scale
         features = functional.relu(functional.linear(inputs, self.hidden, self.hidden_bias))
         return functional.linear(features, self.outputs, self.outputs_bias)
+
+    def read_layers(
+        self, residual: Mapping[int, Float[Tensor, "n d_model"]], device: torch.device
+    ) -> Float[Tensor, "n outputs"]:
+        """The same of residuals by layer, which may be on several devices; on the probe's own."""
+        parts = [residual[layer].to(device) for layer in self.layers]
+        return self.read(torch.cat(parts, dim=1).float())

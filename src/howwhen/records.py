@@ -143,21 +143,39 @@ LadderRungName = Literal[
     "base",
     "base-step-by-step",
     "guardrail-only",
+    "logit-difference",
     "bias-only",
     "shared-vector",
+    "magnitude-only",
     "random-category",
     "random-positions",
+    "random-positions-anywhere",
     "random-vectors",
+    "entropy-gate",
+    "early-only",
     "hybrid",
     "self-gate",
+    "reverse-takeover",
     "takeover",
     "thinking",
 ]
 KnockOutName = Literal["without-category", "one-category"]
 """The hybrid without one category, and with one alone."""
-RungName = LadderRungName | KnockOutName
+BudgetName = Literal["hybrid-budget", "self-gate-budget", "takeover-budget"]
+"""Rungs that intervene only where it matters most, by some threshold."""
+RungName = LadderRungName | KnockOutName | BudgetName
 LADDER: tuple[RungName, ...] = get_args(LadderRungName)
 """The rungs of the ladder of controls, in the order they are shown."""
+BUDGETS: tuple[RungName, ...] = get_args(BudgetName)
+OPTIONAL_RUNGS: tuple[RungName, ...] = (
+    "logit-difference",
+    "magnitude-only",
+    "random-positions-anywhere",
+    "entropy-gate",
+    "early-only",
+    "reverse-takeover",
+)
+"""Rungs that are decoded only if they are asked for."""
 KNOCK_OUTS: tuple[RungName, ...] = get_args(KnockOutName)
 
 
@@ -206,6 +224,25 @@ class Candidate(NamedTuple):
         return one_line(self)
 
 
+class Bits(NamedTuple):
+    """What the thinking model tells in an answer, in bits: when to intervene, and how."""
+
+    when: float
+    """At which tokens."""
+    which: float
+    """Categories."""
+    what: float
+    """Tokens, or which of several candidates."""
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self)
+
+
 class HybridToken(NamedTuple):
     """One emitted token and how it came about."""
 
@@ -239,6 +276,18 @@ class HybridToken(NamedTuple):
     is_tie: bool = False
     """Whether one of the two margins is within the rounding of its model's numbers, so that a
     disagreement here may be none."""
+    choice_bits: float | None = None
+    """Bits that name `id` among the tokens that the rung chose it from, for who knows the base;
+    None where it chose from all."""
+    log_odds: float | None = None
+    """Log-odds of a disagreement here, by a probe on the base's residual; None where no probe
+    read along."""
+    divergence: float | None = None
+    """Jensen-Shannon divergence of the two models' next-token distributions here, in bits; None
+    where it was not asked for."""
+    category_scores: tuple[float, ...] = ()
+    """The probe's scores of the categories, in nats; empty where the base was not steered with one
+    of several."""
 
     def __repr__(self) -> str:
         return one_line(self)
@@ -259,6 +308,9 @@ class HybridTrace:
     """Number of the sampled answer; 0 where each problem is answered once."""
     category: int | None = None
     """The category of a knock-out; None elsewhere."""
+    budget: float | None = None
+    """Of a rung with a budget, the share of the full rung's interventions that its threshold is
+    made for; None elsewhere."""
 
     __repr__ = one_line
 
@@ -303,6 +355,10 @@ class HybridSummary:
     decisions_per_category: tuple[int, ...]
     """Tokens of the hybrid that were steered with each category."""
     work: "Work"
+    fitted: Mapping[str, int] = field(default_factory=dict)
+    """Numbers that were fitted for each rung: vectors, coefficient network, gate, probe."""
+    base_parameters: int | None = None
+    """All parameters of the base; None in runs made before they were counted."""
 
     __repr__ = one_line
 
@@ -370,6 +426,8 @@ class Flips:
     """Wrong to right: the base is wrong, the rung is right."""
     lost: int
     """Right to wrong: the base is right, the rung is wrong."""
+    net: int | None = None
+    """The first minus the second; None in runs measured before it was noted."""
 
     __repr__ = one_line
 
@@ -426,6 +484,16 @@ class RungMeasurement:
     """Share of answers that stop inside their thinking."""
     loop_fraction: float = 0.0
     """Share of answers that end in the same words again and again."""
+    interventions_per_answer: float | None = None
+    """Tokens at which the rung intervened; None in runs measured before they were counted."""
+    bits: Bits | None = None
+    """What the thinking model tells per answer, on average, for a coder who sees only the base: an
+    upper bound. None where it is unknown, as in runs measured before it was reckoned."""
+    bits_ci: Interval | None = None
+    """Of their sum."""
+    fitted: int | None = None
+    """Numbers fitted for the rung: vectors, coefficient network, gate, probe; None where they were
+    not counted."""
 
     __repr__ = one_line
 
@@ -467,6 +535,61 @@ class KnockOut:
     __repr__ = one_line
 
 
+class Enriched(NamedTuple):
+    """Something that is more or less common at disagreements than elsewhere."""
+
+    name: str
+    at_disagreements: int
+    elsewhere: int
+    ratio: float
+    """Its share at disagreements over its share elsewhere, both smoothed by half a count."""
+
+    def __repr__(self) -> str:
+        return one_line(self)
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How concentrated the difference between the two models is in a rung's answers."""
+
+    rung: str
+    tokens: int
+    mean: float
+    """Jensen-Shannon divergence of the next-token distributions, in bits, per token."""
+    gini: float
+    """Gini index of the divergence over tokens."""
+    top: tuple[tuple[float, float], ...]
+    """The Lorenz curve from above: share of the tokens, and their share of the divergence."""
+    words: tuple[Enriched, ...]
+    """Tokens that the thinking model wants at disagreements more often than elsewhere."""
+    categories: tuple[Enriched, ...]
+    """Categories that the hybrid steers with, against those of the thinking model's sentences."""
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One point of a budget curve: what is recovered by the interventions that matter most."""
+
+    rung: str
+    """The full rung: `hybrid`, `self-gate` or `takeover`."""
+    budget: float
+    """Share of its interventions that the threshold is made for; 1 is the rung itself."""
+    threshold: float | None
+    """Divergence in bits, for the self-gate log-odds; None for the rung itself."""
+    steered_fraction: float
+    """Tokens at which it intervened, per token, pooled."""
+    interventions_per_answer: float
+    accuracy: float
+    accuracy_ci: Interval
+    gap_recovered: float | None
+    """None where the gap may be zero, as in the interval."""
+    gap_recovered_ci: Interval | None
+
+    __repr__ = one_line
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The answer to the question: what each rung recovers of the gap."""
@@ -480,5 +603,11 @@ class Measurement:
     gap_ci: Interval
     rungs: Mapping[RungName, RungMeasurement]
     knock_outs: tuple[KnockOut, ...] = ()
+    base_parameters: int | None = None
+    """All parameters of the base; None where they were not counted."""
+    budgets: tuple[BudgetPoint, ...] = ()
+    """The budget curves, if they were asked for."""
+    concentration: Concentration | None = None
+    """Of the divergence in the answers of `takeover`; None where it was not noted."""
 
     __repr__ = one_line

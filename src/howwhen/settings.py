@@ -445,13 +445,27 @@ class HybridSettings(_Settings):
     """Seeds of every random rung."""
     samples: Count = 1
     """Answers per problem; more than one needs a temperature above 0."""
-    rungs: tuple[LadderRungName, ...] | None = None
-    """Rungs to decode in addition to `base`, `hybrid` and `thinking`. Defaults to all."""
+    rungs: tuple[LadderRungName | Literal["all"], ...] | None = None
+    """Rungs to decode in addition to `base`, `hybrid` and `thinking`, or `all`. By default those
+    that the ladder needs most."""
     knock_outs: bool = False
     """Whether to decode the hybrid again without each of its categories, and with each alone."""
+    budgets: bool = False
+    """Whether to decode hybrid, self-gate and takeover again with smaller budgets: at the
+    disagreements alone that matter most (budget curves)."""
     guardrail_top_k: Count = 5
     """Number of the base's most likely tokens that the rung `guardrail-only` lets the thinking
     model choose from."""
+    logit_alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the difference between the two models' logits that the rung `logit-difference` adds
+    to the base's."""
+
+    @model_validator(mode="after")
+    def _names_rungs(self) -> "HybridSettings":
+        if self.rungs is not None and "all" in self.rungs and len(self.rungs) > 1:
+            others = ", ".join(name for name in self.rungs if name != "all")
+            raise ValueError(f"rungs all and {others}; expected all, or names of rungs")
+        return self
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "HybridSettings":

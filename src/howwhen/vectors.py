@@ -97,6 +97,11 @@ class VectorSet:
         return self.vectors.shape[0]
 
     @property
+    def numbers(self) -> int:
+        """How many numbers it holds: vectors, bias vector and what scales them."""
+        return sum(tensor.numel() for tensor in self.tensors().values())
+
+    @property
     def is_static(self) -> bool:
         """Whether the same vector is added whatever the residual."""
         return self.modulation is None

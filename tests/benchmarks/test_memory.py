@@ -18,7 +18,7 @@ SLACK = 48 * 2**20
 @pytest.mark.parametrize(
     ("piece", "few", "many"),
     [
-        ("comparing", 20, 320),
+        ("comparing", 10, 160),
         ("training on answers", 4, 16),
         ("training at decisions", 8, 32),
     ],

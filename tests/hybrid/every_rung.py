@@ -6,26 +6,41 @@ from torch import Tensor
 from howwhen.hybrid.choice import (
     Base,
     Guardrail,
-    RandomCategory,
-    RandomPositions,
     Rung,
     SelfGated,
     Steer,
     Takeover,
     Thinking,
 )
+from howwhen.hybrid.controls import (
+    EarlyOnly,
+    EntropyGate,
+    LogitDifference,
+    Places,
+    RandomCategory,
+    RandomPositions,
+    ReverseTakeover,
+)
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer, Source
 from howwhen.hybrid.strength import sweep
 from howwhen.records import HybridTrace
 from tests.factories import make_gate, make_probe, make_vectors
 
+PLACES = {f"tally-{n}": Places(frozenset({0, 2}), frozenset({0, 3, 4, 9, 11})) for n in range(9)}
 EVERY_RUNG: dict[str, Rung] = {
     "base": Base(),
     "thinking": Thinking(),
     "guardrail": Guardrail(3),
     "takeover": Takeover(),
     "positions": RandomPositions(make_gate(), make_vectors(), rate=0.2),
+    "drawn positions": RandomPositions(
+        make_gate(), make_vectors(), places=PLACES, sentence_ends=frozenset(range(0, 60, 4))
+    ),
     "category": RandomCategory(make_gate(), make_vectors()),
+    "logit difference": LogitDifference(0.6),
+    "entropy": EntropyGate(make_gate(), make_vectors(), threshold=4.0),
+    "early": EarlyOnly(make_gate(), make_vectors(), limit=3),
+    "reverse takeover": ReverseTakeover(limit=3),
     "steer": Steer(make_gate(), make_vectors()),
     "sweep": Steer(make_gate(), make_vectors(), sweep([0.3, 1.0], [1, 3, "answer"])),
     "self-gate": SelfGated(make_probe(0.0), make_vectors()),

@@ -6,20 +6,23 @@ import torch
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
 from howwhen.hybrid import streams
 from howwhen.hybrid.choice import (
+    AnswerSoFar,
     Base,
     BaseStepByStep,
-    BiasOnly,
     DecisionContext,
     Guardrail,
     ModelView,
-    RandomCategory,
-    RandomPositions,
     Rung,
     SelfGated,
-    SharedVector,
     Steer,
     Takeover,
     Thinking,
+)
+from howwhen.hybrid.controls import (
+    BiasOnly,
+    RandomCategory,
+    RandomPositions,
+    SharedVector,
     bias_only,
     randomise,
 )
@@ -416,7 +419,14 @@ def test_a_block_ends_where_the_context_does(make_model: MakeModel) -> None:
 
 def context_of(base: torch.Tensor, thinking: torch.Tensor | None) -> DecisionContext:
     view = None if thinking is None else ModelView(thinking)
-    return DecisionContext(ModelView(base), view, torch.tensor([8]), lambda: torch.rand(1, 2))
+    return DecisionContext(
+        ModelView(base),
+        view,
+        torch.tensor([8]),
+        draw_uniforms=lambda: torch.rand(1, 2),
+        drafted=torch.zeros(1, 1, dtype=torch.long),
+        look_up_answers=lambda: [AnswerSoFar("p", (), 0)],
+    )
 
 
 def test_the_guardrail_stays_within_the_bases_nucleus() -> None:

@@ -1,7 +1,7 @@
 """Graded traces and ladders with known results."""
 
 from howwhen.measure.ladder import GradedTrace
-from howwhen.records import Finish, Grade, RungName
+from howwhen.records import Bits, Finish, Grade, RungName
 from howwhen.settings import MeasureSettings
 
 SETTINGS = MeasureSettings(bootstrap_samples=2000)
@@ -15,6 +15,7 @@ def traces(
     sample: int = 0,
     category: int | None = None,
     strict: int | None = None,
+    bits: Bits | None = None,
 ) -> list[GradedTrace]:
     """Answers to n problems, the first `right` of them right, `strict` also by the strict mode."""
 
@@ -37,6 +38,7 @@ def traces(
             changed=1,
             steered_passes=3 * decisions,
             needs_thinking=decisions > 0,
+            bits=bits,
         )
         for index in range(n)
     ]

@@ -1,5 +1,7 @@
 """Intervals, tests and the share of the gap, against scipy and by simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -15,7 +17,7 @@ from howwhen.measure.recovery import (
     pass_at_k,
     wilson,
 )
-from howwhen.records import Flips, Gains, Grade, RungName
+from howwhen.records import Bits, Flips, Gains, Grade, RungName
 from howwhen.settings import MeasureSettings
 from tests.measure.planted import SETTINGS, ladder, traces
 
@@ -173,7 +175,7 @@ def test_the_measurement_adds_up() -> None:
     assert (hybrid.flexible_accuracy, hybrid.strict_accuracy) == (0.6, 0.5)
     assert hybrid.against_hybrid is None
     assert hybrid.gains == Gains(30, 20 / 30, 0.5)
-    assert hybrid.flips == Flips(gained=20, lost=0)
+    assert hybrid.flips == Flips(gained=20, lost=0, net=20)
     assert measurement.rungs["base"].flips is None
     drawn = measurement.rungs["random-vectors"]
     assert drawn.seeds == (0, 1)
@@ -181,6 +183,26 @@ def test_the_measurement_adds_up() -> None:
     for name, rung in measurement.rungs.items():
         assert set(rung.counts) == {grade.value for grade in Grade}
         assert sum(rung.counts.values()) == 50 * len(rung.seeds), name
+
+
+def test_bits_are_averaged_and_resampled_with_the_problems() -> None:
+    rungs = ladder()
+    rungs["hybrid"] = [
+        replace(trace, bits=Bits(float(number), 2.0, 0.0))
+        for number, trace in enumerate(rungs["hybrid"])
+    ]
+    rungs["random-vectors"][3] = replace(rungs["random-vectors"][3], bits=Bits(1.0, 0.0, 0.0))
+    measured = measure_ladder(rungs, SETTINGS, fitted={"hybrid": 7}, base_parameters=100)
+    hybrid, drawn = measured.rungs["hybrid"], measured.rungs["random-vectors"]
+    assert hybrid.bits == Bits(24.5, 2.0, 0.0)
+    assert hybrid.bits.total == 26.5
+    assert hybrid.bits_ci is not None
+    spread = 1.96 * np.arange(50.0).std() / 50**0.5
+    assert hybrid.bits_ci == pytest.approx((26.5 - spread, 26.5 + spread), abs=0.3)
+    assert (hybrid.fitted, measured.base_parameters) == (7, 100)
+    assert hybrid.interventions_per_answer == 2
+    # Where a single answer's bits are unknown, those of the rung are.
+    assert (drawn.bits, drawn.bits_ci, drawn.fitted) == (None, None, None)
 
 
 def test_the_strict_mode_measures_with_strict_grades() -> None:
@@ -216,8 +238,8 @@ def test_flips_count_problems_by_the_majority_of_their_answers() -> None:
     base = np.array([0, 0, 1, 1, 1.0]).reshape(5, 1, 1)
     answers = [[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0.0]]
     rung = np.array(answers)[:, :, None]
-    assert find_flips(rung, base) == Flips(gained=1, lost=2)
-    assert find_flips(base, rung) == Flips(gained=2, lost=1)
+    assert find_flips(rung, base) == Flips(gained=1, lost=2, net=-1)
+    assert find_flips(base, rung) == Flips(gained=2, lost=1, net=1)
     assert find_flips(base, base) == Flips(0, 0)
 
 

@@ -15,17 +15,20 @@ from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.formats.saelens import read_saelens
 from howwhen.hybrid.choice import Guardrail, Steer
 from howwhen.hybrid.strength import fixed
+from howwhen.pipeline.budgets import SHARES, budget_thresholds
 from howwhen.pipeline.doctor import examine_run
 from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.live import open_rungs
 from howwhen.pipeline.store import StepFolder
-from howwhen.records import LADDER, Grade, HybridTrace
+from howwhen.records import LADDER, OPTIONAL_RUNGS, Grade, HybridTrace, Measurement
 from howwhen.serve.launch import make_service
 from tests.discover.judges import items_of, judging, kind_of
 from tests.killed_run import MOMENTS, SETTINGS
 from tests.pipeline.conftest import run_until
 
 SaveFolder = Callable[..., Path]
+UNAVAILABLE = ("base-step-by-step", "bias-only")
+"""Tally's base cannot be asked for steps, and `decision` has no bias vector."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -119,7 +122,7 @@ def test_a_run_that_is_not_done_or_out_of_date_is_not_broken(
 def test_the_measurement_has_every_rung_and_adds_up(finished: Path) -> None:
     measurement = json.loads((finished / "5-measure" / "measurement.json").read_text())
     assert measurement["n"] == 12
-    without = ("base-step-by-step", "bias-only")  # tally cannot be asked so; decision has no bias
+    without = {*UNAVAILABLE, *OPTIONAL_RUNGS}
     assert tuple(measurement["rungs"]) == tuple(r for r in LADDER if r not in without)
     for rung in measurement["rungs"].values():
         assert set(rung) >= {
@@ -165,7 +168,7 @@ def test_counts_kept_and_dropped_add_up(finished: Path) -> None:
 
 def test_the_report_shows_the_ladder(finished: Path) -> None:
     report = (finished / "6-present" / "report.md").read_text()
-    for rung in set(LADDER) - {"base-step-by-step", "bias-only"}:
+    for rung in set(LADDER) - {*UNAVAILABLE, *OPTIONAL_RUNGS}:
         assert f"| {rung} |" in report
     assert "purity" in report
     page = (finished / "6-present" / "report.html").read_text()
@@ -179,6 +182,78 @@ def _pipeline(folder: Path, changes: dict[str, object], redo: bool = False) -> N
     with open_run(folder) as run:
         settings = make_settings(SETTINGS, changes)
         Pipeline(find_pair("tally-rl"), settings, run, Reporter(), redo).run()
+
+
+def test_all_rungs_are_added_to_a_finished_run(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    before = contents(folder)
+    _pipeline(folder, {"hybrid": {"rungs": ("all",)}})
+    after = contents(folder)
+    assert all(after[name] == before[name] for name in before if "traces/" in name)
+    measurement = TypeAdapter(Measurement).validate_json(after["5-measure/measurement.json"])
+    assert tuple(measurement.rungs) == tuple(rung for rung in LADDER if rung not in UNAVAILABLE)
+    assert json.loads(after["4-hybrid/entropy_gate.json"])["threshold"] > 0
+    rungs = json.loads(after["5-measure/measurement.json"])["rungs"]
+    when, which, what = ({name: rung["bits"][n] for name, rung in rungs.items()} for n in range(3))
+    for rung in ("base", "self-gate"):
+        assert when[rung] == which[rung] == what[rung] == 0
+    assert min(when["hybrid"], which["hybrid"], what["takeover"], what["thinking"]) > 0
+    assert which["shared-vector"] == when["entropy-gate"] == what["hybrid"] == 0
+    often = {name: rung["interventions_per_answer"] for name, rung in rungs.items()}
+    assert 0 < often["early-only"] < often["hybrid"]
+    for rung in ("random-positions", "random-positions-anywhere", "reverse-takeover"):
+        assert often[rung] > 0
+    fitted = {name: rung["fitted"] for name, rung in rungs.items()}
+    parameters = json.loads(after["5-measure/measurement.json"])["base_parameters"]
+    assert parameters > fitted["hybrid"] > fitted["shared-vector"] > fitted["base"] == 0
+    assert "Left out" not in (folder / "6-present" / "report.md").read_text()
+
+
+def test_budget_curves_are_added_to_a_finished_run(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    before = contents(folder)
+    _pipeline(folder, {"hybrid": {"budgets": True}})
+    after = contents(folder)
+    assert all(after[name] == before[name] for name in before if "traces/" in name)
+    measurement = TypeAdapter(Measurement).validate_json(after["5-measure/measurement.json"])
+    assert measurement.rungs.keys() == {*LADDER} - {*UNAVAILABLE, *OPTIONAL_RUNGS}
+    curves = {
+        rung: [point for point in measurement.budgets if point.rung == rung]
+        for rung in ("hybrid", "self-gate", "takeover")
+    }
+    assert sum(map(len, curves.values())) == len(measurement.budgets)
+    for rung, points in curves.items():
+        assert [point.budget for point in points] == [*SHARES, 1.0]
+        assert points[-1].threshold is None
+        thresholds = [point.threshold for point in points[:-1] if point.threshold is not None]
+        assert thresholds == sorted(thresholds, reverse=True)
+        assert len(thresholds) == len(SHARES)
+        full = measurement.rungs[rung]  # type: ignore[index]
+        assert points[-1].steered_fraction == full.steered_fraction
+        assert points[-1].gap_recovered == full.gap_recovered
+        assert points[0].interventions_per_answer < points[-1].interventions_per_answer
+    report = (folder / "6-present" / "report.md").read_text()
+    assert "## Smaller budgets" in report
+    assert "## Where the two models differ" in report
+    with open_run(folder) as run:
+        passes = run.step("hybrid").read_json("passes.json")
+    assert len(passes) == len(set(passes))
+
+
+def test_thresholds_hold_the_share_that_they_are_made_for(finished: Path) -> None:
+    step = StepFolder(finished / "4-hybrid", "hybrid")
+    for rung in ("hybrid", "takeover", "self-gate"):
+        traces = step.read_records(f"traces/{rung}-0.jsonl", HybridTrace)
+        tokens = [token for trace in traces for token in trace.tokens if token.is_decision]
+        weights = [one.log_odds if rung == "self-gate" else one.divergence for one in tokens]
+        found = budget_thresholds(traces)
+        assert tuple(found) == SHARES
+        for share, threshold in found.items():
+            reached = sum(weight is not None and weight >= threshold for weight in weights)
+            assert 0 < reached <= share * len(weights) + 1
+    assert budget_thresholds([]) == {}
 
 
 def test_a_changed_setting_redoes_exactly_what_depends_on_it(
@@ -396,8 +471,8 @@ def test_the_span_method_runs_the_whole_ladder_with_its_bias(
     hybrid = {"strengths": (0.5, 1.0), "windows": (1, 4), "max_new_tokens": 40}
     _pipeline(folder, {"elicit": how, "hybrid": hybrid}, redo=True)
     measurement = json.loads((folder / "5-measure" / "measurement.json").read_text())
-    expected = tuple(rung for rung in LADDER if rung != "base-step-by-step")
-    assert tuple(measurement["rungs"]) == expected
+    missing = {"base-step-by-step", *OPTIONAL_RUNGS}
+    assert tuple(measurement["rungs"]) == tuple(rung for rung in LADDER if rung not in missing)
     lines = (folder / "4-hybrid" / "traces" / "hybrid-0.jsonl").read_bytes().splitlines()
     traces = [TypeAdapter(HybridTrace).validate_json(line) for line in lines]
     steered = [token for trace in traces for token in trace.tokens if token.is_decision]

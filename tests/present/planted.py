@@ -16,12 +16,13 @@ from howwhen.elicit.report import (
 )
 from howwhen.measure.ladder import Category, GradedTrace, measure_ladder
 from howwhen.measure.marks import Rule
-from howwhen.present.charts import draw_ladder, draw_losses
+from howwhen.present.charts import draw_bits, draw_ladder, draw_losses
 from howwhen.present.html import Charts, HtmlInput
 from howwhen.present.report import ReportInput
 from howwhen.present.viewer import GradedAnswer, Viewer, pack_viewer
 from howwhen.records import (
     KNOCK_OUTS,
+    Bits,
     Candidate,
     Finish,
     Grade,
@@ -88,14 +89,15 @@ TRAINING = ElicitReport(
 
 def measurement(thinking: int = 40, has_knock_outs: bool = False) -> Measurement:
     ladder: dict[RungName, list[GradedTrace]] = {
-        "base": traces(10, decisions=0),
-        "guardrail-only": traces(35),
-        "hybrid": traces(30),
+        "base": traces(10, decisions=0, bits=Bits(0.0, 0.0, 0.0)),
+        "guardrail-only": traces(35, bits=Bits(4.0, 0.0, 2.5)),
+        "hybrid": traces(30, bits=Bits(4.0, 3.0, 0.0)),
         "thinking": [replace(trace, steered_passes=0) for trace in traces(thinking)],
     }
     knock_outs = {name: traces(20, category=1) for name in KNOCK_OUTS} if has_knock_outs else {}
     categories = [Category(1, "check | it", 7)] if has_knock_outs else []
-    return measure_ladder(ladder, SETTINGS, knock_outs, categories)
+    fitted = {"base": 0, "hybrid": 1234}
+    return measure_ladder(ladder, SETTINGS, knock_outs, categories, fitted, base_parameters=100_000)
 
 
 def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
@@ -116,7 +118,7 @@ def given(thinking: int = 40, has_knock_outs: bool = False) -> HtmlInput:
         ),
         vectors=VectorSet("maker/base", 2, torch.tensor([[3.0, 4.0], [-4.0, 3.0]])),
         titles=("recall", HOSTILE),
-        charts=Charts(ladder=draw_ladder(measured), losses=draw_losses(TRAINING)),
+        charts=Charts(draw_ladder(measured), draw_bits(measured), draw_losses(TRAINING)),
         viewer=pack_viewer(viewer(), TOKENIZER),
         settings={"collect.limit": 60},
         version="0.1.0",

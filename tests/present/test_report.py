@@ -4,22 +4,36 @@ import pytest
 
 from howwhen.discover.categories import CategorySummary, SentenceExample
 from howwhen.measure.ladder import GradedTrace, measure_ladder
-from howwhen.present.charts import draw_knock_outs
+from howwhen.present.charts import draw_bits, draw_budgets, draw_knock_outs
 from howwhen.present.report import (
     RUNG_NOTES,
     ReportInput,
+    _budget_parts,
+    _concentration_parts,
     _knock_out_parts,
     _sample_parts,
+    left_out_text,
     make_report,
     rungs_text,
     verdict,
 )
-from howwhen.present.tables import MODE_COLUMNS, cost_table, ladder_table, mode_table
+from howwhen.present.tables import (
+    MODE_COLUMNS,
+    bits_table,
+    budget_table,
+    cost_table,
+    ladder_table,
+    mode_table,
+)
 from howwhen.records import (
     LADDER,
+    BudgetPoint,
+    Concentration,
+    Enriched,
     Finish,
     HybridToken,
     HybridTrace,
+    Interval,
     RungMeasurement,
     RungName,
     Work,
@@ -50,12 +64,12 @@ def test_gains_are_shown_only_if_they_were_counted() -> None:
 
 def test_flips_against_the_base_are_shown_where_they_were_counted() -> None:
     found = measurement()
-    columns = slice(MODE_COLUMNS.index("wrong to right"), MODE_COLUMNS.index("right to wrong") + 1)
-    shown = [("", ""), ("25", "0"), ("20", "0"), ("30", "0")]
+    columns = slice(MODE_COLUMNS.index("wrong to right"), MODE_COLUMNS.index("net") + 1)
+    shown = [("", "", ""), ("25", "0", "+25"), ("20", "0", "+20"), ("30", "0", "+30")]
     assert [tuple(row[columns]) for row in mode_table(found).rows] == shown
     assert "turns 20 problems from wrong to right and 0 from right to wrong" in verdict(found)
     old = replace(found, rungs={n: replace(rung, flips=None) for n, rung in found.rungs.items()})
-    assert [tuple(row[columns]) for row in mode_table(old).rows] == [("", "")] * 4
+    assert [tuple(row[columns]) for row in mode_table(old).rows] == [("", "", "")] * 4
     assert "from wrong to right" not in verdict(old)
 
 
@@ -73,6 +87,67 @@ def test_without_a_gap_the_verdict_says_so() -> None:
     assert text.startswith("No gap to recover")
     table = ladder_table(measurement(thinking=10), 0.95)
     assert all(row[3] == "undefined" for row in table.rows)
+
+
+def test_bits_are_shown_where_they_are_known() -> None:
+    table = bits_table(measurement(), 0.95)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["base", "guardrail-only", "hybrid"]
+    assert table.rows[2] == (
+        "hybrid", "7.0", "7.0 to 7.0", "4.0", "3.0", "0.0", "0.700", "2.00", "1,234", "1.23%",
+    )  # fmt: skip
+    assert table.rows[1][-2:] == ("", "")  # not counted
+    found = measurement()
+    old = replace(found, rungs={n: replace(rung, bits=None) for n, rung in found.rungs.items()})
+    assert bits_table(old, 0.95) is None
+    assert draw_bits(old) == ""
+    column = ladder_table(found, 0.95).columns.index("bits")
+    assert [row[column] for row in ladder_table(found, 0.95).rows] == ["0.0", "6.5", "7.0", ""]
+
+
+def test_the_chart_of_bits_names_every_rung() -> None:
+    chart = draw_bits(measurement())
+    for name in ("base", "guardrail-only", "hybrid"):
+        assert f">{name}</text>" in chart
+    assert draw_bits(measurement(thinking=10)) == ""  # without a gap there is nothing to share
+
+
+def test_budgets_and_where_models_differ_are_shown_if_they_were_measured() -> None:
+    found = measurement()
+    assert budget_table(found, 0.95) is None
+    assert draw_budgets(found) == ""
+    points = tuple(
+        BudgetPoint(
+            "hybrid", budget, 0.5, 0.01, 0.25, 0.4, Interval(0.3, 0.5), 0.2, Interval(0.1, 0.3)
+        )
+        for budget in (0.1, 1.0)
+    )
+    apart = Concentration(
+        "takeover", 1234, 0.02, 0.95, ((0.01, 0.3), (0.02, 0.5)),
+        (Enriched("Wait | so", 7, 1, 12.3),), (Enriched("0: recall", 3, 4, 0.5),),
+    )  # fmt: skip
+    measured = replace(found, budgets=points, concentration=apart)
+    table = budget_table(measured, 0.95)
+    assert table is not None
+    assert table.rows[0] == (
+        "hybrid", "10%", "0.5", "1.00%", "0.25", "40.0%", "20%", "10 to 30 %",
+    )  # fmt: skip
+    assert ">hybrid</text>" in draw_budgets(measured)
+    text = "\n".join([*_budget_parts(measured, 0.95), *_concentration_parts(apart)])
+    assert "| hybrid | 10% | 0.5 |" in text
+    assert "0.020 bits on average over 1,234 tokens, Gini index 0.95" in text
+    assert "| word | Wait \\| so | 7 | 1 | 12.3 |" in text
+    assert "| share of all divergence | 30% | 50% |" in text
+    assert _concentration_parts(None) == _budget_parts(found, 0.95) == []
+
+
+def test_rungs_that_were_left_out_are_named() -> None:
+    found = measurement()
+    assert left_out_text(found).startswith("Left out: logit-difference, ")
+    assert "(--rungs all)" in rungs_text(found)
+    every = dict.fromkeys(LADDER, found.rungs["hybrid"])
+    assert left_out_text(replace(found, rungs=every)) == ""
+    assert "Left out" not in rungs_text(replace(found, rungs=every))
 
 
 def test_the_header_states_the_confidence() -> None:
@@ -112,8 +187,9 @@ def test_a_report_keeps_tables_whole_whatever_the_text() -> None:
     assert "gate taxonomy: its category equals that of the sentence that follows in 25%" in report
     assert "gate probe" not in report
     assert "precision 50%, recall 100%" in report
-    assert "| hybrid | 60.0% | 60.0% | 2.0% | 10.0 | 67% of 30 | 50% | 20 | 0 |  |  |  |" in report
-    guardrail = "70.0% | 70.0% | 2.0% | 10.0 | 83% of 30 | 50% | 25 | 0 | 5 | 0 | 0.062"
+    hybrid = "60.0% | 60.0% | 2.0% | 10.0 | 67% of 30 | 50% | 20 | 0 | +20 |  |  | "
+    assert f"| hybrid | {hybrid} |" in report
+    guardrail = "70.0% | 70.0% | 2.0% | 10.0 | 83% of 30 | 50% | 25 | 0 | +25 | 5 | 0 | 0.062"
     assert f"| guardrail-only | {guardrail} |" in report
     assert "| base | {question} |" in report
     assert "carries" not in report

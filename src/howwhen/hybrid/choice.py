@@ -2,12 +2,13 @@
 
 A `Rung` looks at both models at some positions and returns an `Action`: tokens to emit as they are,
 and positions at which the base is to be steered first. The controls differ from the full hybrid in
-one thing each; none is a flag. What happens at one position never depends on another, so the same
-rung serves stepwise and block decoding.
+one thing each; none is a flag. What happens at a position depends on the text before it and on
+nothing else, so the same rung serves stepwise and block decoding.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
@@ -15,12 +16,11 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from howwhen.errors import SettingsError
 from howwhen.hybrid.strength import LEARNED, Strength
 from howwhen.lm.alignment import ModelPair
-from howwhen.probes import Gate, SelfGate
+from howwhen.probes import Gate, SelfGate, numbers_in
 from howwhen.records import RungName
 from howwhen.vectors import VectorSet
 
@@ -35,6 +35,18 @@ class ModelView:
     """Of the layers that the rung asked for, each on the device of its block."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where rungs decide. Only what they need of the scores is moved there."""
+    unsampled: Callable[[], Float[Tensor, "n vocabulary"]] | None = None
+    """Makes the logits that `scores` were drawn from; None where the two are the same."""
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "n vocabulary"]:
+        """Logits of the tokens that may be written, without the random numbers of sampling."""
+        return self.scores if self.unsampled is None else self.unsampled()
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, " n"]:
+        """Entropy of the model's next-token distribution, in nats."""
+        return entropy(self.logits.softmax(1)).to(self.device)
 
     @cached_property
     def token(self) -> Int[Tensor, " n"]:
@@ -51,9 +63,25 @@ class ModelView:
         return self.scores.gather(1, ids.to(self.scores.device)).to(self.device)
 
 
+def entropy(shares: Float[Tensor, "n vocabulary"]) -> Float[Tensor, " n"]:
+    """Entropy of distributions, in nats."""
+    found: Tensor = torch.special.entr(shares).sum(1)
+    return found
+
+
+@dataclass(frozen=True)
+class AnswerSoFar:
+    """What has been written of an answer before the positions that a rung is asked about."""
+
+    problem_id: str
+    ids: Sequence[int]
+    interventions: int
+    """At how many of these tokens the rung intervened."""
+
+
 @dataclass(frozen=True)
 class DecisionContext:
-    """What a rung may look at: n positions, of any streams."""
+    """What a rung may look at: n positions, g of each stream in turn."""
 
     base: ModelView
     thinking_view: ModelView | None
@@ -63,6 +91,11 @@ class DecisionContext:
     """Tokens of either model that end an answer."""
     draw_uniforms: Callable[[], Float[Tensor, "n 2"]]
     """Draws the numbers that `uniforms` returns."""
+    drafted: Int[Tensor, "stream g"]
+    """The token drafted at every position. What a rung does at a position counts only if the text
+    goes on as drafted up to there."""
+    look_up_answers: Callable[[], Sequence[AnswerSoFar]]
+    """Makes what `answers` returns."""
 
     @property
     def thinking(self) -> ModelView:
@@ -84,23 +117,39 @@ class DecisionContext:
         return self.draw_uniforms()
 
     @cached_property
+    def answers(self) -> Sequence[AnswerSoFar]:
+        """What every stream has written before its first position."""
+        return self.look_up_answers()
+
+    @cached_property
     def is_decision(self) -> Bool[Tensor, " n"]:
         """Whether the two tokens differ; two end tokens mean the same."""
         ours, theirs = self.base.token, self.thinking.token
         differ = ours != theirs
-        if _is_never(differ):
+        if is_never(differ):
             return differ
         return differ & ~(torch.isin(ours, self.ends) & torch.isin(theirs, self.ends))
 
+    @cached_property
+    def divergence(self) -> Float[Tensor, " n"]:
+        """Jensen-Shannon divergence of the two next-token distributions, in bits: 0 to 1.
+
+        It is symmetric, and finite where only one of the models gives a token any chance.
+        """
+        ours, theirs = self.base.logits.softmax(1), self.thinking.logits.softmax(1)
+        theirs = theirs.to(ours.device)
+        nats = entropy((ours + theirs) / 2) - (entropy(ours) + entropy(theirs)) / 2
+        return (nats / math.log(2)).clamp(0, 1).to(self.base.device)
+
     def categories(self, gate: Gate, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Category that a gate reads in the thinking model, where asked; -1 elsewhere."""
-        if _is_never(where):
+        if is_never(where):
             return torch.full_like(self.base.token, -1)
         read = gate.categorise(self.thinking.residual[gate.layer].float())
         return read.to(where.device).masked_fill(~where, -1)
 
 
-def _is_never(where: Bool[Tensor, " n"]) -> bool:
+def is_never(where: Bool[Tensor, " n"]) -> bool:
     """Whether a mask is known to be empty. Only on a CPU does looking cost nothing."""
     return where.device.type == "cpu" and not where.any()
 
@@ -115,6 +164,9 @@ class Action:
     """Where the rung intervenes, by steering or by choosing the token itself."""
     category: Int[Tensor, " n"]
     """Category to steer the base with; -1 where it is not steered."""
+    bits: Float[Tensor, " n"] | None = None
+    """Bits that name the token among those it was chosen from, for who knows the base; None where
+    it was chosen from all."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +208,11 @@ class Rung(ABC):
         """What it steers with; None where it never steers."""
         return None
 
+    @property
+    def fitted(self) -> int:
+        """Numbers that were fitted for the pair: vectors, coefficient network, gate, probe."""
+        return 0
+
     def on(self, _models: ModelPair) -> "Rung":
         """The same rung with its gate and vectors where the models' residuals are."""
         return self
@@ -165,7 +222,8 @@ class Rung(ABC):
         """Decide at every position of a context."""
 
 
-def _emit(token: Tensor, is_decision: Tensor) -> Action:
+def emit(token: Tensor, is_decision: Tensor) -> Action:
+    """Write tokens as they are; nothing is steered."""
     return Action(token, is_decision, torch.full_like(token, -1))
 
 
@@ -178,7 +236,7 @@ class Base(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the base's token."""
-        return _emit(context.base.token, torch.zeros_like(context.base.token, dtype=torch.bool))
+        return emit(context.base.token, torch.zeros_like(context.base.token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -204,7 +262,7 @@ class Thinking(Rung):
     def act(self, context: DecisionContext) -> Action:
         """Emit the thinking model's token."""
         token = context.thinking.token
-        return _emit(token, torch.zeros_like(token, dtype=torch.bool))
+        return emit(token, torch.zeros_like(token, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -215,7 +273,7 @@ class Takeover(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the base's token, or at a disagreement the thinking model's."""
-        return _emit(
+        return emit(
             torch.where(context.is_decision, context.thinking.token, context.base.token),
             context.is_decision,
         )
@@ -231,13 +289,17 @@ class Guardrail(Rung):
     def act(self, context: DecisionContext) -> Action:
         """Rerank the base's `top_k` tokens by the thinking model at a disagreement."""
         token, where = context.base.token, context.is_decision
-        if _is_never(where):
-            return _emit(token, where)
+        if is_never(where):
+            return emit(token, where)
         scores, top = context.base.top(self.top_k)
         wanted = context.thinking.scores_of(top)
         is_outside = scores == -torch.inf  # the base's nucleus may hold fewer tokens
         best = wanted.masked_fill(is_outside, -torch.inf).argmax(1)
-        return _emit(torch.where(where, top.gather(1, best[:, None])[:, 0], token), where)
+        chosen = torch.where(where, top.gather(1, best[:, None])[:, 0], token)
+        logits = context.base.logits.gather(1, top.to(context.base.logits.device)).to(token.device)
+        shares = logits.masked_fill(is_outside, -torch.inf).log_softmax(1)
+        bits = -shares.gather(1, best[:, None])[:, 0] / math.log(2)
+        return replace(emit(chosen, where), bits=bits)
 
 
 @dataclass(frozen=True)
@@ -258,6 +320,11 @@ class Steer(Rung):
     def steering(self) -> Steering:
         """With a vector for every category of the gate."""
         return Steering(self.vectors, self.strength, self.gate.size)
+
+    @property
+    def fitted(self) -> int:
+        """Those of the vectors and of the gate."""
+        return self.vectors.numbers + numbers_in(self.gate)
 
     def on(self, models: ModelPair) -> "Steer":
         """The same rung with its gate and vectors where the models' residuals are."""
@@ -284,95 +351,6 @@ class Steer(Rung):
 
 
 @dataclass(frozen=True)
-class SharedVector(Steer):
-    """One vector for all categories (K = 1), trained on the same disagreements."""
-
-    name: ClassVar[RungName] = "shared-vector"
-
-    @property
-    def steering(self) -> Steering:
-        """With the single vector."""
-        return Steering(self.vectors, self.strength, 1)
-
-    def choose_category(
-        self, context: DecisionContext, where: Bool[Tensor, " n"]
-    ) -> Int[Tensor, " n"]:
-        """Always the single category."""
-        return where.long() - 1
-
-
-@dataclass(frozen=True)
-class BiasOnly(SharedVector):
-    """The bias vector of the first version alone; it has no categories."""
-
-    name: ClassVar[RungName] = "bias-only"
-
-
-@dataclass(frozen=True)
-class RandomCategory(Steer):
-    """The right moments with a category drawn evenly among those that have a vector."""
-
-    name: ClassVar[RungName] = "random-category"
-
-    def choose_category(
-        self, context: DecisionContext, where: Bool[Tensor, " n"]
-    ) -> Int[Tensor, " n"]:
-        """A uniform draw."""
-        trained = self.vectors.trained().to(context.uniforms.device)
-        drawn = trained[(context.uniforms[:, 0] * len(trained)).long()]
-        return drawn.masked_fill(~where, -1)
-
-
-@dataclass(frozen=True)
-class RandomPositions(Steer):
-    """The right categories at random moments, as often as the hybrid steers."""
-
-    rate: float = 0.0
-    """Share of tokens to steer."""
-    name: ClassVar[RungName] = "random-positions"
-
-    def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
-        """Each position with probability `rate`."""
-        return context.uniforms[:, 1] < self.rate
-
-
-@dataclass(frozen=True)
-class RandomVectors(Steer):
-    """The right moments and categories with random directions of the right norms."""
-
-    name: ClassVar[RungName] = "random-vectors"
-
-
-@dataclass(frozen=True)
-class WithoutCategory(Steer):
-    """The full hybrid without one category: at its disagreements the base goes on unsteered."""
-
-    category: int = 0
-    name: ClassVar[RungName] = "without-category"
-
-    def act(self, context: DecisionContext) -> Action:
-        """Steer at the disagreements of every other category."""
-        return _only_where(super().act(context), lambda category: category != self.category)
-
-
-@dataclass(frozen=True)
-class OneCategory(Steer):
-    """The full hybrid with one category alone."""
-
-    category: int = 0
-    name: ClassVar[RungName] = "one-category"
-
-    def act(self, context: DecisionContext) -> Action:
-        """Steer at the disagreements of this category."""
-        return _only_where(super().act(context), lambda category: category == self.category)
-
-
-def _only_where(action: Action, is_wanted: Callable[[Tensor], Tensor]) -> Action:
-    kept = action.is_decision & is_wanted(action.category)
-    return Action(action.token, kept, action.category.masked_fill(~kept, -1))
-
-
-@dataclass(frozen=True)
 class SelfGated(Rung):
     """No thinking model at all: a probe on the base's own residual says when, and which."""
 
@@ -392,6 +370,11 @@ class SelfGated(Rung):
         """With a vector for every output of the probe, apart from the one for the moment."""
         return Steering(self.vectors, self.strength, len(self.probe.outputs) - 1)
 
+    @property
+    def fitted(self) -> int:
+        """Those of the vectors and of the probe."""
+        return self.vectors.numbers + numbers_in(self.probe)
+
     def on(self, models: ModelPair) -> "SelfGated":
         """The same rung with its probe where rungs decide, and its vectors at their residual."""
         return replace(
@@ -402,30 +385,7 @@ class SelfGated(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Steer where the probe's log-odds of a disagreement reach its threshold."""
-        residual, device = context.base.residual, context.base.device
-        features = [residual[layer].to(device) for layer in self.probe.layers]
-        outputs = self.probe.read(torch.cat(features, dim=1).float())
+        outputs = self.probe.read_layers(context.base.residual, context.base.device)
         where = outputs[:, 0] >= self.probe.threshold
         category = outputs[:, 1:].argmax(1).masked_fill(~where, -1)
         return Action(context.base.token, where, category)
-
-
-def randomise(vectors: VectorSet, seed: int) -> VectorSet:
-    """Replace every vector by a random direction of the same norm; bias and coefficients stay."""
-    generator = torch.Generator().manual_seed(seed)
-    tensors = vectors.tensors()
-    for name in ("vectors", "up"):
-        if name in tensors:
-            tensors[name] = _random_like(tensors[name], generator)
-    return vectors.with_tensors(tensors)
-
-
-def _random_like(rows: Tensor, generator: torch.Generator) -> Tensor:
-    noise = functional.normalize(torch.randn(rows.shape, generator=generator), dim=-1)
-    norms: Tensor = rows.norm(dim=-1, keepdim=True)
-    return noise * norms
-
-
-def bias_only(vectors: VectorSet) -> VectorSet:
-    """The bias vector as a set of one category without anything else."""
-    return replace(vectors, vectors=torch.zeros_like(vectors.vectors[:1]), modulation=None)

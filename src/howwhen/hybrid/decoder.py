@@ -14,6 +14,7 @@ from howwhen.errors import InputError
 from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.ledger import Round
+from howwhen.hybrid.notes import Watch
 from howwhen.hybrid.opening import Opener
 from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.scoring import Answer
@@ -38,6 +39,7 @@ def decode(
     phrases: Phrases | None = None,
     slots: int | None = None,
     ended: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> list[HybridTrace]:
     """Answer problems on one rung.
 
@@ -56,6 +58,7 @@ def decode(
         slots: the most answers that are written side by side, by default all. When some have ended,
             the next problems take their places.
         ended: called after every round with the number of answers that have ended.
+        watch: what else to note of every token. It changes no answer.
 
     Raises:
         SteeringError: vectors that do not fit the base model or the gate.
@@ -69,7 +72,7 @@ def decode(
         )
     if not problems:
         return []
-    opener = Opener(models, rung, settings, seed, prompts, phrases)
+    opener = Opener(models, rung, settings, seed, prompts, phrases, watch or Watch())
     size = min(slots or len(problems), len(problems))
     answers: list[list[HybridToken]] = [[] for _ in problems]
     done = _write(opener, problems, known or [()] * len(problems), size, ended or (lambda _: None))

@@ -50,10 +50,18 @@ class OpenAnswer:
     """Random numbers of every position, once a rung has asked for them."""
     written: int = 0
     """Tokens written so far."""
+    interventions: int = 0
+    """At how many of them the rung intervened."""
     is_done: bool = False
 
-    def note(self, tokens: Sequence[int], *, is_done: bool) -> None:
-        """Take in more tokens that were written."""
+    @property
+    def ids(self) -> list[int]:
+        """Tokens written so far."""
+        return self.text.tokens[len(self.text.tokens) - self.written :]
+
+    def note(self, tokens: Sequence[int], interventions: int, *, is_done: bool) -> None:
+        """Take in more tokens that were written, and at how many of them the rung intervened."""
+        self.interventions += interventions
         start, self.written = self.written, self.written + len(tokens)
         self.known = [
             answer

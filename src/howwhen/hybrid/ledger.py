@@ -4,7 +4,7 @@ All of it is made where the models are, and read by the host at once. No logits 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from howwhen.hybrid.notes import Notes
 from howwhen.hybrid.steering import Steered, rounded
 from howwhen.records import HybridToken
 
@@ -100,6 +101,10 @@ class Round:
     """Per stream and position."""
     thinking: list[list[Opinion]] | None
     """None where the thinking model was not run."""
+    notes: Callable[[int, int], Notes]
+    """Of a stream and position."""
+    names_categories: bool
+    """Whether steering chooses among several categories."""
 
     def tokens(self, stream: int) -> list[HybridToken]:
         """The tokens that a stream emitted, each explained."""
@@ -109,7 +114,11 @@ class Round:
         ours = self.base[stream][place]
         theirs = None if self.thinking is None else self.thinking[stream][place]
         steered = self.steered.get((stream, place))
+        is_decision = self.is_decision[stream][place]
         base_log_prob, thinking_log_prob = ours.log_prob, theirs.log_prob if theirs else math.nan
+        bits, divergence, probed = self.notes(stream, place)
+        odds = round(probed[0], 3) if probed else None
+        scores = tuple(round(score, 3) for score in probed[1:])
         if steered is not None:
             base_log_prob, thinking_log_prob = steered.base_log_prob, steered.thinking_log_prob
         return HybridToken(
@@ -119,11 +128,15 @@ class Round:
             category=steered.category if steered else None,
             coefficient=steered.coefficient if steered else None,
             window=steered.window if steered else 0,
-            is_decision=self.is_decision[stream][place],
+            is_decision=is_decision,
             base_log_prob=rounded(base_log_prob),
             thinking_log_prob=rounded(thinking_log_prob),
             candidates=steered.candidates if steered else (),
             base_margin=round(ours.margin, 4),
             thinking_margin=round(theirs.margin, 4) if theirs else None,
             is_tie=ours.is_tie or (theirs is not None and theirs.is_tie),
+            choice_bits=None if bits is None or not is_decision else round(bits, 4),
+            log_odds=odds,
+            divergence=None if divergence is None else round(divergence, 4),
+            category_scores=scores if steered and self.names_categories else (),
         )

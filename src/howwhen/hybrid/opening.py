@@ -12,6 +12,7 @@ from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.draft_model import DraftModel
 from howwhen.hybrid.drafting import Drafter, OpenAnswer
 from howwhen.hybrid.guesses import Guesser, Phrases, Text
+from howwhen.hybrid.notes import Watch
 from howwhen.hybrid.pass_costs import STEPWISE, PassCosts, pass_costs
 from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.sampling import Sampler
@@ -41,6 +42,8 @@ class Opener:
     prompts: PromptCache | None = None
     """Keeps the prompts that were read, for other rungs on the same problems."""
     phrases: Phrases | None = None
+    watch: Watch = field(default_factory=Watch)
+    """What else is noted of every token."""
     _asked: list[LanguageModel] = field(init=False)
     _scoring: Scoring = field(init=False)
     _sizer: BlockSizer = field(init=False)
@@ -50,6 +53,7 @@ class Opener:
         check_vectors(self.models.base, self.rung)
         self._asked = asked_models(self.models, self.rung)
         self.rung = self.rung.on(self.models)
+        self.watch = self.watch.on(self.models.base.device)
         sampler = Sampler(self.settings.temperature, self.settings.top_p)
         self._scoring = Scoring(
             self.models,
@@ -83,7 +87,8 @@ class Opener:
         base_prompts, thinking_prompts = prompts[0], prompts[-1]
         rung, steering, how = self.rung, self.rung.steering, self.settings
         steer_layer = None if steering is None else steering.vectors.layer
-        base = self._read(self.models.base, base_prompts, rung.base_layers, steer_layer)
+        layers = tuple(sorted({*rung.base_layers, *self.watch.layers}))
+        base = self._read(self.models.base, base_prompts, layers, steer_layer)
         thinking = draft = None
         if rung.needs_thinking:
             thinking = self._read(self.models.thinking, thinking_prompts, rung.thinking_layers)
@@ -107,6 +112,7 @@ class Opener:
             thinking_next=_last_tokens(thinking_prompts, self.models.base.device),
             scoring=self._scoring,
             drafter=drafter,
+            watch=self.watch,
         )
 
     def join(self, session: Session, opened: Session) -> None:

@@ -45,20 +45,25 @@ class Scoring:
             logits: of all its tokens.
             noise: at every position, what `noise` returned.
         """
-        if self.allows_banned_tokens:
-            logits = model.without_padding(logits)[..., : self._widest]
-        else:
-            missing = self.models.alignment.shared - logits.shape[2]
-            if missing > 0:  # a draft model with fewer tokens
-                logits = functional.pad(logits, (0, missing), value=-torch.inf)
-            allowed = self.models.alignment.allowed(logits.flatten(0, 1))
-            logits = allowed.view(*logits.shape[:2], -1)
+        logits = self.allowed(model, logits)
         columns = [
             self.sampler.scores(logits[:, offset], numbers[:, : logits.shape[2]].to(logits.device))
             for offset, numbers in enumerate(noise)
             if numbers is not None
         ]
         return torch.stack(columns, 1) if columns else logits
+
+    def allowed(
+        self, model: LanguageModel, logits: Float[Tensor, "n g vocabulary"]
+    ) -> Float[Tensor, "n g shared"]:
+        """The logits of the tokens that may be written, under one model."""
+        if self.allows_banned_tokens:
+            return model.without_padding(logits)[..., : self._widest]
+        missing = self.models.alignment.shared - logits.shape[2]
+        if missing > 0:  # a draft model with fewer tokens
+            logits = functional.pad(logits, (0, missing), value=-torch.inf)
+        allowed = self.models.alignment.allowed(logits.flatten(0, 1))
+        return allowed.view(*logits.shape[:2], -1)
 
     def noise(
         self, names: Sequence[str], positions: Sequence[int]

@@ -9,7 +9,7 @@ A stream whose answer has ended is a slot that is free for another problem.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -17,14 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.hybrid.choice import DecisionContext, ModelView, Rung
+from howwhen.hybrid.choice import AnswerSoFar, DecisionContext, ModelView, Rung
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
 from howwhen.hybrid.ledger import Opinion, Round, log_probs_of, numbers_of
+from howwhen.hybrid.notes import Notes, Watch
 from howwhen.hybrid.sampling import uniform_numbers
 from howwhen.hybrid.scoring import Scoring
 from howwhen.hybrid.steering import Steered, SteeredPlaces, steer
 from howwhen.hybrid.streams import Streams
 from howwhen.lm.alignment import ModelPair
+from howwhen.lm.models import LanguageModel
 from howwhen.settings import HybridSettings
 
 MAX_RUNNING_SHARE = 0.5
@@ -42,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A draft and what the rung does about it, as lists: per stream and position."""
+    """A draft and what the rung does about it: per stream and position."""
 
     drafted: list[list[int]]
     token: list[list[int]]
@@ -50,6 +52,7 @@ class _Plan:
     category: list[list[int]]
     base: list[list[Opinion]]
     thinking: list[list[Opinion]] | None
+    notes: Callable[[int, int], Notes]
     steered_places: float
     """How many positions of a stream may be steered before it stops. After one the base's own draft
     is seldom right, and under the `persistent` policy any draft was read with other states, so that
@@ -81,6 +84,8 @@ class Session:
     thinking_next: Int[Tensor, " stream"]
     scoring: Scoring
     drafter: Drafter
+    watch: Watch = field(default_factory=Watch)
+    """What else is noted of every token."""
     device: torch.device = field(init=False)
     """Where rungs decide, and tokens are passed between the models."""
 
@@ -125,8 +130,18 @@ class Session:
         ]
         self.drafter.learn(draft, self.answers, ids, plan.is_decision, plan.drafted)
         numbers = [answer.number for answer in self.answers]
-        self._note(draft.length, ids)
-        return Round(numbers, ids, plan.is_decision, steered, plan.base, plan.thinking)
+        self._note(draft.length, ids, plan)
+        steering = self.rung.steering
+        return Round(
+            numbers,
+            ids,
+            plan.is_decision,
+            steered,
+            plan.base,
+            plan.thinking,
+            plan.notes,
+            names_categories=steering is not None and steering.categories > 1,
+        )
 
     def put(self, opened: "Session") -> None:
         """Go on with the answers of another session of the same kind, which has just been opened.
@@ -174,6 +189,8 @@ class Session:
         if verdict is not None:
             other = context.thinking.token.view(shape)
             parts += [other[..., None].float(), self._numbers(verdict, other, token)]
+        noted = sum(part.shape[2] for part in parts)
+        parts.append(self.watch.numbers(context, action).view(*shape, -1))
         rows: list[list[list[float]]] = torch.cat(parts, dim=2).tolist()
         return _Plan(
             drafted=[[int(row[0]) for row in stream] for stream in rows],
@@ -182,6 +199,9 @@ class Session:
             category=[[int(row[3]) for row in stream] for stream in rows],
             base=_opinions(rows, 4, self.base_rounding),
             thinking=None if verdict is None else _opinions(rows, 10, self.thinking_rounding),
+            notes=lambda stream, place: self.watch.notes(
+                context, action, rows[stream][place][noted:]
+            ),
             steered_places=self._steered_places(draft),
         )
 
@@ -211,15 +231,27 @@ class Session:
         return Verdict(logits, scores, self.thinking.residual)
 
     def _context(self, draft: Draft, verdict: Verdict | None) -> DecisionContext:
-        def view(opinion: Draft | Verdict) -> ModelView:
+        def view(opinion: Draft | Verdict, model: LanguageModel) -> ModelView:
             residual = {layer: part.flatten(0, 1) for layer, part in opinion.residual.items()}
-            return ModelView(opinion.scores.flatten(0, 1), residual, self.device)
+            scores = opinion.scores.flatten(0, 1)
+            if self.scoring.sampler.is_greedy:
+                return ModelView(scores, residual, self.device)
+
+            def unsampled() -> Tensor:
+                return self.scoring.allowed(model, opinion.logits).flatten(0, 1)
+
+            return ModelView(scores, residual, self.device, unsampled)
 
         return DecisionContext(
-            base=view(draft),
-            thinking_view=None if verdict is None else view(verdict),
+            base=view(draft, self.models.base),
+            thinking_view=None if verdict is None else view(verdict, self.models.thinking),
             ends=self.ends,
             draw_uniforms=lambda: self._uniforms(draft.length),
+            drafted=draft.token,
+            look_up_answers=lambda: [
+                AnswerSoFar(answer.problem.id, answer.ids, answer.interventions)
+                for answer in self.answers
+            ],
         )
 
     def _uniforms(self, length: int) -> Float[Tensor, "n 2"]:
@@ -328,12 +360,13 @@ class Session:
             if token != plan.drafted[stream][offset]:
                 return
 
-    def _note(self, length: int, ids: list[list[int]]) -> None:
+    def _note(self, length: int, ids: list[list[int]], plan: _Plan) -> None:
         """Take in what was written; both models forget what was drafted and not written."""
-        for answer, new in zip(self.answers, ids, strict=True):
+        for answer, new, decided in zip(self.answers, ids, plan.is_decision, strict=True):
             if not answer.is_done:
                 is_full = answer.written + len(new) >= self.settings.max_new_tokens
-                answer.note(new, is_done=is_full or self._is_end(new[-1]))
+                is_done = is_full or self._is_end(new[-1])
+                answer.note(new, sum(decided[: len(new)]), is_done=is_done)
         ended = [stream for stream, answer in enumerate(self.answers) if answer.is_done]
         for streams in self._both():
             streams.rollback([length - len(new) for new in ids])

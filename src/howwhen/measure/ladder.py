@@ -1,7 +1,7 @@
 """From graded traces to the measurement: every rung, with counts, intervals and cost."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,13 @@ from howwhen.measure.grade import Graded, Mode
 from howwhen.measure.marks import Rule
 from howwhen.measure.recovery import Bootstrap, Outcomes, find_flips, find_gains, pass_at_k
 from howwhen.records import (
+    Bits,
+    BudgetPoint,
     Comparison,
     Finish,
     Grade,
     HybridTrace,
+    Interval,
     KnockOut,
     Measurement,
     RungMeasurement,
@@ -50,6 +53,10 @@ class GradedTrace:
     """Whether the text stops inside its thinking."""
     is_loop: bool = False
     """Whether it ends in the same words again and again."""
+    bits: Bits | None = None
+    """What the thinking model told; None where it is unknown."""
+    budget: float | None = None
+    """Of a rung with a budget; None elsewhere."""
 
     def grade(self, mode: Mode) -> Grade:
         """The grade by one of the modes."""
@@ -65,7 +72,21 @@ class Category:
     decisions: int
 
 
-def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> GradedTrace:
+@dataclass(frozen=True)
+class Budget:
+    """A rung that intervened only where it matters most."""
+
+    rung: RungName
+    """The full rung."""
+    budget: float
+    """Share of its interventions that the threshold is made for."""
+    threshold: float | None
+    traces: Sequence[GradedTrace]
+
+
+def reduce_trace(
+    trace: HybridTrace, flexible: Graded, strict: Graded, bits: Bits | None = None
+) -> GradedTrace:
     """Reduce a trace to its grades and counts."""
     return GradedTrace(
         problem_id=trace.problem_id,
@@ -85,6 +106,8 @@ def reduce_trace(trace: HybridTrace, flexible: Graded, strict: Graded) -> Graded
         needs_thinking=trace.needs_thinking,
         is_open=flexible.is_open,
         is_loop=flexible.is_loop,
+        bits=bits,
+        budget=trace.budget,
     )
 
 
@@ -93,6 +116,9 @@ def measure_ladder(
     settings: MeasureSettings,
     knock_outs: Mapping[RungName, Sequence[GradedTrace]] | None = None,
     categories: Sequence[Category] = (),
+    fitted: Mapping[str, int] | None = None,
+    base_parameters: int | None = None,
+    budgets: Sequence[Budget] = (),
 ) -> Measurement:
     """Put all rungs on one scale.
 
@@ -101,6 +127,9 @@ def measure_ladder(
         settings: grading mode and bootstrap.
         knock_outs: traces of the hybrid without each category, and with each alone.
         categories: the ones that were knocked out.
+        fitted: numbers that were fitted for each rung.
+        base_parameters: all parameters of the base.
+        budgets: traces of rungs with smaller budgets.
 
     Raises:
         StoreError: rungs answered different problems, or one of the two ends is missing.
@@ -115,7 +144,7 @@ def measure_ladder(
     bootstrap = Bootstrap.draw(len(problems), settings)
     base, thinking = outcomes["base"], outcomes["thinking"]
     gaps = bootstrap.means(thinking) - bootstrap.means(base)
-    scale = _Scale(bootstrap, base, thinking, outcomes.get("hybrid"), settings.mode)
+    scale = _Scale(bootstrap, base, thinking, outcomes.get("hybrid"), settings.mode, fitted or {})
     return Measurement(
         n=len(problems),
         mode=settings.mode,
@@ -125,7 +154,24 @@ def measure_ladder(
         knock_outs=tuple(
             scale.knock_out(category, knock_outs or {}, problems) for category in categories
         ),
+        base_parameters=base_parameters,
+        budgets=tuple(_budget_points(scale, ladder, budgets, problems)),
     )
+
+
+def _budget_points(
+    scale: "_Scale",
+    ladder: Mapping[RungName, Sequence[GradedTrace]],
+    budgets: Sequence[Budget],
+    problems: Sequence[str],
+) -> Iterator[BudgetPoint]:
+    """The points of every curve by budget; the last one of each is the full rung."""
+    for rung in sorted({budget.rung for budget in budgets}):
+        own = [budget for budget in budgets if budget.rung == rung]
+        for budget in sorted(own, key=lambda one: one.budget):
+            yield scale.budget_point(budget, problems)
+        if rung in ladder:
+            yield scale.budget_point(Budget(rung, 1.0, None, ladder[rung]), problems)
 
 
 @dataclass(frozen=True)
@@ -137,6 +183,7 @@ class _Scale:
     thinking: Outcomes
     hybrid: Outcomes | None
     mode: Mode
+    fitted: Mapping[str, int]
 
     def rung(
         self, name: RungName, traces: Sequence[GradedTrace], outcomes: Outcomes
@@ -148,6 +195,7 @@ class _Scale:
         seeds = tuple(sorted({trace.seed for trace in traces}))
         samples = outcomes.shape[2]
         ks = [2**power for power in range(samples.bit_length())] if samples > 1 else []
+        bits, bits_ci = self._bits(name, traces)
         return RungMeasurement(
             accuracy=float(outcomes.mean()),
             accuracy_ci=self.bootstrap.accuracy_interval(outcomes),
@@ -173,12 +221,45 @@ class _Scale:
             read_by=dict(Counter(trace.rule.value for trace in traces if trace.rule)),
             open_fraction=_mean(trace.is_open for trace in traces),
             loop_fraction=_mean(trace.is_loop for trace in traces),
+            interventions_per_answer=_mean(trace.decisions for trace in traces),
+            bits=bits,
+            bits_ci=bits_ci,
+            fitted=self.fitted.get(name),
         )
+
+    def _bits(
+        self, name: RungName, traces: Sequence[GradedTrace]
+    ) -> tuple[Bits | None, Interval | None]:
+        """What is told per answer, and the interval of the sum."""
+        known = [trace.bits for trace in traces if trace.bits is not None]
+        if len(known) < len(traces):
+            return None, None
+        problems = sorted({trace.problem_id for trace in traces})
+        totals = _arrange(name, traces, problems, lambda trace: sum(trace.bits or (0.0,)))
+        bits = Bits(*(_mean(part) for part in zip(*known, strict=True)))
+        return bits, self.bootstrap.interval(self.bootstrap.means(totals))
 
     def _against_hybrid(self, name: RungName, outcomes: Outcomes) -> Comparison | None:
         if name == "hybrid" or self.hybrid is None:
             return None
         return self.bootstrap.compare(outcomes, self.hybrid)
+
+    def budget_point(self, budget: Budget, problems: Sequence[str]) -> BudgetPoint:
+        """What a rung with a budget recovers."""
+        outcomes = find_outcomes(budget.rung, budget.traces, problems, self.mode)
+        recovery = self.bootstrap.recovery(outcomes, self.base, self.thinking)
+        tokens = sum(trace.tokens for trace in budget.traces)
+        return BudgetPoint(
+            rung=budget.rung,
+            budget=budget.budget,
+            threshold=budget.threshold,
+            steered_fraction=sum(trace.decisions for trace in budget.traces) / tokens,
+            interventions_per_answer=_mean(trace.decisions for trace in budget.traces),
+            accuracy=float(outcomes.mean()),
+            accuracy_ci=self.bootstrap.accuracy_interval(outcomes),
+            gap_recovered=recovery.value if recovery else None,
+            gap_recovered_ci=recovery.interval if recovery else None,
+        )
 
     def knock_out(
         self,
@@ -222,11 +303,21 @@ def find_outcomes(
     Raises:
         StoreError: a problem is not among `problems`, or was not answered as often as the others.
     """
+    return _arrange(rung, traces, problems, lambda trace: float(trace.grade(mode) is Grade.CORRECT))
+
+
+def _arrange(
+    rung: str,
+    traces: Sequence[GradedTrace],
+    problems: Sequence[str],
+    value: Callable[[GradedTrace], float],
+) -> Outcomes:
+    """A number of every answer, by problem, seed and sample; errors are those of above."""
     seeds, samples = {trace.seed for trace in traces}, {trace.sample for trace in traces}
     row = {problem: number for number, problem in enumerate(problems)}
     seed_index = {seed: number for number, seed in enumerate(sorted(seeds))}
     sample_index = {sample: number for number, sample in enumerate(sorted(samples))}
-    right = np.full((len(problems), len(seeds), len(samples)), np.nan)
+    found = np.full((len(problems), len(seeds), len(samples)), np.nan)
     for trace in traces:
         if trace.problem_id not in row:
             raise StoreError(
@@ -234,13 +325,13 @@ def find_outcomes(
                 "hybrid step's folder and run `howwhen hybrid` again"
             )
         place = row[trace.problem_id], seed_index[trace.seed], sample_index[trace.sample]
-        right[place] = trace.grade(mode) is Grade.CORRECT
-    if np.isnan(right).any() or not right.size or len(traces) != right.size:
+        found[place] = value(trace)
+    if np.isnan(found).any() or not found.size or len(traces) != found.size:
         raise StoreError(
             f"rung {rung} did not answer every problem equally often; delete the hybrid step's "
             "folder and run `howwhen hybrid` again"
         )
-    return right
+    return found
 
 
 def _share_right(traces: Sequence[GradedTrace], mode: Mode) -> float:

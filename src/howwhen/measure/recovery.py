@@ -20,7 +20,7 @@ from howwhen.records import Comparison, Flips, Gains, Interval
 from howwhen.settings import MeasureSettings
 
 Outcomes = Float[np.ndarray, "problem _ _"]
-"""1 for a right answer, 0 for any other; by problem, seed and sample."""
+"""1 for a right answer, 0 for any other, or another number; by problem, seed and sample."""
 Resampled = Float[np.ndarray, " resampling"]
 CHUNK = 500
 """Resamplings handled at a time."""
@@ -153,7 +153,8 @@ def find_flips(rung: Outcomes, base: Outcomes) -> Flips:
     Both counts go by the majority of the answers to a problem.
     """
     rung_right, base_right = is_right(rung), is_right(base)
-    return Flips(int((rung_right & ~base_right).sum()), int((base_right & ~rung_right).sum()))
+    gained, lost = int((rung_right & ~base_right).sum()), int((base_right & ~rung_right).sum())
+    return Flips(gained, lost, gained - lost)
 
 
 def is_right(outcomes: Outcomes) -> Bool[np.ndarray, " problem"]:

@@ -8,7 +8,7 @@ from howwhen.measure.ladder import GradedTrace, find_outcomes
 from howwhen.measure.recovery import Bootstrap
 from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import RunFolder
-from howwhen.records import KNOCK_OUTS, LADDER, Comparison
+from howwhen.records import BUDGETS, KNOCK_OUTS, LADDER, Comparison
 from howwhen.settings import MeasureSettings
 
 
@@ -69,16 +69,16 @@ def compare(first: str, second: str, out: Path, settings: MeasureSettings) -> Co
 
 def _read(name: str, out: Path) -> list[GradedTrace]:
     folder, _, rung = name.rpartition(":")
-    if rung in KNOCK_OUTS:
+    if rung in (*KNOCK_OUTS, *BUDGETS):
         raise SettingsError(
-            f"{rung!r} is a pass for every category, and the report has what each carries; "
+            f"{rung!r} is a pass for every category or budget, and the report has each of them; "
             f"expected a rung of the ladder ({', '.join(LADDER)})"
         )
     step = RunFolder(Path(folder) if folder else out).step("measure")
     step.check()
     if not (step.path / grades_file(rung)).exists():
         files = (path.stem for path in (step.path / "grades").glob("*.jsonl"))
-        measured = sorted(set(files) - set(KNOCK_OUTS))
+        measured = sorted(set(files) - {*KNOCK_OUTS, *BUDGETS})
         what = "was not measured there" if rung in LADDER else "is no rung"
         raise SettingsError(f"{rung!r} {what}; expected one of {', '.join(measured)}")
     return step.read_records(grades_file(rung), GradedTrace)

@@ -1,24 +1,42 @@
 """Step 4: the test problems on every rung of the ladder."""
 
+import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from howwhen.hybrid.choice import Base, Rung, Takeover
 from howwhen.hybrid.decoder import decode
 from howwhen.hybrid.guesses import Phrases
+from howwhen.hybrid.notes import Watch
 from howwhen.hybrid.prompt_cache import PromptCache
 from howwhen.hybrid.scoring import Answer
 from howwhen.lm.alignment import ModelPair
+from howwhen.measure.bits import READ_ALONG
+from howwhen.pipeline.budgets import BUDGETS_FILE, budget_thresholds
 from howwhen.pipeline.collect import warn_if_greedy
 from howwhen.pipeline.context import HYBRID_SUMMARY, Run
+from howwhen.pipeline.entropy import (
+    MAX_PROBLEMS,
+    TRIALS,
+    EntropyThreshold,
+    choose_threshold,
+)
+from howwhen.pipeline.matching import Matched, sentence_ends_of
 from howwhen.pipeline.problems import check_test_problems
 from howwhen.pipeline.rungs import RungPass, Rungs
 from howwhen.pipeline.store import StepFolder
 from howwhen.pipeline.traces import grow_traces
+from howwhen.probes import SelfGate
 from howwhen.progress import Advance
 from howwhen.records import HybridSummary, HybridTrace, Problem, RungName, Split, Work
 from howwhen.vectors import VectorSet
+
+DIVERGENCE_NOTED = ("hybrid", "takeover")
+"""Rungs whose traces say how far the two models' distributions are apart."""
+ENTROPY_GATE = "entropy_gate.json"
+"""File with the threshold of the rung `entropy-gate`, if it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +60,32 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     check_test_problems(problems)
     if run.settings.hybrid.temperature == 0:
         warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
-    ladder = _Ladder(run, step, run.models(), problems, run.phrases())
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
-    rungs.controls(0.0)  # refuses unknown rungs before anything is decoded
+    ladder = _Ladder(run, step, run.models(), problems, run.phrases(), rungs.probe)
+    rungs.controls(Matched(0.0, entropy=math.inf))  # refuses rungs before anything is decoded
     samples = [ladder.decode(rung_pass) for rung_pass in rungs.hybrids()]
     traces = [trace for sample in samples for trace in sample]
     per_category = _decisions_per_category(traces, rungs.gate.size)
-    others = rungs.controls(_steered_fraction(samples[0]))  # the same however many samples
+    base_pass = RungPass(Base())
+    base = ladder.decode(base_pass)
+    others = rungs.controls(_match(run, ladder, rungs, samples[0], base))
     if run.settings.hybrid.knock_outs:
         others += rungs.knock_outs(n for n, count in enumerate(per_category) if count)
-    answers: Counter[RungName] = Counter({"hybrid": len(traces)})
+    if run.settings.hybrid.budgets:
+        others += _budgets(ladder, rungs, others)
+    answers: Counter[RungName] = Counter({"hybrid": len(traces), "base": len(base)})
     for rung_pass in others:
+        if rung_pass == base_pass:
+            continue
         answers[rung_pass.rung.name] += len(ladder.decode(rung_pass))
-    step.write_json("passes.json", [rung_pass.file for rung_pass in (*rungs.hybrids(), *others)])
+    passes = [*rungs.hybrids(), *others]
+    step.write_json("passes.json", [rung_pass.file for rung_pass in passes])
     summary = HybridSummary(
-        _steered_fraction(traces), per_category, _work(ladder.models, rungs.vectors.layer)
+        _steered_fraction(traces),
+        per_category,
+        _work(ladder.models, rungs.vectors.layer),
+        {rung_pass.rung.name: rung_pass.rung.fitted for rung_pass in passes},
+        ladder.models.base.model.num_parameters(),
     )
     step.write_record(HYBRID_SUMMARY, summary)
     idle = _idle_decisions(traces, rungs.vectors)
@@ -71,6 +100,63 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     )
 
 
+def _budgets(ladder: "_Ladder", rungs: Rungs, others: Sequence[RungPass]) -> list[RungPass]:
+    """Passes with smaller budgets, and the full ones that these need and that are not there yet."""
+    full = [RungPass(rung) for rung in (rungs.full, rungs.self_gate, Takeover())]
+    thresholds: dict[str, dict[float, float]] = {
+        one.rung.name: budget_thresholds(ladder.decode(one)) for one in full
+    }
+    ladder.step.write_json(BUDGETS_FILE, thresholds)
+    files = {"traces/hybrid-0.jsonl", *(one.file for one in others)}
+    return [*(one for one in full if one.file not in files), *rungs.budgets(thresholds)]
+
+
+def _match(
+    run: Run,
+    ladder: "_Ladder",
+    rungs: Rungs,
+    hybrid: Sequence[HybridTrace],
+    base: Sequence[HybridTrace],
+) -> Matched:
+    """What controls are matched to: the first answers of hybrid and base."""
+    matched = Matched.of(hybrid, base, sentence_ends_of(ladder.models.base))
+    if "entropy-gate" not in rungs.wanted:
+        return matched
+    if not ladder.step.holds(ENTROPY_GATE):
+        ladder.step.write_record(ENTROPY_GATE, _entropy_threshold(run, ladder, rungs))
+    chosen = ladder.step.read_record(ENTROPY_GATE, EntropyThreshold)
+    return replace(matched, entropy=chosen.threshold)
+
+
+def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThreshold:
+    """Chosen on the selection problems; where there are none, on problems of the training."""
+    problems = run.problems(Split.SELECTION) or run.problems(Split.TRAIN)
+    problems = problems[:MAX_PROBLEMS]
+    settings, prompts = run.settings.hybrid, PromptCache()
+    greedy = settings.model_copy(update={"temperature": 0.0})
+
+    with run.reporter.task("threshold of entropy-gate", 1 + TRIALS) as advance:
+        done = 0
+
+        def answer(rung: Rung) -> list[HybridTrace]:
+            nonlocal done
+            slots = settings.batch_size
+            traces = decode(
+                ladder.models,
+                problems,
+                rung,
+                greedy,
+                prompts=prompts,
+                phrases=ladder.phrases,
+                slots=slots,
+            )
+            done += 1
+            advance(done)
+            return traces
+
+        return choose_threshold(rungs, ladder.models.alignment.shared, answer)
+
+
 @dataclass
 class _Ladder:
     """The passes over the test problems, and what a later pass can take from earlier ones."""
@@ -80,6 +166,8 @@ class _Ladder:
     models: ModelPair
     problems: Sequence[Problem]
     phrases: Phrases
+    probe: SelfGate
+    """Reads along on rungs that the thinking model tells something."""
     prompts: PromptCache = field(default_factory=PromptCache)
     known: dict[tuple[int, str], list[Answer]] = field(default_factory=lambda: defaultdict(list))
     """By sample and problem, the answers of earlier rungs."""
@@ -89,6 +177,8 @@ class _Ladder:
         settings = self.run.settings.hybrid
         sample = rung_pass.sample
         seeded = settings.model_copy(update={"seed": settings.seed + sample})
+        name = rung_pass.rung.name
+        watch = Watch(self.probe if name in READ_ALONG else None, name in DIVERGENCE_NOTED)
 
         with self.run.reporter.task(rung_pass.label, len(self.problems)) as advance:
 
@@ -104,8 +194,13 @@ class _Ladder:
                     phrases=self.phrases,
                     slots=settings.batch_size,
                     ended=ended,
+                    watch=watch,
                 )
-                return [replace(t, sample=sample, category=rung_pass.category) for t in traces]
+                category, budget = rung_pass.category, rung_pass.budget
+                return [
+                    replace(trace, sample=sample, category=category, budget=budget)
+                    for trace in traces
+                ]
 
             traces = grow_traces(
                 self.step,

@@ -13,6 +13,7 @@ from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import phrases_of
+from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.pipeline import Pipeline
 from howwhen.pipeline.plan import owner_of
 from howwhen.pipeline.rungs import Rungs
@@ -24,7 +25,7 @@ from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.zoo.pairs import Pair, find_pair
 
 DEFAULT_RATE = 0.05
-"""Share of tokens steered by the rung `random-positions` if no hybrid has been run."""
+"""Share of tokens steered by the rung `random-positions` in answers to new questions."""
 MAX_ANSWER_TOKENS = 512
 """Maximum length of an answer, unless asked for otherwise."""
 
@@ -154,7 +155,8 @@ def open_rungs(
         folder.check_owner(owner_of(pair))
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
         phrases = phrases_of(folder.step("collect"))
-    rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(DEFAULT_RATE))]
+    matched = Matched(DEFAULT_RATE)
+    rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(matched))]
     named: dict[str, Rung] = {}
     for rung in rungs_of_run:  # of the random ones the first seed
         named.setdefault(rung.name, rung)
@@ -171,7 +173,7 @@ def _find_rungs(pair: Pair, folder: RunFolder, preset: Preset, reporter: Reporte
     decoded = folder.step("hybrid")
     stored = decoded.read_object("settings.json") if decoded.digest is not None else {}
     hybrid = {key: stored[key] for key in HybridSettings.model_fields if key in stored}
-    hybrid |= {"rungs": None, "samples": 1, "knock_outs": False}  # every rung, one answer each
+    hybrid |= {"rungs": ("all",), "samples": 1, "knock_outs": False, "budgets": False}
     settings = make_settings(PRESETS[preset], pair.overrides, {"hybrid": hybrid})
     if elicited.digest is None:
         for name in ("collect", "discover", "elicit"):

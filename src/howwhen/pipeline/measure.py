@@ -1,13 +1,17 @@
 """Step 5: every answer graded, every rung on one scale."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from random import Random
 from typing import get_args
 
 from howwhen.judge.endpoint import Judge, open_endpoint
 from howwhen.lm.alignment import ModelPair
 from howwhen.measure.audit import Audit, Audited, audit_answers, unequal_reading
+from howwhen.measure.bits import bits_of
+from howwhen.measure.concentration import concentration_of
 from howwhen.measure.grade import Graded, Item, Mode, open_grader
 from howwhen.measure.judge import (
     JudgedAnswer,
@@ -16,11 +20,21 @@ from howwhen.measure.judge import (
     agreement,
     judge_answers,
 )
-from howwhen.measure.ladder import Category, GradedTrace, measure_ladder, reduce_trace
+from howwhen.measure.ladder import Budget, Category, GradedTrace, measure_ladder, reduce_trace
+from howwhen.pipeline.budgets import BUDGETS_FILE
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import StepFolder
-from howwhen.records import KNOCK_OUTS, LADDER, HybridTrace, Problem, RungName, Split
+from howwhen.records import (
+    BUDGETS,
+    KNOCK_OUTS,
+    LADDER,
+    Concentration,
+    HybridTrace,
+    Problem,
+    RungName,
+    Split,
+)
 from howwhen.zoo.pairs import Pair
 
 JUDGE_REPORT = "judge.json"
@@ -49,20 +63,34 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
     decoded = run.folder.step("hybrid")
     graded: dict[str, list[GradedTrace]] = {}
     read: dict[str, Read] = {}
+    concentration: Concentration | None = None
     with open_grader(settings.deadline_seconds) as grader:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             rung = traces[0].rung
             items = _items(run.pair, rung, traces, problems)
             flexible, strict = grader.grade(items), grader.grade(items, "strict")
-            graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict))
+            bits = bits_of(rung, traces) or repeat(None)
+            graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict, bits))
+            if rung == "takeover":
+                concentration = concentration or _concentration(run, traces)
             read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
-        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS) if rung in read}
+        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS, *BUDGETS) if rung in read}
         audited = audit_answers(read, grader) if settings.reads_twice else None
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
-    measurement = measure_ladder(ladder, settings, knock_outs, categories)
+    summary = run.hybrid_summary()
+    measurement = measure_ladder(
+        ladder,
+        settings,
+        knock_outs,
+        categories,
+        summary.fitted,
+        summary.base_parameters,
+        _budgets(decoded, graded),
+    )
+    measurement = replace(measurement, concentration=concentration)
     step.write_record("measurement.json", measurement)
     for name, graded_traces in graded.items():
         step.write_records(grades_file(name), graded_traces)
@@ -76,6 +104,41 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
     for line in unequal_reading(measurement, audit):
         run.reporter.say(f"  WARNING: read unequally: {line}")
     return MeasureCounts(problems=measurement.n, rungs=len(measurement.rungs))
+
+
+def _concentration(run: Run, traces: Sequence[HybridTrace]) -> Concentration | None:
+    """Of the divergence in the answers of one pass."""
+    sentences = Counter(annotation.category for annotation in run.annotations())
+    steered = run.hybrid_summary().decisions_per_category
+    gate = run.folder.step("elicit").read_gate("gate.safetensors")
+    counts = {
+        f"{number}: {title}": (steered[number], sentences[number])
+        for number, title in enumerate(gate.titles)
+        if gate.kind != "clusters"  # whose categories are none of the sentences'
+    }
+    tokenizer = run.pair.tokenizer
+
+    def word(number: int) -> str:
+        return str(tokenizer.decode([number]))
+
+    return concentration_of("takeover", traces, word, counts)
+
+
+def _budgets(decoded: StepFolder, graded: Mapping[str, Sequence[GradedTrace]]) -> list[Budget]:
+    """What was decoded with smaller budgets."""
+    if not any(rung in graded for rung in BUDGETS):
+        return []
+    thresholds: Mapping[RungName, Mapping[str, float]] = decoded.read_json(BUDGETS_FILE)
+    return [
+        Budget(
+            full,
+            float(budget),
+            threshold,
+            [trace for trace in graded[f"{full}-budget"] if trace.budget == float(budget)],
+        )
+        for full, by_budget in thresholds.items()
+        for budget, threshold in by_budget.items()
+    ]
 
 
 def _items(

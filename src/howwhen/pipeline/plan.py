@@ -32,7 +32,7 @@ ADDITIVE: dict[StepName, tuple[str, ...]] = {
         for name in DiscoverSettings.model_fields
         if name.startswith(("chosen_", "judge_")) and name not in RESULT_NEUTRAL
     ),
-    "hybrid": ("rungs", "random_seeds", "samples", "knock_outs"),
+    "hybrid": ("rungs", "random_seeds", "samples", "knock_outs", "budgets"),
 }
 """Settings that say how much a step does, or which of its results it takes. What is there stays."""
 RECOMPUTED: tuple[StepName, ...] = ("measure", "present")

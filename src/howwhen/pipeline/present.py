@@ -16,7 +16,14 @@ from howwhen.pipeline.discover import read_counts, read_grid, taxonomy_page
 from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.measure import AUDIT, JUDGE_REPORT
 from howwhen.pipeline.store import StepFolder
-from howwhen.present.charts import can_draw, draw_knock_outs, draw_ladder, draw_losses
+from howwhen.present.charts import (
+    can_draw,
+    draw_bits,
+    draw_budgets,
+    draw_knock_outs,
+    draw_ladder,
+    draw_losses,
+)
 from howwhen.present.html import Charts, HtmlInput, make_html
 from howwhen.present.report import ReportInput, make_report
 from howwhen.present.viewer import GradedAnswer, PackedViewer, Viewer, pack_viewer
@@ -134,6 +141,8 @@ def _draw(run: Run) -> Charts:
         return Charts()
     return Charts(
         ladder=draw_ladder(measurement),
+        bits=draw_bits(measurement),
+        budgets=draw_budgets(measurement),
         losses=draw_losses(run.elicit_report()),
         knock_outs=_draw_knock_outs(measurement),
     )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from howwhen.probes import Taxonomy
     from howwhen.vectors import VectorSet
 
-_TRACES_FILE = re.compile(r"traces/(?P<rung>.+?)-\d+(?:-sample\d+)?(?:-category\d+)?\.jsonl")
+_TRACES_FILE = re.compile(
+    r"traces/(?P<rung>.+?)-\d+(?:-sample\d+)?(?:-category\d+)?(?:-budget[\d.]+)?\.jsonl"
+)
 
 
 @dataclass(frozen=True)

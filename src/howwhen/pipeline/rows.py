@@ -98,6 +98,9 @@ class TokenRow(NamedTuple):
     """The same of `thinking_id`."""
     is_tie: bool
     """Whether one of the margins is within the rounding of its model's numbers."""
+    log_odds: float | None
+    """Of a disagreement here, by the self-gate's probe on the base; None where it did not read
+    along."""
 
 
 class GradeRow(NamedTuple):
@@ -163,6 +166,22 @@ class LadderRow(NamedTuple):
     """Accuracy on the problems that the thinking model gets right and the base does not."""
     right_elsewhere: float | None
     """Accuracy on all other problems."""
+    wrong_to_right: int | None
+    """Problems that the base gets wrong and this rung right; None for the base, as in the next
+    two."""
+    right_to_wrong: int | None
+    net_flips: int | None
+    """The first minus the second."""
+    bits_per_answer: float | None
+    """What the thinking model tells; None where it is unknown, as in the next five."""
+    bits_low: float | None
+    bits_high: float | None
+    bits_when: float | None
+    bits_which: float | None
+    bits_what: float | None
+    interventions_per_answer: float | None
+    fitted: int | None
+    """Numbers that were fitted for the rung."""
     only_it_right: int | None
     """Problems that this rung gets right and the hybrid does not; None for the hybrid."""
     only_hybrid_right: int | None
@@ -263,12 +282,14 @@ def token_rows(
             base_margin=token.base_margin,
             thinking_margin=token.thinking_margin,
             is_tie=token.is_tie,
+            log_odds=token.log_odds,
         )
 
 
 def ladder_row(name: str, rung: RungMeasurement) -> LadderRow:
     """A rung's row."""
     interval, against, gains = rung.gap_recovered_ci, rung.against_hybrid, rung.gains
+    flips, bits, bits_ci = rung.flips, rung.bits, rung.bits_ci
     return LadderRow(
         rung=name,
         accuracy=rung.accuracy,
@@ -290,6 +311,17 @@ def ladder_row(name: str, rung: RungMeasurement) -> LadderRow:
         samples=rung.samples,
         gains_shared=gains.shared if gains else None,
         right_elsewhere=gains.elsewhere if gains else None,
+        wrong_to_right=flips.gained if flips else None,
+        right_to_wrong=flips.lost if flips else None,
+        net_flips=flips.gained - flips.lost if flips else None,
+        bits_per_answer=bits.total if bits else None,
+        bits_low=bits_ci.low if bits_ci else None,
+        bits_high=bits_ci.high if bits_ci else None,
+        bits_when=bits.when if bits else None,
+        bits_which=bits.which if bits else None,
+        bits_what=bits.what if bits else None,
+        interventions_per_answer=rung.interventions_per_answer,
+        fitted=rung.fitted,
         only_it_right=against.only_first if against else None,
         only_hybrid_right=against.only_second if against else None,
         p_value=against.p_value if against else None,

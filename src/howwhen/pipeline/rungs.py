@@ -1,32 +1,46 @@
 """The rungs of one run, made of the files of the step elicit."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
 
 from howwhen.errors import SettingsError
 from howwhen.hybrid.choice import (
     Base,
     BaseStepByStep,
-    BiasOnly,
     Guardrail,
-    OneCategory,
-    RandomCategory,
-    RandomPositions,
-    RandomVectors,
     Rung,
     SelfGated,
-    SharedVector,
     Steer,
     Takeover,
     Thinking,
+)
+from howwhen.hybrid.controls import (
+    BiasOnly,
+    EarlyOnly,
+    EntropyGate,
+    HybridBudget,
+    LogitDifference,
+    MagnitudeOnly,
+    OneCategory,
+    RandomCategory,
+    RandomPositions,
+    RandomPositionsAnywhere,
+    RandomVectors,
+    ReverseTakeover,
+    SelfGateBudget,
+    SharedVector,
+    TakeoverBudget,
     WithoutCategory,
     bias_only,
+    mean_direction,
     randomise,
 )
 from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
+from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate, SelfGate
-from howwhen.records import LADDER
+from howwhen.records import LADDER, OPTIONAL_RUNGS
 from howwhen.settings import HybridSettings, RunSettings
 from howwhen.vectors import VectorSet
 from howwhen.zoo.pairs import Pair
@@ -42,13 +56,16 @@ class RungPass:
     sample: int = 0
     category: int | None = None
     """Of a knock-out."""
+    budget: float | None = None
+    """Of a rung with one."""
 
     @property
     def file(self) -> str:
         """Where its traces are kept."""
         sample = f"-sample{self.sample}" if self.sample else ""
         category = "" if self.category is None else f"-category{self.category}"
-        return f"traces/{self.rung.name}-{self.seed}{sample}{category}.jsonl"
+        budget = "" if self.budget is None else f"-budget{self.budget:g}"
+        return f"traces/{self.rung.name}-{self.seed}{sample}{category}{budget}.jsonl"
 
     @property
     def label(self) -> str:
@@ -59,6 +76,7 @@ class RungPass:
             f"seed {self.seed}" if is_random else "",
             f"sample {self.sample}" if self.sample else "",
             "" if self.category is None else f"category {self.category}",
+            "" if self.budget is None else f"{self.budget:.0%}",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -97,20 +115,19 @@ class Rungs:
         """The full hybrid, once per sample."""
         return [RungPass(self.full, sample=sample) for sample in range(self.settings.samples)]
 
-    def controls(self, rate: float) -> list[RungPass]:
+    def controls(self, matched: Matched) -> list[RungPass]:
         """Every other rung asked for, once per sample, random ones also once per seed.
 
         Args:
-            rate: share of tokens that the hybrid steers.
+            matched: what controls are matched to.
 
         Raises:
             SettingsError: a rung that this run does not have.
         """
-        controls = list(self._controls(rate))
-        asked = LADDER if self.settings.rungs is None else self.settings.rungs
-        wanted = {"base", "thinking", "hybrid", *asked}
+        controls = list(self._controls(matched))
+        wanted = self.wanted
         missing = wanted - {"hybrid", *(rung.name for rung, _ in controls)}
-        if self.settings.rungs is not None and missing:
+        if self.settings.rungs not in (None, ("all",)) and missing:
             raise SettingsError(
                 f"this run has no rung {', '.join(sorted(missing))}; expected some of "
                 f"{', '.join(dict.fromkeys(rung.name for rung, _ in controls))}"
@@ -121,6 +138,41 @@ class Rungs:
             if rung.name in wanted
             for sample in range(self.settings.samples)
         ]
+
+    def budgets(self, thresholds: Mapping[str, Mapping[float, float]]) -> list[RungPass]:
+        """Rungs that intervene only where it matters most, once per budget.
+
+        Args:
+            thresholds: of every full rung, by budget.
+        """
+        gate, vectors, strength = self.gate, self.vectors, self.strength
+        own = self.self_gate
+        make: dict[str, Callable[[float], Rung]] = {
+            "hybrid": lambda threshold: HybridBudget(gate, vectors, strength, threshold),
+            "self-gate": lambda threshold: SelfGateBudget(
+                replace(own.probe, threshold=threshold), own.vectors, own.strength
+            ),
+            "takeover": TakeoverBudget,
+        }
+        return [
+            RungPass(make[name](threshold), budget=budget)
+            for name, by_budget in thresholds.items()
+            for budget, threshold in by_budget.items()
+        ]
+
+    @property
+    def self_gate(self) -> SelfGated:
+        """The hybrid without the thinking model."""
+        strength = LEARNED if self.strength.is_sweep else self.strength
+        return SelfGated(self.probe, self.vectors, strength)
+
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the rungs asked for; this run may not have all of them."""
+        asked: Iterable[str] = set(LADDER) - set(OPTIONAL_RUNGS)
+        if self.settings.rungs is not None:
+            asked = LADDER if "all" in self.settings.rungs else self.settings.rungs
+        return {"base", "thinking", "hybrid", *asked}
 
     def knock_outs(self, categories: Iterable[int]) -> list[RungPass]:
         """The hybrid without each of these categories, and with each alone."""
@@ -135,20 +187,34 @@ class Rungs:
             for sample in range(self.settings.samples)
         ]
 
-    def _controls(self, rate: float) -> Iterator[tuple[Rung, int]]:
+    def entropy_gate(self, threshold: float) -> EntropyGate:
+        """The rung whose moments the base's entropy chooses."""
+        return EntropyGate(self.gate, self.vectors, self.strength, threshold)
+
+    def _controls(self, matched: Matched) -> Iterator[tuple[Rung, int]]:
         gate, vectors, strength = self.gate, self.vectors, self.strength
         yield Base(), 0
         if self.pair.step_by_step_prompt is not None:
             yield BaseStepByStep(self.pair.step_by_step_prompt), 0
         yield Guardrail(self.settings.guardrail_top_k), 0
+        yield LogitDifference(self.settings.logit_alpha), 0
         if vectors.bias is not None:
             yield BiasOnly(gate, bias_only(vectors), strength), 0
         yield SharedVector(gate, self.shared, strength), 0
+        yield MagnitudeOnly(gate, mean_direction(vectors), strength), 0
         for seed in self.settings.random_seeds:
             yield RandomCategory(gate, vectors, strength), seed
-            yield RandomPositions(gate, vectors, strength, rate=rate), seed
+            for kind, by_kind in ((RandomPositions, True), (RandomPositionsAnywhere, False)):
+                places = matched.draw(seed, by_kind=by_kind)
+                ends = matched.sentence_ends if by_kind else frozenset()
+                yield kind(gate, vectors, strength, places, ends, matched.rate), seed
             yield RandomVectors(gate, randomise(vectors, seed), strength), seed
-        yield SelfGated(self.probe, vectors, LEARNED if strength.is_sweep else strength), 0
+        if matched.entropy is not None:
+            yield self.entropy_gate(matched.entropy), 0
+        halves = matched.limits(0.5)
+        yield EarlyOnly(gate, vectors, strength, halves, ceil(matched.limit / 2)), 0
+        yield self.self_gate, 0
+        yield ReverseTakeover(matched.limits(1.0), matched.limit), 0
         yield Takeover(), 0
         yield Thinking(), 0
 

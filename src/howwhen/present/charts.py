@@ -46,9 +46,7 @@ def draw_ladder(measurement: Measurement) -> str:
             value, interval = rung.gap_recovered, rung.gap_recovered_ci
             if value is None or interval is None:
                 value, interval = rung.accuracy, rung.accuracy_ci
-            colour = CEILING if name in ("takeover", "base", "thinking") else CONTROL
-            colour = HYBRID if name in _AS_TRAINED else colour
-            marker = "o" if name in _AS_TRAINED else "D" if colour == CONTROL else "s"
+            colour, marker = _look(name)
             axes.hlines(row, interval.low, interval.high, color=colour, linewidth=2.5)
             axes.plot(value, row, marker, color=colour, markersize=8)
             axes.annotate(
@@ -63,6 +61,111 @@ def draw_ladder(measurement: Measurement) -> str:
         for share in (0, 1) if has_gap else ():
             axes.axvline(share, color="black", linewidth=0.8, linestyle=":", zorder=0)
         return _finish(figure, axes)
+
+
+def draw_bits(measurement: Measurement) -> str:
+    """The share of the gap that each rung recovers against what the thinking model tells, an SVG.
+
+    Both with their intervals. Empty where either is unknown for the hybrid.
+    """
+    import matplotlib.pyplot as plt
+
+    shown = [
+        (name, rung.gap_recovered, rung.gap_recovered_ci, rung.bits.total, rung.bits_ci)
+        for name, rung in measurement.rungs.items()
+        if rung.bits and rung.bits_ci and rung.gap_recovered_ci and rung.gap_recovered is not None
+    ]
+    if "hybrid" not in {name for name, *_ in shown}:
+        return ""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.8))
+        for name, share, share_ci, bits, bits_ci in shown:
+            colour, marker = _look(name)
+            axes.hlines(share, bits_ci.low, bits_ci.high, color=colour, linewidth=1.5, alpha=0.6)
+            axes.vlines(bits, share_ci.low, share_ci.high, color=colour, linewidth=1.5, alpha=0.6)
+            axes.plot(bits, share, marker, color=colour, markersize=7)
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        axes.set_xlim(-0.15, 1.6 * max(one[4].high for one in shown))
+        axes.xaxis.set_major_formatter(lambda bits, _: f"{bits:g}")
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.tick_params(labelsize=9)
+        axes.set_xlabel("bits per answer that the thinking model tells (at most)", fontsize=9)
+        axes.set_ylabel("share of the gap recovered", fontsize=9)
+        for share in (0, 1):
+            axes.axhline(share, color="black", linewidth=0.8, linestyle=":", zorder=0)
+        _label(axes, [(name, bits, share) for name, share, _, bits, _ in shown])
+        return _finish(figure, axes)
+
+
+def draw_budgets(measurement: Measurement) -> str:
+    """The share of the gap that is recovered with smaller budgets, with intervals, as an SVG.
+
+    Empty without budgets or without a gap.
+    """
+    import matplotlib.pyplot as plt
+
+    points = [point for point in measurement.budgets if point.gap_recovered_ci is not None]
+    if not points:
+        return ""
+    names = list(dict.fromkeys(point.rung for point in points))
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4))
+        for number, name in enumerate(names):
+            own = [point for point in points if point.rung == name]
+            shares = [100 * point.steered_fraction for point in own]
+            values = [point.gap_recovered or 0.0 for point in own]
+            ends = [point.gap_recovered_ci or Interval(0.0, 0.0) for point in own]
+            colour = _SEED_COLOURS[number % len(_SEED_COLOURS)]
+            axes.plot(shares, values, "o-", color=colour, label=name, markersize=5)
+            lows, highs = zip(*ends, strict=True)
+            axes.fill_between(shares, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.tick_params(labelsize=9)
+        axes.set_xlabel("tokens at which the rung intervenes, in %", fontsize=9)
+        axes.set_ylabel("share of the gap recovered", fontsize=9)
+        for share in (0, 1):
+            axes.axhline(share, color="black", linewidth=0.8, linestyle=":", zorder=0)
+        axes.legend(fontsize=9, frameon=False)
+        return _finish(figure, axes)
+
+
+def _look(name: str) -> tuple[str, str]:
+    """Colour and marker of a rung."""
+    if name in _AS_TRAINED:
+        return HYBRID, "o"
+    return (CEILING, "s") if name in ("takeover", "base", "thinking") else (CONTROL, "D")
+
+
+def _label(axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
+    """Name every point, where its name covers no other one."""
+    figure = axes.figure
+    figure.canvas.draw()
+    taken = [axes.transData.transform((x, y)).tolist() for _, x, y in points]
+    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in taken]
+    for name, x, y in sorted(points, key=lambda point: -point[2]):
+        across, up = axes.transData.transform((x, y)).tolist()
+        width, height = 7.2 * len(name), 15.0
+        places = [
+            (dx, dy)
+            for dy in (0, 16, -16, 32, -32, 48, -48, 64, -64, 80, -80)
+            for dx in (12, -12 - width)
+        ]
+        for dx, dy in places:
+            left, middle = across + dx, up + dy
+            box = (left, middle - height / 2, left + width, middle + height / 2)
+            if left > 0 and not any(_overlap(box, other) for other in boxes):
+                break
+        boxes.append(box)
+        scale = 72 / figure.dpi
+        line = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.5} if dy else None
+        axes.annotate(
+            name, (x, y), (dx * scale, dy * scale), textcoords="offset points",
+            va="center", fontsize=9, arrowprops=line,
+        )  # fmt: skip
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def draw_losses(training: "ElicitReport") -> str:

@@ -28,11 +28,14 @@ from howwhen.present.audit import (
     reading_table,
 )
 from howwhen.present.report import (
+    BITS_TEXT,
+    BUDGET_TEXT,
     COST_TEXT,
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
     READING_TEXT,
     ReportInput,
+    concentration_text,
     grading_text,
     judge_text,
     prompt_table,
@@ -44,7 +47,11 @@ from howwhen.present.report import (
 )
 from howwhen.present.tables import (
     Table,
+    bits_table,
+    budget_table,
+    concentration_table,
     cost_table,
+    enriched_table,
     grade_table,
     judge_table,
     knock_out_table,
@@ -64,6 +71,8 @@ class Charts:
     """SVGs; empty if there is nothing to draw or matplotlib is not installed."""
 
     ladder: str = ""
+    bits: str = ""
+    budgets: str = ""
     losses: str = ""
     knock_outs: str = ""
 
@@ -115,7 +124,7 @@ def make_html(given: HtmlInput) -> str:
     """The whole page."""
     report, measurement = given.report, given.report.measurement
     knock_outs, audit = measurement.knock_outs, report.audit
-    samples = sample_table(measurement)
+    samples, apart = sample_table(measurement), measurement.concentration
     rows = [(name, str(value)) for name, value in given.settings.items()]
     return (
         page_environment()
@@ -131,6 +140,13 @@ def make_html(given: HtmlInput) -> str:
             ladder=ladder_table(measurement, report.confidence),
             ladder_text=LADDER_TEXT,
             rungs_text=rungs_text(measurement),
+            bits=bits_table(measurement, report.confidence),
+            bits_text=BITS_TEXT,
+            budgets=budget_table(measurement, report.confidence),
+            budget_text=BUDGET_TEXT,
+            concentration=None if apart is None else concentration_table(apart),
+            concentration_text="" if apart is None else concentration_text(apart),
+            enriched=None if apart is None else enriched_table(apart),
             cost=cost_table(measurement, report.work),
             cost_text=COST_TEXT,
             knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,

@@ -16,7 +16,11 @@ from howwhen.present.audit import (
 )
 from howwhen.present.tables import (
     Table,
+    bits_table,
+    budget_table,
+    concentration_table,
     cost_table,
+    enriched_table,
     grade_table,
     interval_text,
     judge_table,
@@ -26,6 +30,8 @@ from howwhen.present.tables import (
     sample_table,
 )
 from howwhen.records import (
+    OPTIONAL_RUNGS,
+    Concentration,
     Flips,
     Gains,
     HybridTrace,
@@ -45,7 +51,22 @@ LADDER_TEXT = (
     "A rung is a condition: the hybrid, a control or a ceiling. Gap recovered (recovery) is "
     "(rung - base) / (thinking - base), signed; its intervals are paired bootstraps over problems. "
     "Steered (the budget): tokens at which the rung intervened. Changed: tokens that differ from "
-    "the unsteered base's token at that position."
+    "the unsteered base's token at that position. Bits: what the thinking model tells per answer."
+)
+BITS_TEXT = (
+    "What the thinking model tells the base, in bits per answer: the length of a code for when the "
+    "rung intervenes, which category it steers with, and what token is written where the "
+    "thinking model chooses it. The code is that of a coder who sees only the base (its next-token "
+    "distribution, and its residual through the self-gate's probe), fitted on answers to other "
+    "problems. It is an upper bound: a better coder needs fewer bits. Numbers fitted: vectors, "
+    "coefficient network, gate and probe, and their share of the base's parameters."
+)
+BUDGET_TEXT = (
+    "Rungs that intervene only where it matters most: hybrid and takeover at disagreements where "
+    "the Jensen-Shannon divergence of the two next-token distributions reaches the threshold (in "
+    "bits, 0 to 1), the self-gate where its log-odds do. The threshold is made for a share of the "
+    "full rung's interventions; since the text changes, the share of the tokens that are steered "
+    "in the end may be another."
 )
 COST_TEXT = (
     "The least number of tokens per answer that each model has to read, without the prompt. "
@@ -57,14 +78,24 @@ RUNG_NOTES: Mapping[RungName, str] = {
     "base-step-by-step": "the base model alone, prompted to think step by step",
     "guardrail-only": "the base's top tokens (5 by default) reranked by the thinking model at each "
     "disagreement, no vectors",
+    "logit-difference": "no vectors: a share (half by default) of the difference between the two "
+    "models' logits is added to the base's at each disagreement",
     "bias-only": "one trained bias vector, without categories",
     "shared-vector": "one trained vector for all categories, K = 1",
+    "magnitude-only": "the mean direction of the hybrid's vectors, at their norms and coefficients",
     "random-category": "the hybrid's vectors, category drawn at random",
-    "random-positions": "the hybrid's vectors, at random positions",
+    "random-positions": "the hybrid's vectors, at random positions: as many per answer as the "
+    "hybrid steers, starts of sentences for starts of sentences",
+    "random-positions-anywhere": "the same, at positions of any kind",
     "random-vectors": "random vectors with the hybrid's norms",
+    "entropy-gate": "the hybrid's vectors where the base is unsure: its entropy is above a "
+    "threshold that steers as often as the hybrid; the thinking model names the category",
+    "early-only": "the hybrid at the first half of its disagreements in each answer",
     "hybrid": "the base, steered with the category's vector at each disagreement",
     "self-gate": "probe gate: a probe on the base's residual stream decides when and with which "
     "category to steer, without the thinking model",
+    "reverse-takeover": "the thinking model, with the base's own token at its first disagreements, "
+    "as many as the hybrid steers",
     "takeover": "one-token takeover: the thinking model's own token at each disagreement",
     "thinking": "the thinking model alone",
 }
@@ -172,6 +203,9 @@ def make_report(given: ReportInput) -> str:
         _markdown(ladder_table(given.measurement, given.confidence)),
         LADDER_TEXT,
         rungs_text(given.measurement),
+        *_bits_parts(given.measurement, given.confidence),
+        *_budget_parts(given.measurement, given.confidence),
+        *_concentration_parts(given.measurement.concentration),
         "## The cost of an answer",
         _markdown(cost_table(given.measurement, given.work)),
         COST_TEXT,
@@ -201,7 +235,48 @@ def make_report(given: ReportInput) -> str:
 def rungs_text(measurement: Measurement) -> str:
     """What each rung of this run is."""
     notes = [f"`{name}`: {RUNG_NOTES[name]}" for name in measurement.rungs if name in RUNG_NOTES]
-    return f"{'. '.join(notes)}."
+    return f"{'. '.join(notes)}. {left_out_text(measurement)}".rstrip()
+
+
+def left_out_text(measurement: Measurement) -> str:
+    """Which rungs were not run; empty if none was left out."""
+    missing = [name for name in OPTIONAL_RUNGS if name not in measurement.rungs]
+    return f"Left out: {', '.join(missing)} (--rungs all)." if missing else ""
+
+
+def _bits_parts(measurement: Measurement, confidence: float) -> list[str]:
+    table = bits_table(measurement, confidence)
+    return (
+        [] if table is None else ["## What the thinking model tells", _markdown(table), BITS_TEXT]
+    )
+
+
+def _budget_parts(measurement: Measurement, confidence: float) -> list[str]:
+    table = budget_table(measurement, confidence)
+    return [] if table is None else ["## Smaller budgets", _markdown(table), BUDGET_TEXT]
+
+
+def _concentration_parts(concentration: Concentration | None) -> list[str]:
+    if concentration is None:
+        return []
+    return [
+        "## Where the two models differ",
+        concentration_text(concentration),
+        _markdown(concentration_table(concentration)),
+        _markdown(enriched_table(concentration)),
+    ]
+
+
+def concentration_text(concentration: Concentration) -> str:
+    """How concentrated the models' difference is, and what the tables under it show."""
+    return (
+        f"Jensen-Shannon divergence of the two next-token distributions in the answers of "
+        f"`{concentration.rung}`, per token: {concentration.mean:.3f} bits on average over "
+        f"{concentration.tokens:,} tokens, Gini index {concentration.gini:.2f}. Words are the "
+        "tokens that the thinking model wants at disagreements, against what it wants elsewhere. "
+        "Categories are those that the hybrid steers with, against those of the thinking model's "
+        "sentences."
+    )
 
 
 def grading_text(measurement: Measurement) -> str:
@@ -213,8 +288,9 @@ def grading_text(measurement: Measurement) -> str:
         "wrong. Gains shared: a rung's accuracy on the problems that the thinking model gets right "
         "and the base does not. Right elsewhere: its accuracy on all others, as a rung can get as "
         "many right without getting the same ones. Wrong to right and right to wrong (flips) count "
-        "the problems on which it differs from the base. The last three columns compare each rung "
-        "with the hybrid on the same problems (McNemar's exact test)."
+        "the problems on which it differs from the base, net the first minus the second. The last "
+        "three columns compare each rung with the hybrid on the same problems (McNemar's exact "
+        "test)."
     )
 
 

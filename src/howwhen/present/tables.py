@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from howwhen.measure.judge import JudgeReport
-from howwhen.records import Flips, Gains, Interval, KnockOut, Measurement, RungMeasurement, Work
+from howwhen.records import (
+    Bits,
+    Concentration,
+    Flips,
+    Gains,
+    Interval,
+    KnockOut,
+    Measurement,
+    RungMeasurement,
+    Work,
+)
 
 MODE_COLUMNS = (
     "rung",
@@ -16,6 +26,7 @@ MODE_COLUMNS = (
     "right elsewhere",
     "wrong to right",
     "right to wrong",
+    "net",
     "only it right",
     "only the hybrid right",
     "McNemar p",
@@ -32,7 +43,9 @@ class Table(NamedTuple):
 def ladder_table(measurement: Measurement, confidence: float) -> Table:
     """What every rung achieved, in the order of the rungs."""
     interval = interval_column(confidence)
-    columns = ("rung", "accuracy", interval, "gap recovered", interval, "steered", "changed")
+    columns = (
+        "rung", "accuracy", interval, "gap recovered", interval, "bits", "steered", "changed",
+    )  # fmt: skip
     return Table(columns, [_ladder_row(name, rung) for name, rung in measurement.rungs.items()])
 
 
@@ -76,8 +89,80 @@ def _gains(gains: Gains | None) -> tuple[str, str]:
     return f"{gains.shared:.0%} of {gains.problems}", elsewhere
 
 
-def _flips(flips: Flips | None) -> tuple[str, str]:
-    return ("", "") if flips is None else (str(flips.gained), str(flips.lost))
+def _flips(flips: Flips | None) -> tuple[str, str, str]:
+    if flips is None:
+        return "", "", ""
+    return str(flips.gained), str(flips.lost), f"{flips.gained - flips.lost:+}"
+
+
+def bits_table(measurement: Measurement, confidence: float) -> Table | None:
+    """What the thinking model tells on every rung; None where it was not reckoned."""
+    rungs = {name: rung for name, rung in measurement.rungs.items() if rung.bits is not None}
+    if not rungs:
+        return None
+    rows = [_bits_row(name, rung, measurement.base_parameters) for name, rung in rungs.items()]
+    columns = (
+        "rung", "bits per answer", interval_column(confidence), "when", "which", "what",
+        "bits per token", "steered per answer", "numbers fitted", "of the base's",
+    )  # fmt: skip
+    return Table(columns, rows)
+
+
+def _bits_row(name: str, rung: RungMeasurement, parameters: int | None) -> tuple[str, ...]:
+    bits = rung.bits or Bits(0.0, 0.0, 0.0)
+    interval = rung.bits_ci
+    fitted = rung.fitted
+    return (
+        name,
+        f"{bits.total:.1f}",
+        "" if interval is None else f"{interval.low:.1f} to {interval.high:.1f}",
+        *(f"{part:.1f}" for part in bits),
+        f"{bits.total / rung.tokens_per_answer:.3f}",
+        "" if rung.interventions_per_answer is None else f"{rung.interventions_per_answer:.2f}",
+        "" if fitted is None else f"{fitted:,}",
+        "" if fitted is None or not parameters else f"{fitted / parameters:.2%}",
+    )
+
+
+def budget_table(measurement: Measurement, confidence: float) -> Table | None:
+    """The budget curves; None where they were not asked for."""
+    rows = [
+        (
+            point.rung,
+            f"{point.budget:.0%}",
+            "" if point.threshold is None else f"{point.threshold:.3g}",
+            f"{point.steered_fraction:.2%}",
+            f"{point.interventions_per_answer:.2f}",
+            f"{point.accuracy:.1%}",
+            *_share(point.gap_recovered, point.gap_recovered_ci),
+        )
+        for point in measurement.budgets
+    ]
+    columns = (
+        "rung", "of its interventions", "threshold", "steered", "steered per answer", "accuracy",
+        "gap recovered", interval_column(confidence),
+    )  # fmt: skip
+    return Table(columns, rows) if rows else None
+
+
+def concentration_table(concentration: Concentration) -> Table:
+    """Which share of the divergence the tokens with most of it hold."""
+    shares = [f"{share:.0%}" for share, _ in concentration.top]
+    held = [f"{held:.0%}" for _, held in concentration.top]
+    return Table(
+        ("tokens with the largest divergence", *shares), [("share of all divergence", *held)]
+    )
+
+
+def enriched_table(concentration: Concentration) -> Table:
+    """Words and categories that are more common at disagreements than elsewhere."""
+    kinds = (("word", concentration.words), ("category", concentration.categories))
+    rows = [
+        (kind, one.name, str(one.at_disagreements), str(one.elsewhere), f"{one.ratio:,.1f}")
+        for kind, found in kinds
+        for one in found
+    ]
+    return Table(("", "name", "at disagreements", "elsewhere", "ratio of shares"), rows)
 
 
 def cost_table(measurement: Measurement, work: Work) -> Table:
@@ -169,6 +254,7 @@ def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:
         interval_text(rung.accuracy_ci),
         recovered,
         interval_text(rung.gap_recovered_ci),
+        "" if rung.bits is None else f"{rung.bits.total:.1f}",
         f"{rung.steered_fraction:.1%}",
         f"{rung.changed_fraction:.1%}",
     )
