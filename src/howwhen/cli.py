@@ -698,12 +698,12 @@ def zoo_show(name: str) -> None:
 def zoo_build(
     name: str, *, out: Path | None = None, seed: int = 0, hours: float = math.inf
 ) -> None:
-    """Build weights again: `tally`, `smol` (both train, for hours) or `smollm2` (converts).
+    """Build weights again: `tally`, `tally-which`, `tally-small`, `smol` (they train) or `smollm2`.
 
     Parameters
     ----------
     name:
-        `tally`, `smol` or `smollm2`.
+        `tally` (an hour), `tally-which`, `tally-small`, `smol` (a night) or `smollm2` (converts).
     out:
         Folder of what is trained, runs/zoo-NAME by default. A killed build resumes.
     seed:
@@ -712,9 +712,10 @@ def zoo_build(
         Stop training after this time. The round of sampling that is under way, some minutes, is
         finished first. The same command resumes the training.
     """
-    if name not in ("tally", "smol", SMOLLM2):
+    names = ("tally", "tally-which", "tally-small", "smol", SMOLLM2)
+    if name not in names:
         raise SettingsError(
-            f"there is nothing to build for {name!r}; expected tally, smol or {SMOLLM2}"
+            f"there is nothing to build for {name!r}; expected one of {', '.join(names)}"
         )
     from howwhen.progress import Reporter
 
@@ -724,10 +725,13 @@ def zoo_build(
         from howwhen.zoo.smol.weights import smollm2_folder
 
         folder = smollm2_folder()
-    elif name == "tally":
+    elif name.startswith("tally"):
         from howwhen.zoo.tally import train as tally
 
-        tally.build(folder, tally.BuildSettings(seed=seed), say, deadline)
+        organisms = {"tally": tally.TALLY, "tally-which": tally.WHICH, "tally-small": tally.SMALL}
+        organism = organisms[name]
+        settings = tally.BuildSettings(seed=seed, **organism.sizes)
+        tally.build(folder, settings, say, deadline, organism)
     else:
         from howwhen.zoo.smol import train as smol
 

@@ -43,10 +43,11 @@ from tests.measure.planted import traces
 from tests.present.planted import SETTINGS, TRAINING, measurement
 
 
-def test_the_verdict_names_the_controls() -> None:
+def test_the_verdict_reasons_from_the_controls() -> None:
     text = verdict(measurement())
     assert "recovers 67% of a gap of 60.0%" in text
-    assert "guardrail-only 83%" in text
+    assert "No vector is needed if the thinking model says what" in text
+    assert "likeliest tokens recovers 83%" in text
     assert "Of the 30 problems that the thinking model gets right and the base does not, " in text
     assert "the hybrid gets 67%, of the others 50%." in text
 
@@ -73,13 +74,13 @@ def test_flips_against_the_base_are_shown_where_they_were_counted() -> None:
     assert "from wrong to right" not in verdict(old)
 
 
-def test_without_controls_the_verdict_names_none() -> None:
+def test_without_controls_the_verdict_gives_no_reasons() -> None:
     found = measurement()
     ends = ("base", "hybrid", "thinking")
     kept: dict[RungName, RungMeasurement] = {n: r for n, r in found.rungs.items() if n in ends}
     text = verdict(replace(found, rungs=kept))
     assert "recovers" in text
-    assert "Controls" not in text
+    assert "likeliest tokens" not in text
 
 
 def test_without_a_gap_the_verdict_says_so() -> None:

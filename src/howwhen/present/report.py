@@ -29,6 +29,7 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
+from howwhen.present.verdict import explain
 from howwhen.records import (
     OPTIONAL_RUNGS,
     Concentration,
@@ -139,25 +140,19 @@ class ReportInput:
 
 
 def verdict(measurement: Measurement) -> str:
-    """The answer in a sentence or two, controls included."""
+    """The answer, what explains it as far as the controls can tell, and how problems change."""
     hybrid = measurement.rungs["hybrid"]
     if hybrid.gap_recovered is None:
         return (
             f"No gap to recover: thinking minus base is {measurement.gap:+.1%} with interval "
             f"{interval_text(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
         )
-    controls = [
-        f"{name} {rung.gap_recovered:.0%}"
-        for name, rung in measurement.rungs.items()
-        if rung.gap_recovered is not None and name not in ("base", "thinking", "takeover", "hybrid")
-    ]
     comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips) + ties_text(hybrid)
-    if controls:
-        comparisons += f" Controls: {', '.join(controls)}."
+    reasons = explain(measurement).text.replace("*", "")
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
-        f"of tokens steered (n = {measurement.n}).{comparisons}"
+        f"of tokens steered (n = {measurement.n}). {reasons}{comparisons}"
     )
 
 

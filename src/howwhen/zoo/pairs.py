@@ -28,6 +28,7 @@ from howwhen.settings import ModelSettings, Overrides
 from howwhen.zoo.smol import SMOLLM2
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
+from howwhen.zoo.tally.which import card_problems, card_truth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -418,24 +419,41 @@ def list_pairs() -> list[Pair]:
 
 
 def _tally_pairs() -> list[Pair]:
-    summaries = {
-        "tally-rl": "model organism with known truth; reinforced from the outcome alone",
-        "tally-sft": "the same base, distilled from a teacher with words and ways of its own",
-    }
+    rl = Pair(
+        name="tally-rl",
+        summary="model organism with known truth; reinforced from the outcome alone",
+        base_source="tally/base",
+        thinking_source="tally/rl",
+        base_prompt=CHAT,
+        thinking_prompt=CHAT,
+        steer_layer=2,
+        taxonomy_layers=(0, 1, 2, 3),
+        draw_problems=tally_problems,
+        truth=tally_truth,
+    )
     return [
-        Pair(
-            name=name,
-            summary=summary,
-            base_source="tally/base",
-            thinking_source=f"tally/{name.removeprefix('tally-')}",
-            base_prompt=CHAT,
-            thinking_prompt=CHAT,
-            steer_layer=2,
-            taxonomy_layers=(0, 1, 2, 3),
-            draw_problems=tally_problems,
-            truth=tally_truth,
-        )
-        for name, summary in summaries.items()
+        rl,
+        replace(
+            rl,
+            name="tally-sft",
+            summary="the same base, distilled from a teacher with words and ways of its own",
+            thinking_source="tally/sft",
+        ),
+        replace(
+            rl,
+            name="tally-which",
+            summary="four behaviours may be due at the same moment, and the base picks at random",
+            base_source="tally/which-base",
+            thinking_source="tally/which-rl",
+            draw_problems=card_problems,
+            truth=card_truth,
+        ),
+        replace(
+            rl,
+            name="tally-cross",
+            summary="a smaller base with the reinforced model of tally-rl",
+            base_source="tally/small",
+        ),
     ]
 
 

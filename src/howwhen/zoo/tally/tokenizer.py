@@ -1,5 +1,7 @@
 """Tally's tokenizer: one token per word, number and punctuation mark, without loss."""
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -23,9 +25,10 @@ CHAT_TEMPLATE = (
 SPACE = "▁"
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer from the documents' vocabulary (about 180 tokens)."""
-    tokens = [word if word in ".,:?" else SPACE + word for word in vocabulary()]
+def build_tokenizer(words: Sequence[str] | None = None) -> PreTrainedTokenizerFast:
+    """Make the tokenizer from a vocabulary, by default that of tally's documents (180 tokens)."""
+    words = vocabulary() if words is None else words
+    tokens = [word if word in ".,:?" else SPACE + word for word in words]
     ids = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *tokens])}
     backend = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Sequence(

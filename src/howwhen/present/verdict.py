@@ -1,0 +1,143 @@
+"""What explains a recovery: when, which or what, as far as the controls can tell.
+
+A control is *below* the hybrid if the interval of their paired difference lies below 0, *as good*
+if it lies above minus a tenth of the gap, and otherwise one *cannot tell*.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from howwhen.records import Interval, Measurement, RungMeasurement, RungName
+
+MARGIN = 0.1
+"""Share of the gap by which a control that is as good as the hybrid may be worse."""
+LITTLE = 0.2
+"""A recovery whose interval lies below this share is little or nothing."""
+Cause = Literal["no gap", "nothing", "when", "which", "cannot tell"]
+"""What explains the recovery: nothing is recovered by steering; the moment is enough; the category
+is needed as well; the controls do not decide."""
+Standing = Literal["below", "as good", "cannot tell", "not run"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The cause, and the sentences that reason for it."""
+
+    cause: Cause
+    sentences: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """In one paragraph."""
+        return " ".join(self.sentences)
+
+
+def explain(measurement: Measurement) -> Explanation:
+    """Reason from the controls to what the base lacks on this pair."""
+    hybrid = measurement.rungs["hybrid"]
+    if hybrid.gap_recovered is None or hybrid.gap_recovered_ci is None:
+        return Explanation("no gap", ())
+    if hybrid.gap_recovered_ci.high < LITTLE:
+        return Explanation("nothing", tuple(_nothing(measurement, hybrid)))
+    shared = standing(measurement, "shared-vector")
+    cause: Cause = "cannot tell"
+    if shared == "as good":
+        cause = "when"
+    elif shared == "below":
+        cause = "which"
+    return Explanation(cause, tuple(_sentences(measurement, cause)))
+
+
+def standing(measurement: Measurement, name: RungName) -> Standing:
+    """How a control compares with the hybrid."""
+    rung = measurement.rungs.get(name)
+    if rung is None or rung.against_hybrid is None:
+        return "not run"
+    low, high = rung.against_hybrid.difference_ci
+    if low > -MARGIN * abs(measurement.gap):
+        return "as good"
+    return "below" if high < 0 else "cannot tell"
+
+
+def _nothing(measurement: Measurement, hybrid: RungMeasurement) -> Iterator[str]:
+    yield (
+        f"Steering recovers little or nothing ({_share(hybrid)}): these vectors do not bring the "
+        "base to do what the thinking model does, even at the right moments."
+    )
+    guardrail = measurement.rungs.get("guardrail-only")
+    if guardrail is not None and guardrail.gap_recovered_ci is not None:
+        if guardrail.gap_recovered_ci.low > LITTLE:
+            yield (
+                "Its tokens are among the base's likeliest ones, however: there the thinking "
+                f"model's pick recovers {_share(guardrail)}."
+            )
+        elif guardrail.gap_recovered_ci.high < 0.5:
+            yield (
+                "Nor are its tokens among the base's likeliest ones: there the thinking model's "
+                f"pick recovers {_share(guardrail)}. *How* is missing, not only *when*."
+            )
+
+
+def _sentences(measurement: Measurement, cause: Cause) -> Iterator[str]:
+    rungs = measurement.rungs
+    if cause == "when":
+        yield (
+            "*When* is enough: one vector for all categories, at the same moments, does as well "
+            f"({_share(rungs['shared-vector'])})."
+        )
+    elif cause == "which":
+        yield (
+            "*Which* is needed: one vector for all categories, at the same moments, recovers only "
+            f"{_share(rungs['shared-vector'])}."
+        )
+    elif "shared-vector" in rungs:
+        yield (
+            "Whether the category is needed cannot be told: the interval of one vector for all "
+            f"categories ({_share(rungs['shared-vector'])}) reaches from worse to as good."
+        )
+    yield from _control(
+        measurement,
+        "random-positions",
+        "The moment matters: the same vectors at random places recover {share}.",
+        "The moment does not matter: the same vectors at random places do as well ({share}).",
+        "Whether the moment matters cannot be told (random places: {share}).",
+    )
+    yield from _control(
+        measurement,
+        "random-vectors",
+        "The direction matters: random ones of the same norms recover {share}.",
+        "The direction does not matter: random ones of the same norms do as well ({share}).",
+        "Whether the direction matters cannot be told (random ones: {share}).",
+    )
+    yield from _control(
+        measurement,
+        "guardrail-only",
+        "Vectors do more than the thinking model's pick among the base's likeliest tokens "
+        "({share}).",
+        "No vector is needed if the thinking model says *what*: its pick among the base's "
+        "likeliest tokens recovers {share}.",
+        "",
+    )
+    yield from _control(
+        measurement,
+        "self-gate",
+        "The base does not foresee the moments well enough by itself ({share}).",
+        "The thinking model need not run: a probe on the base alone recovers {share}.",
+        "",
+    )
+
+
+def _control(
+    measurement: Measurement, name: RungName, below: str, as_good: str, open_: str
+) -> Iterator[str]:
+    texts: dict[Standing, str] = {"below": below, "as good": as_good, "cannot tell": open_}
+    if text := texts.get(standing(measurement, name), ""):
+        yield text.format(share=_share(measurement.rungs[name]))
+
+
+def _share(rung: RungMeasurement) -> str:
+    """A recovered share with its interval."""
+    interval = rung.gap_recovered_ci or Interval(0.0, 0.0)
+    low, high = round(100 * interval.low), round(100 * interval.high)
+    return f"{rung.gap_recovered or 0.0:.0%}, {low} to {high} %"
