@@ -240,7 +240,7 @@ def test_flips_count_problems_by_the_majority_of_their_answers() -> None:
     rung = np.array(answers)[:, :, None]
     assert find_flips(rung, base) == Flips(gained=1, lost=2, net=-1)
     assert find_flips(base, rung) == Flips(gained=2, lost=1, net=1)
-    assert find_flips(base, base) == Flips(0, 0)
+    assert find_flips(base, base) == Flips(0, 0, 0)
 
 
 def test_flips_differ_by_the_change_of_accuracy() -> None:

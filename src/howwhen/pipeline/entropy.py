@@ -8,6 +8,8 @@ from howwhen.hybrid.choice import Rung
 from howwhen.pipeline.rungs import Rungs
 from howwhen.records import HybridTrace, one_line
 
+ENTROPY_GATE = "entropy_gate.json"
+"""File with the threshold of the rung `entropy-gate`, if it was asked for."""
 MAX_PROBLEMS = 64
 """Problems that a threshold is tried on."""
 TRIALS = 10

@@ -18,6 +18,7 @@ from howwhen.pipeline.budgets import BUDGETS_FILE, budget_thresholds
 from howwhen.pipeline.collect import warn_if_greedy
 from howwhen.pipeline.context import HYBRID_SUMMARY, Run
 from howwhen.pipeline.entropy import (
+    ENTROPY_GATE,
     MAX_PROBLEMS,
     TRIALS,
     EntropyThreshold,
@@ -35,8 +36,6 @@ from howwhen.vectors import VectorSet
 
 DIVERGENCE_NOTED = ("hybrid", "takeover")
 """Rungs whose traces say how far the two models' distributions are apart."""
-ENTROPY_GATE = "entropy_gate.json"
-"""File with the threshold of the rung `entropy-gate`, if it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _match(
     matched = Matched.of(hybrid, base, sentence_ends_of(ladder.models.base))
     if "entropy-gate" not in rungs.wanted:
         return matched
-    if not ladder.step.holds(ENTROPY_GATE):
+    if not (ladder.step.path / ENTROPY_GATE).exists():  # as in a step that is being resumed
         ladder.step.write_record(ENTROPY_GATE, _entropy_threshold(run, ladder, rungs))
     chosen = ladder.step.read_record(ENTROPY_GATE, EntropyThreshold)
     return replace(matched, entropy=chosen.threshold)

@@ -13,6 +13,7 @@ from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import phrases_of
+from howwhen.pipeline.entropy import ENTROPY_GATE, EntropyThreshold
 from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.pipeline import Pipeline
 from howwhen.pipeline.plan import owner_of
@@ -155,7 +156,11 @@ def open_rungs(
         folder.check_owner(owner_of(pair))
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
         phrases = phrases_of(folder.step("collect"))
-    matched = Matched(DEFAULT_RATE)
+        decoded = folder.step("hybrid")
+        entropy = None
+        if decoded.holds(ENTROPY_GATE):
+            entropy = decoded.read_record(ENTROPY_GATE, EntropyThreshold).threshold
+    matched = Matched(DEFAULT_RATE, entropy=entropy)
     rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(matched))]
     named: dict[str, Rung] = {}
     for rung in rungs_of_run:  # of the random ones the first seed
