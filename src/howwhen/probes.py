@@ -5,7 +5,7 @@ They are frozen values of tensors. They know their own arithmetic and nothing of
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from howwhen.records import one_line
+from howwhen.settings import GateKind
 
 _Record = TypeVar("_Record")
 
@@ -187,7 +188,7 @@ class Gate:
     Every gate is linear after the taxonomy's normaliser: `argmax(weights . n(h) + biases)`.
     """
 
-    kind: "GateKind"
+    kind: GateKind
     model: str
     """Name of the model whose residuals it reads."""
     layer: int
@@ -212,11 +213,6 @@ class Gate:
         """Category of each residual."""
         inputs = normalise(residual, self.mean)
         return (inputs @ self.weights.T + self.biases).argmax(1)
-
-
-GateKind = Literal["taxonomy", "probe", "clusters"]
-"""The taxonomy itself, a probe for the next sentence's category, or clusters of
-disagreements."""
 
 
 @dataclass(frozen=True)

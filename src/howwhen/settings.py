@@ -55,6 +55,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "eager"]
 """Implementations of attention in transformers."""
 
+GateKind = Literal["taxonomy", "probe", "clusters"]
+"""The taxonomy itself, a probe for the next sentence's category, or clusters of
+disagreements."""
 Form = Literal["linear", "network", "gated", "low-rank"]
 """How a steering vector depends on the residual it is added to."""
 
@@ -304,7 +307,7 @@ class ElicitSettings(_Settings):
     form: Form | None = None
     """How a vector depends on the residual: `network` (a coefficient network; the default of
     `decision`), `linear` (not at all; the default of `span`), `gated` or `low-rank`."""
-    gate: Literal["taxonomy", "probe", "clusters"] = "taxonomy"
+    gate: GateKind = "taxonomy"
     """What gives a disagreement its category: the taxonomy itself, a probe for the category of the
     next sentence, or clusters of the disagreements."""
     objective: Literal["token", "distribution"] = "token"

@@ -7,6 +7,12 @@ from random import Random
 
 import pytest
 
+from howwhen.hybrid.choice import Base, Rung, Thinking
+from howwhen.hybrid.decoder import decode
+from howwhen.measure.grade import grade_answers
+from howwhen.records import Grade
+from howwhen.settings import HybridSettings
+from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from howwhen.zoo.tally.which import (
     PLAY,
@@ -105,3 +111,22 @@ def test_every_sentence_has_a_true_label() -> None:
     assert labels["card"] == [
         "restate", "focus/card", "double/card", "focus", "take away", "conclude", None,
     ]  # fmt: skip
+
+
+def test_the_pair_reads_categories_where_the_thinking_model_knows_them() -> None:
+    pair = find_pair("tally-which")
+    assert pair.overrides["elicit"] == {"gate": "probe"}
+    assert pair.chosen_taxonomy_layers == (2, 3)
+    assert pair.draw_problems is card_problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rung", "low", "high"), [(Base(), 0.1, 0.4), (Thinking(), 0.9, 1.0)])
+def test_the_shipped_models_are_as_good_as_claimed(rung: Rung, low: float, high: float) -> None:
+    """On 120 fresh problems; docs/calibration.md has the figures on 400."""
+    pair, problems = find_pair("tally-which"), card_problems(120, 77)
+    settings = HybridSettings(max_new_tokens=120, block_tokens=1)
+    traces = decode(pair.models(), problems, rung, settings)
+    answers = [(t.text, p.answer, p.dataset) for t, p in zip(traces, problems, strict=True)]
+    right = sum(grade is Grade.CORRECT for grade in grade_answers(answers))
+    assert low <= right / len(problems) <= high

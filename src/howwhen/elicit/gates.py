@@ -21,8 +21,9 @@ from torch import Tensor
 from howwhen.elicit.decisions import Decisions
 from howwhen.elicit.report import GateAgreement
 from howwhen.errors import SteeringError
-from howwhen.probes import Gate, GateKind, Taxonomy, normalise
+from howwhen.probes import Gate, Taxonomy, normalise
 from howwhen.records import Rollout, split_by_rollout
+from howwhen.settings import GateKind
 
 GATE_KINDS: tuple[GateKind, ...] = get_args(GateKind)
 

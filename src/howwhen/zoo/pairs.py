@@ -24,7 +24,7 @@ from howwhen.lm.prompts import (
     check_think_tags,
 )
 from howwhen.records import Problem
-from howwhen.settings import ModelSettings, Overrides
+from howwhen.settings import GateKind, ModelSettings, Overrides
 from howwhen.zoo.smol import SMOLLM2
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
@@ -70,6 +70,8 @@ class Pair:
     """0-based blocks of the thinking model to read; None for six spread ones."""
     taxonomy_sizes: tuple[int, ...] | None = None
     """Numbers of categories to try; defaults to those of the settings."""
+    gate: GateKind | None = None
+    """What names the category of a disagreement; defaults to that of the settings."""
     draw_problems: DrawProblems | None = field(default=None, repr=False)
     """Makes `count` problems from a seed, for pairs with problems of their own."""
     draw_test_problems: DrawProblems | None = field(default=None, repr=False)
@@ -310,6 +312,8 @@ class Pair:
         own: Overrides = {}
         if self.taxonomy_sizes:
             own["discover"] = {"sizes": self.taxonomy_sizes}
+        if self.gate:
+            own["elicit"] = {"gate": self.gate}
         hybrid: Overrides = {}
         if self.longest_answer:
             own["collect"] = {"max_new_tokens": self.longest_answer}
@@ -445,14 +449,10 @@ def _tally_pairs() -> list[Pair]:
             summary="four behaviours may be due at the same moment, and the base picks at random",
             base_source="tally/which-base",
             thinking_source="tally/which-rl",
+            taxonomy_layers=(2, 3),  # below, the thinking model does not know yet which is due
+            gate="probe",
             draw_problems=card_problems,
             truth=card_truth,
-        ),
-        replace(
-            rl,
-            name="tally-cross",
-            summary="a smaller base with the reinforced model of tally-rl",
-            base_source="tally/small",
         ),
     ]
 

@@ -103,7 +103,7 @@ WHICH = Organism(
     draw_card_problem,
     width=128,
     heads=4,
-    sizes={"pretrain_steps": 700, "rounds": 5},
+    sizes={"pretrain_steps": 700, "rounds": 8},
 )
 """`tally-which`."""
 
