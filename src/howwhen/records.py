@@ -167,6 +167,8 @@ RungName = LadderRungName | KnockOutName | BudgetName
 LADDER: tuple[RungName, ...] = get_args(LadderRungName)
 """The rungs of the ladder of controls, in the order they are shown."""
 BUDGETS: tuple[RungName, ...] = get_args(BudgetName)
+WRITTEN_BY_THINKING: tuple[RungName, ...] = ("reverse-takeover", "thinking")
+"""Rungs that the thinking model writes, rather than the base."""
 OPTIONAL_RUNGS: tuple[RungName, ...] = (
     "logit-difference",
     "magnitude-only",
@@ -359,6 +361,8 @@ class HybridSummary:
     """Numbers that were fitted for each rung: vectors, coefficient network, gate, probe."""
     base_parameters: int | None = None
     """All parameters of the base; None in runs made before they were counted."""
+    steered_per_answer: float | None = None
+    """Steered tokens of the hybrid per answer; None in runs made before they were counted."""
 
     __repr__ = one_line
 

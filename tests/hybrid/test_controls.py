@@ -21,6 +21,7 @@ from howwhen.hybrid.choice import (
     Thinking,
 )
 from howwhen.hybrid.controls import (
+    BiasOnly,
     EarlyOnly,
     EntropyGate,
     HybridBudget,
@@ -29,8 +30,10 @@ from howwhen.hybrid.controls import (
     Places,
     RandomPositions,
     RandomPositionsAnywhere,
+    RandomVectors,
     ReverseTakeover,
     TakeoverBudget,
+    bias_only,
     count_places,
     mean_direction,
     starts_sentence,
@@ -42,7 +45,7 @@ from howwhen.records import HybridTrace, Problem
 from howwhen.settings import HybridSettings
 from howwhen.vectors import LowRank
 from howwhen.zoo.tally import tally_problems
-from tests.conftest import MakeModel
+from tests.conftest import VOCABULARY, MakeModel
 from tests.factories import make_forms, make_gate, make_models, make_probe, make_vectors
 from tests.oracles.naive import next_logits, residual_at, steered_next_logits
 
@@ -367,6 +370,11 @@ def test_rungs_count_what_was_fitted_for_them() -> None:
     of_gate = 32 + 4 * 32 + 4
     assert Steer(gate, network).fitted == numbers + of_gate
     assert Base().fitted == Takeover().fitted == Guardrail(5).fitted == 0
+    network_alone = numbers - 4 * 32
+    assert RandomVectors(gate, network).fitted == network_alone + 4 + of_gate
+    assert MagnitudeOnly(gate, network).fitted == network_alone + 4 + 32 + of_gate
+    biased = replace(network, bias=torch.zeros(32))
+    assert BiasOnly(gate, bias_only(biased)).fitted == 32
     of_probe = sum(p.numel() for p in (probe.mean, probe.scale, probe.hidden, probe.hidden_bias))
     gated = SelfGated(probe, network)
     assert gated.fitted == numbers + of_probe + probe.outputs.numel() + probe.outputs_bias.numel()
@@ -445,3 +453,37 @@ def test_the_divergence_is_noted_where_it_is_asked_for(
             assert token.divergence == pytest.approx(expected, abs=2e-4)
     without = decode(models, PROBLEMS, Base(), how, watch=Watch(divergence=True))
     assert {token.divergence for trace in without for token in trace.tokens} == {None}
+
+
+def test_reverse_takeover_writes_no_token_that_the_thinking_model_cannot_read(
+    make_model: MakeModel,
+) -> None:
+    models = make_models(make_model)
+    models.base.model.resize_token_embeddings(VOCABULARY + 8)
+    output = models.base.model.get_output_embeddings().weight
+    with torch.no_grad():
+        output[VOCABULARY:] = 1.5 * output[[50, 56, 63, 116] * 2]  # what it would write anyway
+    base = decode(models, PROBLEMS, Base(), BLOCK)
+    traces = decode(models, PROBLEMS, ReverseTakeover(limit=99), BLOCK)
+    wanted = {token.base_id for trace in traces for token in trace.tokens}
+    assert max(wanted) >= VOCABULARY
+    assert max(max(trace.ids) for trace in traces) < VOCABULARY
+    assert max(max(trace.ids) for trace in base) < VOCABULARY  # it may not write them either
+
+
+def test_noted_numbers_are_never_above_what_a_threshold_is_held_against(
+    make_model: MakeModel,
+) -> None:
+    models, probe = make_models(make_model), make_probe()
+    watch = Watch(probe, divergence=True)
+    traces = decode(models, PROBLEMS, Takeover(), BLOCK, watch=watch)
+    for problem, trace in zip(PROBLEMS, traces, strict=True):
+        first = trace.tokens[0]
+        assert first.divergence is not None
+        again = TakeoverBudget(first.divergence)
+        assert decode(models, [problem], again, BLOCK)[0].tokens[0].is_decision == first.is_decision
+        prompt = models.base.prompt_ids(problem.question)
+        states = torch.cat([residual_at(models.base, prompt, n)[-1:] for n in probe.layers], dim=1)
+        assert first.log_odds is not None
+        odds = float(probe.read(states)[0, 0])
+        assert odds - 2e-3 < first.log_odds <= odds + 1e-5

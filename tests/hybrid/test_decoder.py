@@ -426,6 +426,7 @@ def context_of(base: torch.Tensor, thinking: torch.Tensor | None) -> DecisionCon
         draw_uniforms=lambda: torch.rand(1, 2),
         drafted=torch.zeros(1, 1, dtype=torch.long),
         look_up_answers=lambda: [AnswerSoFar("p", (), 0)],
+        may_both_write=lambda tokens: tokens >= 0,
     )
 
 

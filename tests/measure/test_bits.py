@@ -10,13 +10,13 @@ from howwhen.measure.bits import (
     READ_ALONG,
     TELLS,
     UNKNOWN_TOKEN_BITS,
-    WRITTEN_BY_THINKING,
     bits_of,
     code_lengths,
 )
 from howwhen.records import (
-    KNOCK_OUTS,
+    BUDGETS,
     LADDER,
+    WRITTEN_BY_THINKING,
     Bits,
     Candidate,
     Finish,
@@ -119,7 +119,7 @@ def test_a_coder_does_not_learn_from_the_answers_that_it_codes() -> None:
     assert lengths.mean() > 0.99
     always_one_fold = np.where(folds == 2, 1, 0)
     lengths = code_lengths(memorised, always_one_fold, folds, 2)
-    assert lengths[folds == 2].min() > 5  # it had never seen a one
+    assert lengths.sum() == 500  # it had never seen a one, so that knowing nothing is better
 
 
 def test_takeover_pays_for_tokens_and_the_guardrail_for_its_choice() -> None:
@@ -129,9 +129,11 @@ def test_takeover_pays_for_tokens_and_the_guardrail_for_its_choice() -> None:
     def chosen(rng: np.random.Generator) -> HybridToken:
         return token(is_decision=True, log_prob=-3 * math.log(2), choice_bits=1.5)
 
-    assert mean_bits("takeover", answers(taken, "takeover")).what == pytest.approx(3 * TOKENS)
+    bits = mean_bits("takeover", answers(taken, "takeover"))
+    assert bits == pytest.approx((0, 0, 3 * TOKENS))  # all tokens are told, so no moments need be
     guarded = mean_bits("guardrail-only", answers(chosen, "guardrail-only"))
     assert guarded.what == pytest.approx(1.5 * TOKENS)
+    assert guarded.when < 0.4
 
 
 def test_a_sweep_pays_for_the_choice_among_different_tokens() -> None:
@@ -147,14 +149,43 @@ def test_a_sweep_pays_for_the_choice_among_different_tokens() -> None:
 
 def test_the_thinking_model_tells_every_token() -> None:
     def written(rng: np.random.Generator) -> HybridToken:
-        return token(log_odds=None, log_prob=-math.log(2))
+        return token(log_prob=-math.log(2))
 
     def unknown(rng: np.random.Generator) -> HybridToken:
-        return token(log_odds=None, log_prob=None)
+        return token(log_prob=None)
 
-    assert mean_bits("thinking", answers(written, "thinking")).what == pytest.approx(TOKENS)
+    other = answers(lambda rng: replace_id(written(rng)), "thinking")
+    assert mean_bits("thinking", other).what == pytest.approx(TOKENS)
     bits = mean_bits("thinking", answers(unknown, "thinking"))
-    assert bits.what == UNKNOWN_TOKEN_BITS * TOKENS
+    assert bits.what == 0  # its token is the base's own
+    other = answers(lambda rng: replace_id(unknown(rng)), "thinking")
+    assert mean_bits("thinking", other).what == UNKNOWN_TOKEN_BITS * TOKENS
+
+
+def replace_id(one: HybridToken) -> HybridToken:
+    return one._replace(id=one.base_id + 1)
+
+
+def test_the_shorter_of_the_two_codes_of_tokens_counts() -> None:
+    # The base's own token is half likely, everywhere; a quarter of a bit at moments it foresees.
+    def rare(rng: np.random.Generator) -> HybridToken:
+        is_other = bool(rng.random() < 0.1)
+        odds, log_prob = (6.0, -4 * math.log(2)) if is_other else (-6.0, -math.log(2))
+        one = token(is_decision=is_other, log_odds=odds, log_prob=log_prob)
+        return replace_id(one) if is_other else one
+
+    taken = mean_bits("takeover", answers(rare, "takeover"))
+    thought = mean_bits("thinking", answers(rare, "thinking"))
+    assert taken == thought  # the same text, told in the same way
+    assert taken.total == pytest.approx(0.1 * TOKENS * 4, rel=0.1)
+    assert mean_bits("base", answers(rare, "base")).total == 0
+
+
+def test_few_answers_cost_no_more_than_knowing_nothing() -> None:
+    rng = np.random.default_rng(1)
+    folds, told = np.arange(20) % 5, rng.integers(15, size=20)
+    lengths = code_lengths(rng.normal(size=(20, 15)) * 5, told, folds, 15)
+    assert lengths.sum() <= 20 * math.log2(15) + 1e-9
 
 
 def test_the_base_and_the_self_gate_are_told_nothing() -> None:
@@ -182,6 +213,9 @@ def test_answers_without_any_intervention_cost_nothing_but_the_chance_of_one() -
 
 def test_it_is_known_of_every_rung_what_is_told() -> None:
     alone = {"base", "base-step-by-step", "self-gate"}
-    assert {*TELLS, *WRITTEN_BY_THINKING, *alone} == {*LADDER, *KNOCK_OUTS}
+    assert {*TELLS} == {*LADDER, *BUDGETS}
+    assert {*WRITTEN_BY_THINKING} < {*TELLS}
+    assert {rung for rung, parts in TELLS.items() if not parts} == {*alone, "self-gate-budget"}
+    assert bits_of("one-category", answers(category_tokens(foreseen=True))) is None
     assert {"hybrid", "random-positions"} < READ_ALONG
     assert READ_ALONG & alone == {"self-gate"}  # where it is asked anyway

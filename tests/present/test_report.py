@@ -131,11 +131,11 @@ def test_budgets_and_where_models_differ_are_shown_if_they_were_measured() -> No
     table = budget_table(measured, 0.95)
     assert table is not None
     assert table.rows[0] == (
-        "hybrid", "10%", "0.5", "1.00%", "0.25", "40.0%", "20%", "10 to 30 %",
+        "hybrid", "10%", "100%", "0.5", "1.00%", "0.25", "40.0%", "20%", "10 to 30 %",
     )  # fmt: skip
     assert ">hybrid</text>" in draw_budgets(measured)
     text = "\n".join([*_budget_parts(measured, 0.95), *_concentration_parts(apart)])
-    assert "| hybrid | 10% | 0.5 |" in text
+    assert "| hybrid | 10% | 100% | 0.5 |" in text
     assert "0.020 bits on average over 1,234 tokens, Gini index 0.95" in text
     assert "| word | Wait \\| so | 7 | 1 | 12.3 |" in text
     assert "| share of all divergence | 30% | 50% |" in text
@@ -144,7 +144,7 @@ def test_budgets_and_where_models_differ_are_shown_if_they_were_measured() -> No
 
 def test_rungs_that_were_left_out_are_named() -> None:
     found = measurement()
-    assert left_out_text(found).startswith("Left out: logit-difference, ")
+    assert left_out_text(found).startswith("Left out: logit-difference, shared-vector, ")
     assert "(--rungs all)" in rungs_text(found)
     every = dict.fromkeys(LADDER, found.rungs["hybrid"])
     assert left_out_text(replace(found, rungs=every)) == ""

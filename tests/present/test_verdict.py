@@ -52,6 +52,35 @@ def test_an_interval_from_worse_to_as_good_decides_nothing() -> None:
     assert "cannot be told" in found.text
 
 
+def test_vectors_that_all_do_a_part_explain_no_moment() -> None:
+    found = explain(measured({"hybrid": 105, "shared-vector": 104, "random-positions": 40}))
+    assert found.cause == "part"
+    assert "is enough" not in found.text
+    assert "These vectors do a part only" in found.text
+
+
+def test_a_recovery_that_may_be_none_explains_nothing() -> None:
+    found = explain(measured({"hybrid": 4, "shared-vector": 4}, n=20))
+    assert found.cause == "cannot tell"
+    assert found.text.startswith("Whether steering recovers anything cannot be told")
+
+
+def test_any_category_that_does_as_well_is_no_reason_for_categories() -> None:
+    found = explain(measured({"hybrid": 260, "shared-vector": 110, "random-category": 259}))
+    assert found.cause == "cannot tell"
+    assert found.text.startswith("Categories drawn at random do as well as the gate's")
+
+
+def test_moments_that_do_not_matter_are_no_explanation() -> None:
+    found = explain(measured({"hybrid": 260, "shared-vector": 262, "random-positions": 261}))
+    assert found.cause == "cannot tell"
+    assert "The moment does not matter" in found.text
+
+
+def test_a_thinking_model_that_is_worse_leaves_nothing_to_recover() -> None:
+    assert explain(measured({"base": 200, "thinking": 20, "hybrid": 100})).cause == "no gap"
+
+
 @pytest.mark.parametrize(("guardrail", "said"), [(60, "*How* is missing"), (250, "are among")])
 def test_steering_that_recovers_nothing_is_said_first(guardrail: int, said: str) -> None:
     found = explain(measured({"hybrid": 32, "shared-vector": 31, "guardrail-only": guardrail}))

@@ -63,6 +63,19 @@ class ModelView:
         return self.scores.gather(1, ids.to(self.scores.device)).to(self.device)
 
 
+ROWS_AT_A_TIME = 16
+"""Positions whose distributions are compared at a time, since each is as wide as a vocabulary."""
+
+
+def _divergence(
+    ours: Float[Tensor, "n vocabulary"], theirs: Float[Tensor, "n vocabulary"]
+) -> Float[Tensor, " n"]:
+    """Jensen-Shannon divergence of the distributions of two models' logits, in bits."""
+    first, second = ours.softmax(1), theirs.to(ours.device).softmax(1)
+    nats = entropy((first + second) / 2) - (entropy(first) + entropy(second)) / 2
+    return (nats / math.log(2)).clamp(0, 1)
+
+
 def entropy(shares: Float[Tensor, "n vocabulary"]) -> Float[Tensor, " n"]:
     """Entropy of distributions, in nats."""
     found: Tensor = torch.special.entr(shares).sum(1)
@@ -96,6 +109,8 @@ class DecisionContext:
     goes on as drafted up to there."""
     look_up_answers: Callable[[], Sequence[AnswerSoFar]]
     """Makes what `answers` returns."""
+    may_both_write: Callable[[Int[Tensor, " n"]], Bool[Tensor, " n"]]
+    """Which tokens are known to both models, so that either can go on after them."""
 
     @property
     def thinking(self) -> ModelView:
@@ -136,10 +151,11 @@ class DecisionContext:
 
         It is symmetric, and finite where only one of the models gives a token any chance.
         """
-        ours, theirs = self.base.logits.softmax(1), self.thinking.logits.softmax(1)
-        theirs = theirs.to(ours.device)
-        nats = entropy((ours + theirs) / 2) - (entropy(ours) + entropy(theirs)) / 2
-        return (nats / math.log(2)).clamp(0, 1).to(self.base.device)
+        ours, theirs = self.base.logits, self.thinking.logits
+        parts = zip(
+            torch.split(ours, ROWS_AT_A_TIME), torch.split(theirs, ROWS_AT_A_TIME), strict=True
+        )
+        return torch.cat([_divergence(*part) for part in parts]).to(self.base.device)
 
     def categories(self, gate: Gate, where: Bool[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Category that a gate reads in the thinking model, where asked; -1 elsewhere."""

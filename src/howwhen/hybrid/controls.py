@@ -55,6 +55,11 @@ class BiasOnly(SharedVector):
 
     name: ClassVar[RungName] = "bias-only"
 
+    @property
+    def fitted(self) -> int:
+        """Those of the bias vector."""
+        return 0 if self.vectors.bias is None else self.vectors.bias.numel()
+
 
 @dataclass(frozen=True)
 class RandomCategory(Steer):
@@ -155,12 +160,24 @@ class RandomVectors(Steer):
 
     name: ClassVar[RungName] = "random-vectors"
 
+    @property
+    def fitted(self) -> int:
+        """Those of gate and coefficients, and the norms."""
+        rows, width = self.vectors.vectors.shape
+        return super().fitted - rows * width + rows
+
 
 @dataclass(frozen=True)
 class MagnitudeOnly(Steer):
     """The mean direction for all categories, at the magnitude of each category's vector."""
 
     name: ClassVar[RungName] = "magnitude-only"
+
+    @property
+    def fitted(self) -> int:
+        """Those of gate and coefficients, the norms, and one direction."""
+        rows, width = self.vectors.vectors.shape
+        return super().fitted - rows * width + rows + width
 
 
 @dataclass(frozen=True)
@@ -188,7 +205,15 @@ def first_disagreements(
         limits: how many, by problem.
         otherwise: how many in answers to other problems.
     """
-    where = context.is_decision
+    return _first(context, context.is_decision, limits, otherwise)
+
+
+def _first(
+    context: DecisionContext,
+    where: Bool[Tensor, " n"],
+    limits: Mapping[str, int],
+    otherwise: int,
+) -> Bool[Tensor, " n"]:
     if is_never(where):
         return where
     left = [limits.get(one.problem_id, otherwise) - one.interventions for one in context.answers]
@@ -233,7 +258,10 @@ class LogitDifference(Rung):
 
 @dataclass(frozen=True)
 class ReverseTakeover(Rung):
-    """The thinking model writes; at its first disagreements the base's token is written."""
+    """The thinking model writes; at its first disagreements the base's token is written.
+
+    Not where only the base knows that token, since the thinking model could not go on after it.
+    """
 
     limits: Mapping[str, int] = field(default_factory=dict)
     """How many, by problem."""
@@ -244,8 +272,10 @@ class ReverseTakeover(Rung):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the thinking model's token, or at the first disagreements the base's."""
-        where = first_disagreements(context, self.limits, self.limit)
-        return emit(torch.where(where, context.base.token, context.thinking.token), where)
+        token = context.base.token
+        where = context.is_decision & context.may_both_write(token)
+        where = _first(context, where, self.limits, self.limit)
+        return emit(torch.where(where, token, context.thinking.token), where)
 
 
 @dataclass(frozen=True)

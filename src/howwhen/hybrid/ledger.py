@@ -117,7 +117,7 @@ class Round:
         is_decision = self.is_decision[stream][place]
         base_log_prob, thinking_log_prob = ours.log_prob, theirs.log_prob if theirs else math.nan
         bits, divergence, probed = self.notes(stream, place)
-        odds = round(probed[0], 3) if probed else None
+        odds = _floored(probed[0], 3) if probed else None
         scores = tuple(round(score, 3) for score in probed[1:])
         if steered is not None:
             base_log_prob, thinking_log_prob = steered.base_log_prob, steered.thinking_log_prob
@@ -137,6 +137,12 @@ class Round:
             is_tie=ours.is_tie or (theirs is not None and theirs.is_tie),
             choice_bits=None if bits is None or not is_decision else round(bits, 4),
             log_odds=odds,
-            divergence=None if divergence is None else round(divergence, 4),
+            divergence=None if divergence is None else _floored(divergence, 4),
             category_scores=scores if steered and self.names_categories else (),
         )
+
+
+def _floored(value: float, digits: int) -> float:
+    """A number with few digits that is no larger, so that the number reaches it as a threshold."""
+    scale = 10.0**digits
+    return math.floor(value * scale) / scale

@@ -252,6 +252,7 @@ class Session:
                 AnswerSoFar(answer.problem.id, answer.ids, answer.interventions)
                 for answer in self.answers
             ],
+            may_both_write=self.models.alignment.may_write,
         )
 
     def _uniforms(self, length: int) -> Float[Tensor, "n 2"]:

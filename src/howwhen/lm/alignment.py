@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from howwhen.errors import PairError
 from howwhen.lm.models import LanguageModel
+from howwhen.records import WRITTEN_BY_THINKING
 
 OneSided = Literal["ban", "allow"]
 """What happens to tokens that only one model's tokenizer knows."""
@@ -46,6 +47,11 @@ class Alignment:
             self._banned_on[device] = self.banned.to(device)
         return logits.index_fill(1, self._banned_on[device], -torch.inf)
 
+    def may_write(self, tokens: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Whether each id may be written in a hybrid answer."""
+        banned = torch.isin(tokens, self.banned.to(tokens.device))
+        return (tokens < self.shared) & ~banned
+
 
 @dataclass(frozen=True)
 class ModelPair:
@@ -74,7 +80,7 @@ class ModelPair:
         """
         if rung == "base-step-by-step":
             return False  # its prompt ends in a request
-        writer = self.thinking if rung == "thinking" else self.base
+        writer = self.thinking if rung in WRITTEN_BY_THINKING else self.base
         return writer.prompt_ends_in(self.thinking.think_tags[0])
 
     @cached_property

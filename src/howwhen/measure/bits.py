@@ -8,20 +8,26 @@ through the self-gate's probe. Three things are told:
 - *what*: the token itself, where the thinking model chooses it (`-log2 p_base(token)`), or which of
   a few candidates.
 
+Where tokens are chosen and nothing is steered, every token of the answer can be coded under the
+base's distribution instead, without *when*; the shorter of the two codes counts.
+
 The probabilities of *when* and *which* are logistic regressions, cross-fitted by problem: no answer
-is coded by a fit that has seen an answer to the same problem. The probe has seen none of them. The
-result is an upper bound on what is told, since a better coder would need fewer bits.
+is coded by a fit that has seen an answer to the same problem. The probe has seen none of them.
+Where the frequencies alone, or no knowledge at all, give a shorter code, that is used. The result
+is an upper bound on what is told, since a better coder would need fewer bits. What is set once for
+all answers, or taken over from the hybrid's run (how many places a random rung draws), is not
+counted.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from howwhen.records import Bits, HybridToken, HybridTrace, RungName
+from howwhen.records import WRITTEN_BY_THINKING, Bits, HybridToken, HybridTrace, RungName
 
 FOLDS = 5
 SURPRISE = 1e-4
@@ -45,13 +51,13 @@ TELLS: dict[RungName, tuple[Part, ...]] = {
     "early-only": ("when", "which"),
     "hybrid": ("when", "which"),
     "takeover": ("when", "what"),
-    "without-category": ("when", "which"),
-    "one-category": ("when",),
+    "reverse-takeover": ("when", "what"),
+    "thinking": ("when", "what"),
+    "hybrid-budget": ("when", "which"),
+    "takeover-budget": ("when", "what"),
+    **dict.fromkeys(("base", "base-step-by-step", "self-gate", "self-gate-budget"), ()),
 }
-"""What the thinking model tells on each rung. On the others the base is alone, or the thinking
-model writes."""
-WRITTEN_BY_THINKING: tuple[RungName, ...] = ("reverse-takeover", "thinking")
-"""Rungs on which every token is told."""
+"""What the thinking model tells on each rung. Knock-outs are not reckoned."""
 READ_ALONG = frozenset(
     ["self-gate", *(rung for rung, parts in TELLS.items() if {"when", "which"} & {*parts})]
 )
@@ -66,22 +72,41 @@ def bits_of(rung: RungName, traces: Sequence[HybridTrace]) -> list[Bits] | None:
         traces: one for each problem.
 
     Returns:
-        None where it cannot be known: in traces of an earlier version, and where there is a single
-        problem, so that nothing could be cross-fitted.
+        None where it cannot be known: of knock-outs, in traces of an earlier version, and where
+        there is a single problem, so that nothing could be cross-fitted.
     """
-    parts = TELLS.get(rung, ())
+    if rung not in TELLS:
+        return None
+    parts = TELLS[rung]
     zeros = [0.0] * len(traces)
-    if rung in WRITTEN_BY_THINKING:
-        return [Bits(0.0, 0.0, sum(map(_token_bits, trace.tokens))) for trace in traces]
     is_swept = any(token.candidates for trace in traces for token in trace.tokens)
-    what = [_what(trace) for trace in traces] if "what" in parts or is_swept else zeros
+    told = told_differently if rung in WRITTEN_BY_THINKING else intervened
+    what = [_what(trace, told) for trace in traces] if "what" in parts or is_swept else zeros
     if not {"when", "which"} & {*parts}:
         return [Bits(0.0, 0.0, bits) for bits in what]
     if len(traces) < 2 or any(token.log_odds is None for t in traces for token in t.tokens):
         return None
-    when = _when(traces) if "when" in parts else zeros
+    when = _when(traces, told) if "when" in parts else zeros
     which = _which(traces) if "which" in parts else zeros
+    if parts == ("when", "what"):
+        every = [sum(map(_token_bits, trace.tokens)) for trace in traces]
+        if sum(every) < sum(when) + sum(what):
+            return [Bits(0.0, 0.0, bits) for bits in every]
     return [Bits(*each) for each in zip(when, which, what, strict=True)]
+
+
+Told = Callable[[HybridToken], bool]
+"""Whether something is told at a token."""
+
+
+def intervened(token: HybridToken) -> bool:
+    """Whether the rung intervened."""
+    return token.is_decision
+
+
+def told_differently(token: HybridToken) -> bool:
+    """Whether the token is not the base's own."""
+    return token.id != token.base_id
 
 
 def _token_bits(token: HybridToken) -> float:
@@ -91,24 +116,24 @@ def _token_bits(token: HybridToken) -> float:
     return -token.base_log_prob / math.log(2)
 
 
-def _what(trace: HybridTrace) -> float:
+def _what(trace: HybridTrace, told: Told) -> float:
     """Bits of the tokens that the thinking model chose, at interventions."""
     total = 0.0
     for token in trace.tokens:
         if token.candidates:
             total += math.log2(len({candidate.id for candidate in token.candidates}))
-        elif token.is_decision and token.category is None:
+        elif told(token) and token.category is None:
             total += _token_bits(token) if token.choice_bits is None else token.choice_bits
     return total
 
 
-def _when(traces: Sequence[HybridTrace]) -> list[float]:
+def _when(traces: Sequence[HybridTrace], told: Told) -> list[float]:
     tokens = [(row, token) for row, trace in enumerate(traces) for token in trace.tokens]
     margins = np.array([token.base_margin or 0.0 for _, token in tokens]).clip(max=20.0)
     odds = np.array([token.log_odds or 0.0 for _, token in tokens])
     features = np.stack([odds, margins, np.log1p(margins)], 1)
-    told = np.array([int(token.is_decision) for _, token in tokens])
-    return _sums(len(traces), tokens, code_lengths(features, told, _folds(traces, tokens), 2))
+    events = np.array([int(told(token)) for _, token in tokens])
+    return _sums(len(traces), tokens, code_lengths(features, events, _folds(traces, tokens), 2))
 
 
 def _which(traces: Sequence[HybridTrace]) -> list[float]:
@@ -149,7 +174,8 @@ def code_lengths(
 ) -> Float[np.ndarray, " n"]:
     """Bits that tell one of `size` things at every place, to a coder who sees the features.
 
-    The coder of a fold has learned from all other folds.
+    The coder of a fold has learned from all other folds. Of what it learned with the features, the
+    frequencies alone, and nothing at all, the shortest code of all places together counts.
 
     Args:
         features: what the coder sees.
@@ -157,12 +183,18 @@ def code_lengths(
         folds: of every place.
         size: how many things there are to tell.
     """
-    lengths = np.zeros(len(told))
+    by_features, by_shares = np.zeros(len(told)), np.zeros(len(told))
     for fold in np.unique(folds):
         own = folds == fold
         coder = _Coder.fit(features[~own], told[~own], size)
-        lengths[own] = -np.log2(coder.probabilities(features[own])[np.arange(own.sum()), told[own]])
-    return lengths
+        chances = coder.probabilities(features[own])[np.arange(own.sum()), told[own]]
+        by_features[own] = -np.log2(chances)
+        by_shares[own] = -np.log2(coder.shares[told[own]])
+    nothing = np.full(len(told), math.log2(size))
+    found: Float[np.ndarray, " n"] = min(
+        (by_features, by_shares, nothing), key=lambda lengths: float(lengths.sum())
+    )
+    return found
 
 
 @dataclass(frozen=True)

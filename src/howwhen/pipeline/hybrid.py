@@ -61,20 +61,20 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
         warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     ladder = _Ladder(run, step, run.models(), problems, run.phrases(), rungs.probe)
-    rungs.controls(Matched(0.0, entropy=math.inf))  # refuses rungs before anything is decoded
+    rungs.controls([Matched(0.0, entropy=math.inf)])  # refuses rungs before anything is decoded
     samples = [ladder.decode(rung_pass) for rung_pass in rungs.hybrids()]
     traces = [trace for sample in samples for trace in sample]
     per_category = _decisions_per_category(traces, rungs.gate.size)
-    base_pass = RungPass(Base())
-    base = ladder.decode(base_pass)
-    others = rungs.controls(_match(run, ladder, rungs, samples[0], base))
+    base_passes = [RungPass(Base(), sample=number) for number in range(len(samples))]
+    base = [ladder.decode(base_pass) for base_pass in base_passes]
+    others = rungs.controls(_match(run, ladder, rungs, samples, base))
     if run.settings.hybrid.knock_outs:
         others += rungs.knock_outs(n for n, count in enumerate(per_category) if count)
     if run.settings.hybrid.budgets:
         others += _budgets(ladder, rungs, others)
-    answers: Counter[RungName] = Counter({"hybrid": len(traces), "base": len(base)})
+    answers: Counter[RungName] = Counter({"hybrid": len(traces), "base": sum(map(len, base))})
     for rung_pass in others:
-        if rung_pass == base_pass:
+        if rung_pass in base_passes:
             continue
         answers[rung_pass.rung.name] += len(ladder.decode(rung_pass))
     passes = [*rungs.hybrids(), *others]
@@ -85,6 +85,7 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
         _work(ladder.models, rungs.vectors.layer),
         {rung_pass.rung.name: rung_pass.rung.fitted for rung_pass in passes},
         ladder.models.base.model.num_parameters(),
+        sum(trace.decisions for trace in traces) / len(traces),
     )
     step.write_record(HYBRID_SUMMARY, summary)
     idle = _idle_decisions(traces, rungs.vectors)
@@ -101,12 +102,17 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
 
 def _budgets(ladder: "_Ladder", rungs: Rungs, others: Sequence[RungPass]) -> list[RungPass]:
     """Passes with smaller budgets, and the full ones that these need and that are not there yet."""
-    full = [RungPass(rung) for rung in (rungs.full, rungs.self_gate, Takeover())]
-    thresholds: dict[str, dict[float, float]] = {
-        one.rung.name: budget_thresholds(ladder.decode(one)) for one in full
-    }
+    full = [
+        RungPass(rung, sample=sample)
+        for rung in (rungs.full, rungs.self_gate, Takeover())
+        for sample in range(rungs.settings.samples)
+    ]
+    traces: dict[str, list[HybridTrace]] = defaultdict(list)
+    for one in full:
+        traces[one.rung.name] += ladder.decode(one)
+    thresholds = {name: budget_thresholds(found) for name, found in traces.items()}
     ladder.step.write_json(BUDGETS_FILE, thresholds)
-    files = {"traces/hybrid-0.jsonl", *(one.file for one in others)}
+    files = {one.file for one in (*rungs.hybrids(), *others)}
     return [*(one for one in full if one.file not in files), *rungs.budgets(thresholds)]
 
 
@@ -114,25 +120,25 @@ def _match(
     run: Run,
     ladder: "_Ladder",
     rungs: Rungs,
-    hybrid: Sequence[HybridTrace],
-    base: Sequence[HybridTrace],
-) -> Matched:
-    """What controls are matched to: the first answers of hybrid and base."""
-    matched = Matched.of(hybrid, base, sentence_ends_of(ladder.models.base))
+    hybrid: Sequence[Sequence[HybridTrace]],
+    base: Sequence[Sequence[HybridTrace]],
+) -> list[Matched]:
+    """What the controls of every sample are matched to: the same sample of hybrid and base."""
+    ends = sentence_ends_of(ladder.models.base)
+    matched = [Matched.of(*pair, ends) for pair in zip(hybrid, base, strict=True)]
     if "entropy-gate" not in rungs.wanted:
         return matched
     if not (ladder.step.path / ENTROPY_GATE).exists():  # as in a step that is being resumed
         ladder.step.write_record(ENTROPY_GATE, _entropy_threshold(run, ladder, rungs))
     chosen = ladder.step.read_record(ENTROPY_GATE, EntropyThreshold)
-    return replace(matched, entropy=chosen.threshold)
+    return [replace(one, entropy=chosen.threshold) for one in matched]
 
 
 def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThreshold:
-    """Chosen on the selection problems; where there are none, on problems of the training."""
+    """Chosen on the selection problems; where none were set aside, on problems of the training."""
     problems = run.problems(Split.SELECTION) or run.problems(Split.TRAIN)
     problems = problems[:MAX_PROBLEMS]
     settings, prompts = run.settings.hybrid, PromptCache()
-    greedy = settings.model_copy(update={"temperature": 0.0})
 
     with run.reporter.task("threshold of entropy-gate", 1 + TRIALS) as advance:
         done = 0
@@ -144,7 +150,7 @@ def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThre
                 ladder.models,
                 problems,
                 rung,
-                greedy,
+                settings,
                 prompts=prompts,
                 phrases=ladder.phrases,
                 slots=slots,

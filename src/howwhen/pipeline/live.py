@@ -12,7 +12,7 @@ from howwhen.hybrid.guesses import Phrases
 from howwhen.hybrid.strength import fixed
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
-from howwhen.pipeline.context import phrases_of
+from howwhen.pipeline.context import HYBRID_SUMMARY, phrases_of
 from howwhen.pipeline.entropy import ENTROPY_GATE, EntropyThreshold
 from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.pipeline import Pipeline
@@ -21,7 +21,15 @@ from howwhen.pipeline.rungs import Rungs
 from howwhen.pipeline.store import RunFolder, open_run
 from howwhen.probes import Gate
 from howwhen.progress import Reporter
-from howwhen.records import LADDER, HybridToken, HybridTrace, LadderRungName, Problem, titles_of
+from howwhen.records import (
+    LADDER,
+    HybridSummary,
+    HybridToken,
+    HybridTrace,
+    LadderRungName,
+    Problem,
+    titles_of,
+)
 from howwhen.settings import PRESETS, HybridSettings, Preset, make_settings
 from howwhen.zoo.pairs import Pair, find_pair
 
@@ -157,11 +165,13 @@ def open_rungs(
         rungs = _find_rungs(pair, folder, preset, reporter or Reporter())
         phrases = phrases_of(folder.step("collect"))
         decoded = folder.step("hybrid")
-        entropy = None
+        entropy = mean = None
+        if decoded.holds(HYBRID_SUMMARY):
+            mean = decoded.read_record(HYBRID_SUMMARY, HybridSummary).steered_per_answer
         if decoded.holds(ENTROPY_GATE):
             entropy = decoded.read_record(ENTROPY_GATE, EntropyThreshold).threshold
-    matched = Matched(DEFAULT_RATE, entropy=entropy)
-    rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls(matched))]
+    matched = Matched(DEFAULT_RATE, entropy=entropy, mean=mean)
+    rungs_of_run = [rungs.full, *(control.rung for control in rungs.controls([matched]))]
     named: dict[str, Rung] = {}
     for rung in rungs_of_run:  # of the random ones the first seed
         named.setdefault(rung.name, rung)

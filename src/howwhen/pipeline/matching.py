@@ -17,7 +17,7 @@ Counts = tuple[int, int]
 
 @dataclass(frozen=True)
 class Matched:
-    """How often the hybrid steered in its first answer to every problem, and among how many places.
+    """How often the hybrid steered in one answer to every problem, and among how many places.
 
     Controls with places of their own find them among those of the base's answer, since a control
     mostly writes what the base writes.
@@ -33,12 +33,14 @@ class Matched:
     """Tokens that end a sentence."""
     entropy: float | None = None
     """Threshold of the rung `entropy-gate`; None where none was chosen."""
+    mean: float | None = None
+    """Tokens of an answer that the hybrid steers, on average, where it is known from elsewhere."""
 
     @classmethod
     def of(
         cls, hybrid: Sequence[HybridTrace], base: Sequence[HybridTrace], ends: frozenset[int]
     ) -> "Matched":
-        """From the first answers of hybrid and base.
+        """From one answer of hybrid and base to every problem.
 
         Args:
             hybrid: its traces.
@@ -56,6 +58,8 @@ class Matched:
     @property
     def per_answer(self) -> float:
         """Tokens of an answer that the hybrid steers, on average."""
+        if self.mean is not None:
+            return self.mean
         return sum(map(sum, self.steered.values())) / max(1, len(self.steered))
 
     def limits(self, share: float) -> dict[str, int]:
@@ -64,10 +68,10 @@ class Matched:
 
     @property
     def limit(self) -> int:
-        """The same for problems that the hybrid did not answer: its mean, rounded."""
+        """The same for problems that the hybrid did not answer: its mean, rounded, at least 1."""
         return max(1, round(self.per_answer))
 
-    def draw(self, seed: int, *, by_kind: bool) -> dict[str, Places]:
+    def draw(self, seed: int | str, *, by_kind: bool) -> dict[str, Places]:
         """Places at random, as many in every answer as the hybrid steered.
 
         Args:

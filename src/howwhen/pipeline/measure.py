@@ -74,8 +74,9 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
             graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict, bits))
             if rung == "takeover":
                 concentration = concentration or _concentration(run, traces)
-            read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
-        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS, *BUDGETS) if rung in read}
+            if rung not in BUDGETS:  # many passes that differ little
+                read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
+        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS) if rung in read}
         audited = audit_answers(read, grader) if settings.reads_twice else None
     ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
@@ -119,7 +120,7 @@ def _concentration(run: Run, traces: Sequence[HybridTrace]) -> Concentration | N
     tokenizer = run.pair.tokenizer
 
     def word(number: int) -> str:
-        return str(tokenizer.decode([number]))
+        return repr(str(tokenizer.decode([number])))
 
     return concentration_of("takeover", traces, word, counts)
 

@@ -227,9 +227,12 @@ class RunResults:
     def _grade(self, trace: HybridTrace) -> "GradedTrace | None":
         if "measure" not in self.reader.finished_steps():
             return None
-        key = trace.problem_id, trace.seed, trace.sample, trace.category
+
+        def key(one: "HybridTrace | GradedTrace") -> tuple[object, ...]:
+            return one.problem_id, one.seed, one.sample, one.category, one.budget
+
         for graded in self.reader.grades(trace.rung):
-            if (graded.problem_id, graded.seed, graded.sample, graded.category) == key:
+            if key(graded) == key(trace):
                 return graded
         return None
 

@@ -66,6 +66,8 @@ class TokenRow(NamedTuple):
     sample: int
     knocked_out: int | None
     """Category of a knock-out."""
+    budget: float | None
+    """Of a rung with a smaller budget."""
     position: int
     """0-based number in the answer."""
     id: int
@@ -112,6 +114,8 @@ class GradeRow(NamedTuple):
     sample: int
     knocked_out: int | None
     """Category of a knock-out."""
+    budget: float | None
+    """Of a rung with a smaller budget."""
     flexible: str
     """Grade by the flexible mode."""
     strict: str
@@ -235,6 +239,7 @@ def grade_row(rung: str, graded: "GradedTrace") -> GradeRow:
         graded.seed,
         graded.sample,
         graded.category,
+        graded.budget,
         graded.flexible.value,
         graded.strict.value,
         graded.answer,
@@ -259,7 +264,9 @@ def token_rows(
         titles: of the categories it was steered with.
         word: the text of a token on its own.
     """
-    answer = trace.rung, trace.problem_id, trace.seed, trace.sample, trace.category
+    answer = (
+        trace.rung, trace.problem_id, trace.seed, trace.sample, trace.category, trace.budget,
+    )  # fmt: skip
     for position, (token, text) in enumerate(zip(trace.tokens, texts, strict=True)):
         is_steered = token.category is not None
         yield TokenRow(

@@ -1,6 +1,6 @@
 """The rungs of one run, made of the files of the step elicit."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -115,17 +115,17 @@ class Rungs:
         """The full hybrid, once per sample."""
         return [RungPass(self.full, sample=sample) for sample in range(self.settings.samples)]
 
-    def controls(self, matched: Matched) -> list[RungPass]:
+    def controls(self, matched: Sequence[Matched]) -> list[RungPass]:
         """Every other rung asked for, once per sample, random ones also once per seed.
 
         Args:
-            matched: what controls are matched to.
+            matched: what the controls of every sample are matched to.
 
         Raises:
             SettingsError: a rung that this run does not have.
         """
-        controls = list(self._controls(matched))
-        wanted = self.wanted
+        by_sample = [list(self._controls(one, sample)) for sample, one in enumerate(matched)]
+        controls, wanted = by_sample[0], self.wanted
         missing = wanted - {"hybrid", *(rung.name for rung, _ in controls)}
         if self.settings.rungs not in (None, ("all",)) and missing:
             raise SettingsError(
@@ -134,9 +134,9 @@ class Rungs:
             )
         return [
             RungPass(rung, seed, sample)
-            for rung, seed in controls
+            for same in zip(*by_sample, strict=True)
+            for sample, (rung, seed) in enumerate(same)
             if rung.name in wanted
-            for sample in range(self.settings.samples)
         ]
 
     def budgets(self, thresholds: Mapping[str, Mapping[float, float]]) -> list[RungPass]:
@@ -155,9 +155,10 @@ class Rungs:
             "takeover": TakeoverBudget,
         }
         return [
-            RungPass(make[name](threshold), budget=budget)
+            RungPass(make[name](threshold), sample=sample, budget=budget)
             for name, by_budget in thresholds.items()
             for budget, threshold in by_budget.items()
+            for sample in range(self.settings.samples)
         ]
 
     @property
@@ -191,7 +192,7 @@ class Rungs:
         """The rung whose moments the base's entropy chooses."""
         return EntropyGate(self.gate, self.vectors, self.strength, threshold)
 
-    def _controls(self, matched: Matched) -> Iterator[tuple[Rung, int]]:
+    def _controls(self, matched: Matched, sample: int) -> Iterator[tuple[Rung, int]]:
         gate, vectors, strength = self.gate, self.vectors, self.strength
         yield Base(), 0
         if self.pair.step_by_step_prompt is not None:
@@ -205,7 +206,8 @@ class Rungs:
         for seed in self.settings.random_seeds:
             yield RandomCategory(gate, vectors, strength), seed
             for kind, by_kind in ((RandomPositions, True), (RandomPositionsAnywhere, False)):
-                places = matched.draw(seed, by_kind=by_kind)
+                name = f"{seed}-{sample}" if sample else seed
+                places = matched.draw(name, by_kind=by_kind)
                 ends = matched.sentence_ends if by_kind else frozenset()
                 yield kind(gate, vectors, strength, places, ends, matched.rate), seed
             yield RandomVectors(gate, randomise(vectors, seed), strength), seed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from howwhen.present.cells import render_cell
 from howwhen.present.detokenize import IncrementalDetokenizer
 from howwhen.present.viewer import reason
-from howwhen.records import Grade, HybridToken, HybridTrace, Problem
+from howwhen.records import WRITTEN_BY_THINKING, Grade, HybridToken, HybridTrace, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,7 +101,7 @@ def _token_spans(
     trace: HybridTrace, tokenizer: "PreTrainedTokenizerBase", titles: Sequence[str]
 ) -> Iterator[TokenSpan]:
     detokenizer = IncrementalDetokenizer(tokenizer, frozenset(tokenizer.all_special_ids))
-    chooser = "the thinking model" if trace.rung == "thinking" else "the base"
+    chooser = "the thinking model" if trace.rung in WRITTEN_BY_THINKING else "the base"
     for number, token in enumerate(trace.tokens, start=1):
         text = detokenizer.add(token.id)
         if not token.is_decision:

@@ -31,7 +31,7 @@ from howwhen.present.tables import (
 )
 from howwhen.present.verdict import explain
 from howwhen.records import (
-    OPTIONAL_RUNGS,
+    LADDER,
     Concentration,
     Flips,
     Gains,
@@ -59,8 +59,11 @@ BITS_TEXT = (
     "rung intervenes, which category it steers with, and what token is written where the "
     "thinking model chooses it. The code is that of a coder who sees only the base (its next-token "
     "distribution, and its residual through the self-gate's probe), fitted on answers to other "
-    "problems. It is an upper bound: a better coder needs fewer bits. Numbers fitted: vectors, "
-    "coefficient network, gate and probe, and their share of the base's parameters."
+    "problems. It is an upper bound: a better coder needs fewer bits, and few answers to learn "
+    "from cost more. Tokens are coded at interventions or all along, whichever is shorter. What "
+    "random rungs and thresholds take from the hybrid's run (how many places) is not counted. "
+    "Numbers fitted: vectors, coefficient network, gate and probe, and their share of the base's "
+    "parameters."
 )
 BUDGET_TEXT = (
     "Rungs that intervene only where it matters most: hybrid and takeover at disagreements where "
@@ -235,7 +238,8 @@ def rungs_text(measurement: Measurement) -> str:
 
 def left_out_text(measurement: Measurement) -> str:
     """Which rungs were not run; empty if none was left out."""
-    missing = [name for name in OPTIONAL_RUNGS if name not in measurement.rungs]
+    own = ("base-step-by-step", "bias-only")  # not every pair or method has them
+    missing = [name for name in LADDER if name not in (*measurement.rungs, *own)]
     return f"Left out: {', '.join(missing)} (--rungs all)." if missing else ""
 
 

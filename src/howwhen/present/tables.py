@@ -126,10 +126,15 @@ def _bits_row(name: str, rung: RungMeasurement, parameters: int | None) -> tuple
 
 def budget_table(measurement: Measurement, confidence: float) -> Table | None:
     """The budget curves; None where they were not asked for."""
+    ends = (one for one in measurement.budgets if one.budget == 1)
+    full = {one.rung: one.interventions_per_answer for one in ends}
     rows = [
         (
             point.rung,
             f"{point.budget:.0%}",
+            f"{point.interventions_per_answer / full[point.rung]:.0%}"
+            if full.get(point.rung)
+            else "",
             "" if point.threshold is None else f"{point.threshold:.3g}",
             f"{point.steered_fraction:.2%}",
             f"{point.interventions_per_answer:.2f}",
@@ -139,10 +144,14 @@ def budget_table(measurement: Measurement, confidence: float) -> Table | None:
         for point in measurement.budgets
     ]
     columns = (
-        "rung", "of its interventions", "threshold", "steered", "steered per answer", "accuracy",
-        "gap recovered", interval_column(confidence),
+        "rung", "threshold made for", "interventions, of the full rung's", "threshold",
+        "steered", "steered per answer", "accuracy", "gap recovered", interval_column(confidence),
     )  # fmt: skip
     return Table(columns, rows) if rows else None
+
+
+def _of(part: float, whole: float | None) -> str:
+    return f"{part / whole:.0%}" if whole else ""
 
 
 def concentration_table(concentration: Concentration) -> Table:

@@ -1,7 +1,8 @@
 """What explains a recovery: when, which or what, as far as the controls can tell.
 
-A control is *below* the hybrid if the interval of their paired difference lies below 0, *as good*
-if it lies above minus a tenth of the gap, and otherwise one *cannot tell*.
+A control is *as good* as the hybrid if the interval of their paired difference lies above minus a
+tenth of the gap (it is not inferior), else *below* it if the interval lies below 0, and otherwise
+one *cannot tell*.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ MARGIN = 0.1
 """Share of the gap by which a control that is as good as the hybrid may be worse."""
 LITTLE = 0.2
 """A recovery whose interval lies below this share is little or nothing."""
-Cause = Literal["no gap", "nothing", "when", "which", "cannot tell"]
-"""What explains the recovery: nothing is recovered by steering; the moment is enough; the category
-is needed as well; the controls do not decide."""
+ENOUGH = 0.8
+"""A recovery of this share is called enough."""
+Cause = Literal["no gap", "nothing", "part", "when", "which", "cannot tell"]
+"""What explains the recovery: nothing is recovered by steering; a part, by any vectors; the moment
+is enough; the category is needed as well; the controls do not decide."""
 Standing = Literal["below", "as good", "cannot tell", "not run"]
 
 
@@ -36,17 +39,27 @@ class Explanation:
 def explain(measurement: Measurement) -> Explanation:
     """Reason from the controls to what the base lacks on this pair."""
     hybrid = measurement.rungs["hybrid"]
-    if hybrid.gap_recovered is None or hybrid.gap_recovered_ci is None:
+    interval = hybrid.gap_recovered_ci
+    if interval is None or measurement.gap <= 0:
         return Explanation("no gap", ())
-    if hybrid.gap_recovered_ci.high < LITTLE:
+    if interval.high < LITTLE:
         return Explanation("nothing", tuple(_nothing(measurement, hybrid)))
-    shared = standing(measurement, "shared-vector")
-    cause: Cause = "cannot tell"
-    if shared == "as good":
-        cause = "when"
-    elif shared == "below":
-        cause = "which"
+    if interval.low <= 0:
+        said = f"Whether steering recovers anything cannot be told ({_share(hybrid)})."
+        return Explanation("cannot tell", (said,))
+    cause = _cause(measurement)
     return Explanation(cause, tuple(_sentences(measurement, cause)))
+
+
+def _cause(measurement: Measurement) -> Cause:
+    """Of a recovery that is above 0."""
+    shared = standing(measurement, "shared-vector")
+    if shared == "below" and standing(measurement, "random-category") != "as good":
+        return "which"
+    if shared != "as good" or standing(measurement, "random-positions") == "as good":
+        return "cannot tell"
+    recovered = measurement.rungs["shared-vector"].gap_recovered or 0.0
+    return "when" if recovered >= ENOUGH else "part"
 
 
 def standing(measurement: Measurement, name: RungName) -> Standing:
@@ -91,7 +104,18 @@ def _sentences(measurement: Measurement, cause: Cause) -> Iterator[str]:
             "*Which* is needed: one vector for all categories, at the same moments, recovers only "
             f"{_share(rungs['shared-vector'])}."
         )
-    elif "shared-vector" in rungs:
+    elif cause == "part":
+        yield (
+            "These vectors do a part only, one for all categories "
+            f"({_share(rungs['shared-vector'])}) as much as one for each. Either *how* is missing, "
+            "or the gate does not tell apart what is due."
+        )
+    elif standing(measurement, "shared-vector") == "below":
+        yield (
+            "Categories drawn at random do as well as the gate's "
+            f"({_share(rungs['random-category'])}): what several vectors add is not the category."
+        )
+    elif standing(measurement, "shared-vector") == "cannot tell":
         yield (
             "Whether the category is needed cannot be told: the interval of one vector for all "
             f"categories ({_share(rungs['shared-vector'])}) reaches from worse to as good."
@@ -122,7 +146,8 @@ def _sentences(measurement: Measurement, cause: Cause) -> Iterator[str]:
     yield from _control(
         measurement,
         "self-gate",
-        "The base does not foresee the moments well enough by itself ({share}).",
+        "The base alone does not know well enough when, or which, as far as a probe can read it "
+        "({share}).",
         "The thinking model need not run: a probe on the base alone recovers {share}.",
         "",
     )

@@ -129,7 +129,8 @@ def build(
         OutOfTimeError: the deadline passed; the same call resumes.
     """
     workspace = Workspace(out / "work", report, deadline)
-    claim(workspace.folder, asdict(settings))
+    shape = {} if organism is TALLY else {"models": [*organism.stages], "width": organism.width}
+    claim(workspace.folder, {**asdict(settings), **shape})
     stages = _Stages(organism, build_tokenizer(organism.words), settings, workspace)
     train = {"base": stages.base, "rl": stages.rl, "sft": stages.sft}
     first = next(iter(organism.stages))

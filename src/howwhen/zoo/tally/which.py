@@ -98,7 +98,7 @@ class CardProblem:
 
 
 def draw_card_problem(rng: Random) -> CardProblem:
-    """Draw a problem of two or three steps and one or two plays, with right totals from 2 to 60."""
+    """Draw a problem of one or two steps and one or two plays, with right totals from 2 to 60."""
     while True:
         card = rng.choice(list(Card))
         steps: list[Step | None] = [None] * rng.choice((1, 1, 2))
