@@ -459,6 +459,7 @@ def test_reverse_takeover_writes_no_token_that_the_thinking_model_cannot_read(
     make_model: MakeModel,
 ) -> None:
     models = make_models(make_model)
+    models.base.tokenizer.add_tokens([f"<own-{number}>" for number in range(8)])
     models.base.model.resize_token_embeddings(VOCABULARY + 8)
     output = models.base.model.get_output_embeddings().weight
     with torch.no_grad():
