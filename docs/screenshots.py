@@ -38,6 +38,7 @@ def shoot_report(page: Page, run: Path) -> None:
     page.goto((run / "6-present" / "report.html").resolve().as_uri())
     page.wait_for_selector("#problems option")
     save(page, "#ladder", "report-ladder.png")
+    save(page, "#bits .chart", "report-bits.png")
     page.fill("#search", QUESTION[:46])
     page.locator("#pane-third button.token").nth(1).focus()
     save(page, "#answers", "report-answers.png")

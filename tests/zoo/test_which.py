@@ -123,7 +123,7 @@ def test_the_pair_reads_categories_where_the_thinking_model_knows_them() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize(("rung", "low", "high"), [(Base(), 0.1, 0.4), (Thinking(), 0.9, 1.0)])
 def test_the_shipped_models_are_as_good_as_claimed(rung: Rung, low: float, high: float) -> None:
-    """On 120 fresh problems; docs/calibration.md has the figures on 400."""
+    """On 120 fresh problems; LOG.md has the figures on 400."""
     pair, problems = find_pair("tally-which"), card_problems(120, 77)
     settings = HybridSettings(max_new_tokens=120, block_tokens=1)
     traces = decode(pair.models(), problems, rung, settings)
