@@ -27,7 +27,8 @@ def save(page: Page, part: str, name: str) -> None:
     if box is None:
         raise SystemExit(f"{part} is not on the page")
     top = max(box["y"] + page.evaluate("scrollY") - MARGIN, 0)
-    clip = FloatRect(x=0, y=top, width=WIDTH, height=box["height"] + MARGIN)
+    width = min(WIDTH, box["x"] + box["width"] + MARGIN)
+    clip = FloatRect(x=0, y=top, width=width, height=box["height"] + MARGIN)
     picture = page.screenshot(full_page=True, clip=clip)
     image = Image.open(BytesIO(picture)).convert("RGB").quantize()
     image.save(HERE / name, optimize=True)
@@ -38,7 +39,7 @@ def shoot_report(page: Page, run: Path) -> None:
     page.goto((run / "6-present" / "report.html").resolve().as_uri())
     page.wait_for_selector("#problems option")
     save(page, "#ladder", "report-ladder.png")
-    save(page, "#bits .chart", "report-bits.png")
+    save(page, "#bits .chart svg", "report-bits.png")
     page.fill("#search", QUESTION[:46])
     page.locator("#pane-third button.token").nth(1).focus()
     save(page, "#answers", "report-answers.png")
