@@ -84,7 +84,7 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
         per_category,
         _work(ladder.models, rungs.vectors.layer),
         {rung_pass.rung.name: rung_pass.rung.fitted for rung_pass in passes},
-        ladder.models.base.model.num_parameters(),
+        run.pair.base_outline.model.num_parameters(),
         sum(trace.decisions for trace in traces) / len(traces),
     )
     step.write_record(HYBRID_SUMMARY, summary)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -54,6 +54,7 @@ class BuildSettings:
     distil_learning_rate: float = 5e-4
 
 
+@runtime_checkable
 class Posed(Protocol):
     """A problem that can be asked and graded."""
 
