@@ -7,7 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from howwhen import Grade, Pipeline, Reporter, find_pair, make_settings, open_run
-from howwhen.hybrid.choice import Base, DecisionContext, Steer, Thinking
+from howwhen.hybrid.choice import Base, Steer, Thinking
+from howwhen.hybrid.context import DecisionContext
 from howwhen.hybrid.decoder import decode
 from howwhen.measure.grade import grade_answers
 from howwhen.settings import PRESETS, read_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.pipeline.context import REPORT
-from howwhen.present.report import verdict
+from howwhen.present.verdict import verdict
 from howwhen.settings import PRESETS, read_config
 
 SETTINGS = Path(__file__).with_name("settings.yaml")

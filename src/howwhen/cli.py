@@ -422,8 +422,9 @@ def print_published(measurement: Measurement) -> None:
 
 def print_measurement(measurement: Measurement, confidence: float) -> None:
     """Print the ladder and its verdict on standard output."""
-    from howwhen.present.report import left_out_text, verdict
     from howwhen.present.tables import ladder_table
+    from howwhen.present.texts import left_out_text
+    from howwhen.present.verdict import verdict
 
     table = Table(title=f"{measurement.n} problems", title_justify="left")
     ladder = ladder_table(measurement, confidence)

@@ -8,18 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from howwhen.hybrid.choice import (
-    Action,
-    AnswerSoFar,
-    Base,
-    DecisionContext,
-    Guardrail,
-    Rung,
-    SelfGated,
-    Steer,
-    Takeover,
-    Thinking,
-)
+from howwhen.hybrid.choice import Base, Guardrail, Rung, SelfGated, Steer, Takeover, Thinking
+from howwhen.hybrid.context import Action, AnswerSoFar, DecisionContext
 from howwhen.hybrid.controls import (
     BiasOnly,
     EarlyOnly,

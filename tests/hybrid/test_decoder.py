@@ -6,18 +6,16 @@ import torch
 from howwhen.errors import InputError, LengthError, ModelError, SettingsError, SteeringError
 from howwhen.hybrid import streams
 from howwhen.hybrid.choice import (
-    AnswerSoFar,
     Base,
     BaseStepByStep,
-    DecisionContext,
     Guardrail,
-    ModelView,
     Rung,
     SelfGated,
     Steer,
     Takeover,
     Thinking,
 )
+from howwhen.hybrid.context import AnswerSoFar, DecisionContext, ModelView
 from howwhen.hybrid.controls import (
     BiasOnly,
     RandomCategory,

@@ -6,16 +6,12 @@ from howwhen.discover.categories import CategorySummary, SentenceExample
 from howwhen.measure.ladder import GradedTrace, measure_ladder
 from howwhen.present.charts import draw_bits, draw_budgets, draw_knock_outs
 from howwhen.present.report import (
-    RUNG_NOTES,
     ReportInput,
     _budget_parts,
     _concentration_parts,
     _knock_out_parts,
     _sample_parts,
-    left_out_text,
     make_report,
-    rungs_text,
-    verdict,
 )
 from howwhen.present.tables import (
     MODE_COLUMNS,
@@ -25,6 +21,8 @@ from howwhen.present.tables import (
     ladder_table,
     mode_table,
 )
+from howwhen.present.texts import RUNG_NOTES, left_out_text, rungs_text
+from howwhen.present.verdict import verdict
 from howwhen.records import (
     LADDER,
     BudgetPoint,

@@ -10,18 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
-from howwhen.hybrid.choice import (
-    Action,
-    AnswerSoFar,
-    DecisionContext,
-    Rung,
-    SelfGated,
-    Steer,
-    Steering,
-    Takeover,
-    emit,
-    is_never,
-)
+from howwhen.hybrid.choice import Rung, SelfGated, Steer, Steering, Takeover
+from howwhen.hybrid.context import Action, AnswerSoFar, DecisionContext, emit, is_never
 from howwhen.records import RungName
 from howwhen.vectors import LowRank, VectorSet
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from howwhen.hybrid.choice import Action, DecisionContext
+from howwhen.hybrid.context import Action, DecisionContext
 from howwhen.probes import SelfGate
 
 

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from howwhen.hybrid.choice import AnswerSoFar, DecisionContext, ModelView, Rung
+from howwhen.hybrid.choice import Rung
+from howwhen.hybrid.context import AnswerSoFar, DecisionContext, ModelView
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
 from howwhen.hybrid.ledger import Opinion, Round, log_probs_of, numbers_of
 from howwhen.hybrid.notes import Notes, Watch

@@ -88,7 +88,7 @@ class RunResults:
     @property
     def verdict(self) -> str:
         """The answer in a sentence or two, controls included."""
-        from howwhen.present.report import verdict
+        from howwhen.present.verdict import verdict
 
         return verdict(self.measurement)
 

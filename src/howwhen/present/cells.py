@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from howwhen.discover.categories import CategorySummary
 from howwhen.discover.page import STRONGEST_SHADE, Shaded, template_environment
-from howwhen.present.report import verdict
 from howwhen.present.tables import interval_column, interval_text
+from howwhen.present.verdict import verdict
 from howwhen.records import Interval, Measurement, RungMeasurement
 
 if TYPE_CHECKING:

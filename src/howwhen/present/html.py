@@ -27,24 +27,7 @@ from howwhen.present.audit import (
     golds_text,
     reading_table,
 )
-from howwhen.present.report import (
-    BITS_TEXT,
-    BUDGET_TEXT,
-    COST_TEXT,
-    KNOCK_OUT_TEXT,
-    LADDER_TEXT,
-    READING_TEXT,
-    ReportInput,
-    concentration_text,
-    grading_text,
-    judge_text,
-    prompt_table,
-    rungs_text,
-    sample_text,
-    training_lines,
-    unequal_lines,
-    verdict,
-)
+from howwhen.present.report import ReportInput, prompt_table, training_lines, unequal_lines
 from howwhen.present.tables import (
     Table,
     bits_table,
@@ -59,6 +42,20 @@ from howwhen.present.tables import (
     mode_table,
     sample_table,
 )
+from howwhen.present.texts import (
+    BITS_TEXT,
+    BUDGET_TEXT,
+    COST_TEXT,
+    KNOCK_OUT_TEXT,
+    LADDER_TEXT,
+    READING_TEXT,
+    concentration_text,
+    grading_text,
+    judge_text,
+    rungs_text,
+    sample_text,
+)
+from howwhen.present.verdict import verdict
 from howwhen.present.viewer import PackedViewer
 from howwhen.records import Measurement
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from howwhen.records import Interval, Measurement, RungMeasurement, RungName
+from howwhen.present.tables import interval_text
+from howwhen.records import Flips, Gains, Interval, Measurement, RungMeasurement, RungName
 
 MARGIN = 0.1
 """Share of the gap by which a control that is as good as the hybrid may be worse."""
@@ -166,3 +167,52 @@ def _share(rung: RungMeasurement) -> str:
     interval = rung.gap_recovered_ci or Interval(0.0, 0.0)
     low, high = round(100 * interval.low), round(100 * interval.high)
     return f"{rung.gap_recovered or 0.0:.0%}, {low} to {high} %"
+
+
+def verdict(measurement: Measurement) -> str:
+    """The answer, what explains it as far as the controls can tell, and how problems change."""
+    hybrid = measurement.rungs["hybrid"]
+    if hybrid.gap_recovered is None:
+        return (
+            f"No gap to recover: thinking minus base is {measurement.gap:+.1%} with interval "
+            f"{interval_text(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
+        )
+    comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips) + ties_text(hybrid)
+    reasons = explain(measurement).text.replace("*", "")
+    return (
+        f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
+        f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
+        f"of tokens steered (n = {measurement.n}). {reasons}{comparisons}"
+    )
+
+
+def gains_text(gains: Gains | None) -> str:
+    """Whether the hybrid is right where the thinking model is; empty where that is unknown."""
+    if gains is None:
+        return ""
+    others = "" if gains.elsewhere is None else f", of the others {gains.elsewhere:.0%}"
+    return (
+        f" Of the {gains.problems} problems that the thinking model gets right and the base does "
+        f"not, the hybrid gets {gains.shared:.0%}{others}."
+    )
+
+
+def flips_text(flips: Flips | None) -> str:
+    """How the hybrid changes single problems of the base; empty where that is unknown."""
+    if flips is None:
+        return ""
+    return (
+        f" Against the base it turns {flips.gained} problems from wrong to right and {flips.lost} "
+        "from right to wrong."
+    )
+
+
+def ties_text(rung: RungMeasurement) -> str:
+    """How many disagreements may be none; empty if there is no such one."""
+    if not rung.tie_fraction:
+        return ""
+    share = rung.tie_fraction / rung.steered_fraction
+    return (
+        f" At {share:.1%} of the steered tokens one of the models was undecided: its first two "
+        "choices were closer than the rounding of its numbers (ties)."
+    )
