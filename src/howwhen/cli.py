@@ -686,6 +686,7 @@ def zoo_show(name: str) -> None:
         "steer_layer",
         "taxonomy_layers",
         "taxonomy_sizes",
+        "gate",
     ):
         value = getattr(pair, key)
         print(f"{key:20} {'chosen at run time' if value is None else value!r}")

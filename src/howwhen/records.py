@@ -430,8 +430,8 @@ class Flips:
     """Wrong to right: the base is wrong, the rung is right."""
     lost: int
     """Right to wrong: the base is right, the rung is wrong."""
-    net: int | None = None
-    """The first minus the second; None in runs measured before it was noted."""
+    net: int
+    """The first minus the second."""
 
     __repr__ = one_line
 

@@ -153,8 +153,7 @@ class RandomVectors(Steer):
     @property
     def fitted(self) -> int:
         """Those of gate and coefficients, and the norms."""
-        rows, width = self.vectors.vectors.shape
-        return super().fitted - rows * width + rows
+        return super().fitted - _in_directions(self.vectors)
 
 
 @dataclass(frozen=True)
@@ -166,8 +165,13 @@ class MagnitudeOnly(Steer):
     @property
     def fitted(self) -> int:
         """Those of gate and coefficients, the norms, and one direction."""
-        rows, width = self.vectors.vectors.shape
-        return super().fitted - rows * width + rows + width
+        return super().fitted - _in_directions(self.vectors) + self.vectors.vectors.shape[1]
+
+
+def _in_directions(vectors: VectorSet) -> int:
+    """Numbers of the vectors beside their norms."""
+    rows, width = vectors.vectors.shape
+    return rows * width - rows
 
 
 @dataclass(frozen=True)
@@ -182,20 +186,7 @@ class EarlyOnly(Steer):
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """The disagreements up to the limit."""
-        return first_disagreements(context, self.limits, self.limit)
-
-
-def first_disagreements(
-    context: DecisionContext, limits: Mapping[str, int], otherwise: int
-) -> Bool[Tensor, " n"]:
-    """The first disagreements of every answer, of which none before was left out.
-
-    Args:
-        context: the positions.
-        limits: how many, by problem.
-        otherwise: how many in answers to other problems.
-    """
-    return _first(context, context.is_decision, limits, otherwise)
+        return _first(context, context.is_decision, self.limits, self.limit)
 
 
 def _first(
@@ -204,6 +195,14 @@ def _first(
     limits: Mapping[str, int],
     otherwise: int,
 ) -> Bool[Tensor, " n"]:
+    """The first of some places of every answer, if the rung intervened at all those before them.
+
+    Args:
+        context: the positions.
+        where: the places.
+        limits: how many, by problem.
+        otherwise: how many in answers to other problems.
+    """
     if is_never(where):
         return where
     left = [limits.get(one.problem_id, otherwise) - one.interventions for one in context.answers]
@@ -302,9 +301,7 @@ class TakeoverBudget(Takeover):
 
     def act(self, context: DecisionContext) -> Action:
         """Emit the base's token, or at such a disagreement the thinking model's."""
-        where = context.is_decision
-        if not is_never(where):
-            where = where & (context.divergence >= self.threshold)
+        where = _weightiest(context, self.threshold)
         return emit(torch.where(where, context.thinking.token, context.base.token), where)
 
 
@@ -318,8 +315,13 @@ class HybridBudget(Steer):
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """Such disagreements."""
-        where = context.is_decision
-        return where if is_never(where) else where & (context.divergence >= self.threshold)
+        return _weightiest(context, self.threshold)
+
+
+def _weightiest(context: DecisionContext, threshold: float) -> Bool[Tensor, " n"]:
+    """Disagreements at which the two models' divergence reaches a threshold, in bits."""
+    where = context.is_decision
+    return where if is_never(where) else where & (context.divergence >= threshold)
 
 
 @dataclass(frozen=True)

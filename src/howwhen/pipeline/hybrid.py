@@ -145,7 +145,6 @@ def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThre
 
         def answer(rung: Rung) -> list[HybridTrace]:
             nonlocal done
-            slots = settings.batch_size
             traces = decode(
                 ladder.models,
                 problems,
@@ -153,7 +152,7 @@ def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThre
                 settings,
                 prompts=prompts,
                 phrases=ladder.phrases,
-                slots=slots,
+                slots=settings.batch_size,
             )
             done += 1
             advance(done)

@@ -320,7 +320,7 @@ def ladder_row(name: str, rung: RungMeasurement) -> LadderRow:
         right_elsewhere=gains.elsewhere if gains else None,
         wrong_to_right=flips.gained if flips else None,
         right_to_wrong=flips.lost if flips else None,
-        net_flips=flips.gained - flips.lost if flips else None,
+        net_flips=flips.net if flips else None,
         bits_per_answer=bits.total if bits else None,
         bits_low=bits_ci.low if bits_ci else None,
         bits_high=bits_ci.high if bits_ci else None,

@@ -92,7 +92,7 @@ def _gains(gains: Gains | None) -> tuple[str, str]:
 def _flips(flips: Flips | None) -> tuple[str, str, str]:
     if flips is None:
         return "", "", ""
-    return str(flips.gained), str(flips.lost), f"{flips.gained - flips.lost:+}"
+    return str(flips.gained), str(flips.lost), f"{flips.net:+}"
 
 
 def bits_table(measurement: Measurement, confidence: float) -> Table | None:
@@ -132,9 +132,7 @@ def budget_table(measurement: Measurement, confidence: float) -> Table | None:
         (
             point.rung,
             f"{point.budget:.0%}",
-            f"{point.interventions_per_answer / full[point.rung]:.0%}"
-            if full.get(point.rung)
-            else "",
+            _of(point.interventions_per_answer, full.get(point.rung)),
             "" if point.threshold is None else f"{point.threshold:.3g}",
             f"{point.steered_fraction:.2%}",
             f"{point.interventions_per_answer:.2f}",

@@ -178,11 +178,11 @@ def verdict(measurement: Measurement) -> str:
             f"{interval_text(measurement.gap_ci)}, which contains 0 (n = {measurement.n})."
         )
     comparisons = gains_text(hybrid.gains) + flips_text(hybrid.flips) + ties_text(hybrid)
-    reasons = explain(measurement).text.replace("*", "")
+    reasons = "".join(f" {one}" for one in explain(measurement).sentences).replace("*", "")
     return (
         f"The hybrid recovers {hybrid.gap_recovered:.0%} of a gap of {measurement.gap:.1%} "
         f"(interval {interval_text(hybrid.gap_recovered_ci)}) with {hybrid.steered_fraction:.1%} "
-        f"of tokens steered (n = {measurement.n}). {reasons}{comparisons}"
+        f"of tokens steered (n = {measurement.n}).{reasons}{comparisons}"
     )
 
 
