@@ -242,6 +242,37 @@ def test_budget_curves_are_added_to_a_finished_run(finished: Path, tmp_path: Pat
     assert len(passes) == len(set(passes))
 
 
+def test_controls_of_every_sample_are_matched_to_the_same_sample(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    how = {"temperature": 1.0, "samples": 2, "rungs": ("early-only",), "budgets": True}
+    _pipeline(folder, {"elicit": {"on_policy_rounds": 0}, "hybrid": how}, redo=True)
+    step = StepFolder(folder / "4-hybrid", "hybrid")
+    passes: list[str] = step.read_json("passes.json")
+    assert len(passes) == len(set(passes))
+    counts: list[list[int]] = []
+    for sample in ("", "-sample1"):
+        hybrid, early = (
+            [
+                one.decisions
+                for one in step.read_records(f"traces/{name}-0{sample}.jsonl", HybridTrace)
+            ]
+            for name in ("hybrid", "early-only")
+        )
+        # It goes the hybrid's way up to its last intervention.
+        assert early == [-(-count // 2) for count in hybrid]
+        counts.append(hybrid)
+    assert counts[0] != counts[1]
+    measurement = TypeAdapter(Measurement).validate_json(
+        (folder / "5-measure" / "measurement.json").read_bytes()
+    )
+    assert {rung.samples for rung in measurement.rungs.values()} == {2}
+    budgets = [name for name in passes if "-budget" in name]
+    assert len(budgets) == 2 * 3 * len(SHARES)
+
+
 def test_thresholds_hold_the_share_that_they_are_made_for(finished: Path) -> None:
     step = StepFolder(finished / "4-hybrid", "hybrid")
     for rung in ("hybrid", "takeover", "self-gate"):
