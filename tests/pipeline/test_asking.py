@@ -14,7 +14,7 @@ from howwhen.errors import InputError, RedoError, SettingsError
 from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.reader import read_run
 from howwhen.progress import Reporter
-from howwhen.records import Rollout
+from howwhen.records import LADDER, Rollout
 from howwhen.settings import PRESETS, make_settings
 
 OTHER = (
@@ -105,9 +105,8 @@ def test_the_prompt_of_the_model_that_writes_says_where_an_answer_begins() -> No
     opened = {"chat_template": "{{ messages[0]['content'] }}<assistant><think>\n"}
     pair = hw.find_pair("tally-rl").asked(thinking_template=opened)
     models = ModelPair(pair.base_outline, pair.thinking_outline)
-    begins = {rung for rung in ("base", "hybrid", "takeover", "thinking", "base-step-by-step")
-              if models.starts_in_thinking(rung)}  # fmt: skip
-    assert begins == {"thinking"}
+    begins = {rung for rung in LADDER if models.starts_in_thinking(rung)}
+    assert begins == {"thinking", "reverse-takeover"}
     both = pair.asked(base_template=opened)
     models = ModelPair(both.base_outline, both.thinking_outline)
     assert models.starts_in_thinking("hybrid")

@@ -41,6 +41,8 @@ def test_a_token_without_disagreement_has_no_mark() -> None:
     attributes, details, _ = tokens(trace_card(trace(PROBLEMS[7]), TOKENIZER, TITLES))[0]
     assert not attributes.strip()
     assert "as the base chose" in details
+    reverse = replace(trace(PROBLEMS[7]), rung="reverse-takeover")
+    assert "as the thinking model chose" in tokens(trace_card(reverse, TOKENIZER, TITLES))[0][1]
     unread = replace(
         trace(PROBLEMS[7]),
         tokens=(HybridToken(IDS[0], IDS[0], None, None, None, 0, False, -1.0, None),),
