@@ -6,18 +6,24 @@ compiled.
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from weakref import WeakSet
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from howwhen.errors import SettingsError
+from howwhen.hybrid import deciding
+from howwhen.hybrid.choice import Base
+from howwhen.hybrid.context import Action, DecisionContext, emit
 from howwhen.hybrid.decoder import LiveBatch, decode
+from howwhen.hybrid.notes import Watch
 from howwhen.hybrid.places import Places
 from howwhen.hybrid.streams import open_streams
 from howwhen.lm import compiled
 from howwhen.lm.compiled import columns_of, size_of
+from howwhen.lm.upper import upper_blocks
 from howwhen.settings import Compilation, HybridSettings
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, MakeModel
@@ -25,6 +31,7 @@ from tests.factories import make_models
 from tests.hybrid.every_rung import EVERY_RUNG, expect_equal
 from tests.oracles.naive import next_logits
 
+QUICK = ("takeover", "guardrail", "steer", "sweep", "self-gate", "positions")
 PROBLEMS = tally_problems(7, seed=8)
 
 
@@ -33,12 +40,17 @@ def _fresh() -> Iterator[None]:
     """No graphs of other tests, which count towards the limit of a process."""
     torch._dynamo.reset()
     counters.clear()
+    deciding._graphs.cache_clear()
     yield
     torch._dynamo.reset()
 
 
 def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
+
+
+def decision_shapes() -> set[Hashable]:
+    return {shape for one in compiled._ALL for shape in one._shapes if isinstance(shape[0], tuple)}
 
 
 def test_shapes_are_rounded_up() -> None:
@@ -49,7 +61,10 @@ def test_shapes_are_rounded_up() -> None:
 @pytest.mark.parametrize(
     "policy", ["transient", pytest.param("persistent", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("kind", ["takeover", "steer", "sweep", "self-gate", "thinking"])
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in EVERY_RUNG],
+)
 def test_compiled_passes_give_the_same_answers(
     make_model: MakeModel, kind: str, policy: str
 ) -> None:
@@ -61,7 +76,10 @@ def test_compiled_passes_give_the_same_answers(
     traced = how.model_copy(update={"compile": "trace"})
     expect_equal(decode(models, PROBLEMS, rung, traced, seed=2, slots=3), expected)
     made = graphs()
-    assert 0 < made <= 2 * len(compiled.SIZES)
+    # Passes of two models and decisions of every size; steered passes of one window and 1 or 2
+    # candidates.
+    assert 0 < made <= 3 * len(compiled.SIZES) + 2
+    assert bool(decision_shapes()) == (not rung.reads_host)
     expect_equal(decode(models, PROBLEMS, rung, traced, seed=2, slots=3), expected)
     assert graphs() == made  # and none for a second session
 
@@ -69,6 +87,7 @@ def test_compiled_passes_give_the_same_answers(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_step_makes_another_graph(make_model: MakeModel, architecture: str) -> None:
     model = make_model(architecture)
+    has_upper = upper_blocks(model.model, 1) is not None
     texts = [[3, 9, 14, 27], [5, 11], [8]]
     streams = open_streams(model, texts, (0,), 1, "trace")
     read = torch.tensor([[text[-1]] for text in texts])
@@ -91,7 +110,8 @@ def test_no_step_makes_another_graph(make_model: MakeModel, architecture: str) -
                 streams.branch(places, torch.zeros(2, 3, 1, 32))
                 streams.forget_branches()
             read = torch.tensor([[text[-1]] for text in texts])
-            assert graphs() == min(step, 1)  # the first token was read with the prompt
+            # The first token was read with the prompt; the other graph is the steered pass.
+            assert graphs() == min(step, 1) + (has_upper and step >= 3)
 
 
 def test_several_tokens_are_read_with_the_graph_for_more(make_model: MakeModel) -> None:
@@ -109,6 +129,55 @@ def test_several_tokens_are_read_with_the_graph_for_more(make_model: MakeModel) 
         assert graphs() == 2
         streams.extend(torch.full((2, 20), 5))  # longer than any graph
         assert graphs() == 2
+
+
+@pytest.mark.parametrize("kind", ["guardrail", "steer"])
+def test_sampled_answers_are_the_same(make_model: MakeModel, kind: str) -> None:
+    models, rung = make_models(make_model), EVERY_RUNG[kind]
+    how = HybridSettings(max_new_tokens=12, block_tokens=4, temperature=0.8, top_p=0.9)
+    expected = decode(models, PROBLEMS, rung, how, watch=Watch(divergence=True))
+    traced = how.model_copy(update={"compile": "trace"})
+    found = decode(models, PROBLEMS, rung, traced, watch=Watch(divergence=True))
+    expect_equal(found, expected)
+    assert decision_shapes()
+    for trace, other in zip(found, expected, strict=True):
+        for token, wanted in zip(trace.tokens, other.tokens, strict=True):
+            assert token.divergence == pytest.approx(wanted.divergence, abs=2e-4)
+
+
+class Unsure(Base):
+    """Looks at what only the host has, and does not say so."""
+
+    def act(self, context: DecisionContext) -> Action:
+        return emit(context.base.token, context.uniforms[:, 0] < 0)
+
+
+def test_a_rung_that_cannot_be_compiled_says_what_to_do(make_model: MakeModel) -> None:
+    how = HybridSettings(max_new_tokens=6, block_tokens=4, compile="trace")
+    with pytest.raises(SettingsError, match="reads_host = True"):
+        decode(make_models(make_model), PROBLEMS[:2], Unsure(), how)
+
+
+def test_steering_with_a_graph_is_steering(make_model: MakeModel) -> None:
+    """Some streams only, several candidates, two passes of one round, and one that is kept."""
+    model, texts = make_model(), [[3, 9, 14], [5, 11], [8, 2, 6]]
+    delta = torch.randn(2, 3, 1, 32, generator=torch.Generator().manual_seed(0))
+    logits = []
+    with torch.no_grad():
+        for how in (None, "trace"):
+            streams = open_streams(model, texts, (), 1, how)
+            read = torch.tensor([[text[-1]] for text in texts])
+            streams.extend(read)
+            places = Places([0, 2], [2, 2], [1, 1], streams.device)
+            first = streams.branch(places, delta)
+            second = streams.branch(places, -delta, 3 if how else 0)
+            streams.commit(second, 1, 2)
+            streams.forget_branches()
+            streams.extend(read)
+            logits.append([first.logits, second.logits, streams.logits])
+    for traced, plain in zip(*logits, strict=True):
+        torch.testing.assert_close(traced, plain, atol=1e-5, rtol=1e-5)
+    assert len([one for one in compiled._ALL if (3, 3, 512) in one._shapes]) == 1
 
 
 def test_compiled_models_can_be_freed(make_model: MakeModel) -> None:

@@ -12,11 +12,12 @@ import torch
 from howwhen.errors import SettingsError
 from howwhen.hybrid import pass_costs
 from howwhen.hybrid.choice import Base, Rung, SelfGated, Steer, Takeover, Thinking
+from howwhen.hybrid.deciding import Reading
 from howwhen.hybrid.decoder import LiveBatch, decode
 from howwhen.hybrid.drafting import Draft
 from howwhen.hybrid.guesses import ORDERS, Guess, Guesser, Phrases, Text
 from howwhen.hybrid.pass_costs import PassCosts
-from howwhen.hybrid.session import Session, Verdict, _Plan
+from howwhen.hybrid.session import Session, _Plan
 from howwhen.hybrid.steering import Steered
 from howwhen.hybrid.strength import sweep
 from howwhen.settings import HybridSettings
@@ -241,7 +242,7 @@ def test_guesses_steer_no_more_than_a_place_that_is_left_per_stream_and_round(
     unwatched = Session._steer
 
     def watched(
-        session: Session, draft: Draft, verdict: Verdict | None, plan: _Plan
+        session: Session, draft: Draft, verdict: Reading | None, plan: _Plan
     ) -> dict[tuple[int, int], Steered]:
         steered = unwatched(session, draft, verdict, plan)
         places.append(len(steered))

@@ -39,6 +39,8 @@ class Rung(ABC):
     name: ClassVar[RungName]
     needs_thinking: ClassVar[bool] = True
     """Whether the thinking model must run."""
+    reads_host: ClassVar[bool] = False
+    """Whether it looks at `answers` or `uniforms` of a context, which no graph can hold."""
     allows_banned_tokens: ClassVar[bool] = False
     """Whether tokens that only one model knows may be written, whatever the policy."""
 

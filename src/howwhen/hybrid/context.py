@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,8 +12,29 @@ from torch import Tensor
 from howwhen.errors import SettingsError
 from howwhen.probes import Gate
 
+_Value = TypeVar("_Value")
 ROWS_AT_A_TIME = 16
 """Positions whose distributions are compared at a time, since each is as wide as a vocabulary."""
+
+
+class once(Generic[_Value]):  # noqa: N801  # it is written as a decorator
+    """A property that is made when first asked for, without the lock that no graph can hold."""
+
+    def __init__(self, make: Callable[[Any], _Value]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "once[_Value]": ...
+
+    @overload
+    def __get__(self, instance: object, owner: type) -> _Value: ...
+
+    def __get__(self, instance: object | None, owner: type) -> "once[_Value] | _Value":
+        if instance is None:
+            return self
+        value = self.make(instance)
+        instance.__dict__[self.make.__name__] = value  # and is found there from now on
+        return value
 
 
 @dataclass(frozen=True)
@@ -26,20 +47,20 @@ class ModelView:
     """Of the layers that the rung asked for, each on the device of its block."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where rungs decide. Only what they need of the scores is moved there."""
-    unsampled: Callable[[], Float[Tensor, "n vocabulary"]] | None = None
-    """Makes the logits that `scores` were drawn from; None where the two are the same."""
+    unsampled: Float[Tensor, "n vocabulary"] | None = None
+    """The logits that `scores` were drawn from; None where the two are the same."""
 
-    @cached_property
+    @once
     def logits(self) -> Float[Tensor, "n vocabulary"]:
         """Logits of the tokens that may be written, without the random numbers of sampling."""
-        return self.scores if self.unsampled is None else self.unsampled()
+        return self.scores if self.unsampled is None else self.unsampled
 
-    @cached_property
+    @once
     def entropy(self) -> Float[Tensor, " n"]:
         """Entropy of the model's next-token distribution, in nats."""
         return entropy(self.logits.softmax(1)).to(self.device)
 
-    @cached_property
+    @once
     def token(self) -> Int[Tensor, " n"]:
         """What the model would write."""
         return self.scores.argmax(1).to(self.device)
@@ -98,17 +119,17 @@ class DecisionContext:
             )
         return self.thinking_view
 
-    @cached_property
+    @once
     def uniforms(self) -> Float[Tensor, "n 2"]:
         """Uniform random numbers that depend on seed, problem and position only."""
         return self.draw_uniforms()
 
-    @cached_property
+    @once
     def answers(self) -> Sequence[AnswerSoFar]:
         """What every stream has written before its first position."""
         return self.look_up_answers()
 
-    @cached_property
+    @once
     def is_decision(self) -> Bool[Tensor, " n"]:
         """Whether the two tokens differ; two end tokens mean the same."""
         ours, theirs = self.base.token, self.thinking.token
@@ -117,7 +138,7 @@ class DecisionContext:
             return differ
         return differ & ~(torch.isin(ours, self.ends) & torch.isin(theirs, self.ends))
 
-    @cached_property
+    @once
     def divergence(self) -> Float[Tensor, " n"]:
         """Jensen-Shannon divergence of the two next-token distributions, in bits: 0 to 1.
 
@@ -158,8 +179,8 @@ def emit(token: Tensor, is_decision: Tensor) -> Action:
 
 
 def is_never(where: Bool[Tensor, " n"]) -> bool:
-    """Whether a mask is known to be empty. Only on a CPU does looking cost nothing."""
-    return where.device.type == "cpu" and not where.any()
+    """Whether a mask is known to be empty. Only on a CPU, outside graphs, looking costs nothing."""
+    return not torch.compiler.is_compiling() and where.device.type == "cpu" and not where.any()
 
 
 def entropy(shares: Float[Tensor, "n vocabulary"]) -> Float[Tensor, " n"]:

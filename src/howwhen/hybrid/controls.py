@@ -56,6 +56,7 @@ class RandomCategory(Steer):
     """The right moments with a category drawn evenly among those that have a vector."""
 
     name: ClassVar[RungName] = "random-category"
+    reads_host = True
 
     @property
     def fitted(self) -> int:
@@ -94,6 +95,7 @@ class RandomPositions(Steer):
     rate: float = 0.0
     """Share of tokens to steer in answers to other problems."""
     name: ClassVar[RungName] = "random-positions"
+    reads_host = True
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """The places drawn for each problem; at the rate where none were drawn for it."""
@@ -183,6 +185,7 @@ class EarlyOnly(Steer):
     limit: int = 1
     """How many in answers to other problems."""
     name: ClassVar[RungName] = "early-only"
+    reads_host = True
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
         """The disagreements up to the limit."""
@@ -257,6 +260,7 @@ class ReverseTakeover(Rung):
     limit: int = 1
     """How many in answers to other problems."""
     name: ClassVar[RungName] = "reverse-takeover"
+    reads_host = True
     allows_banned_tokens = True
 
     def act(self, context: DecisionContext) -> Action:

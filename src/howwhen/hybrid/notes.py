@@ -44,7 +44,7 @@ class Watch:
         parts = []
         if action.bits is not None:
             parts.append(action.bits[:, None])
-        if self._notes_divergence(context):
+        if self.divergence and context.thinking_view is not None:
             parts.append(context.divergence[:, None])
         if self.probe is not None:
             parts.append(self.probe.read_layers(context.base.residual, context.base.device))
@@ -52,12 +52,15 @@ class Watch:
             return torch.zeros(len(action.token), 0, device=action.token.device)
         return torch.cat(parts, dim=1)
 
-    def notes(self, context: DecisionContext, action: Action, numbers: Sequence[float]) -> Notes:
-        """The notes of one position."""
-        left = list(numbers)
-        bits = None if action.bits is None else left.pop(0)
-        divergence = left.pop(0) if self._notes_divergence(context) else None
-        return Notes(bits, divergence, left)
+    def notes(self, numbers: Sequence[float], *, has_bits: bool, has_thinking: bool) -> Notes:
+        """The notes of one position.
 
-    def _notes_divergence(self, context: DecisionContext) -> bool:
-        return self.divergence and context.thinking_view is not None
+        Args:
+            numbers: of it.
+            has_bits: whether the rung said how many bits its choice took.
+            has_thinking: whether the thinking model was run.
+        """
+        left = list(numbers)
+        bits = left.pop(0) if has_bits else None
+        divergence = left.pop(0) if self.divergence and has_thinking else None
+        return Notes(bits, divergence, left)

@@ -1,5 +1,6 @@
 """Positions of growing texts that are to be steered, and what came of steering them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,12 @@ class Places:
         """The positions of each window."""
         offsets = torch.arange(self.longest - 1, -1, -1, device=self.device)
         return (self._table[1][:, None] - offsets).clamp(min=0)
+
+    def in_all(self, lengths: Sequence[int]) -> "Places":
+        """Single positions, one in every stream of such lengths: its own, or else the last one."""
+        own = dict(zip(self.streams, self.columns, strict=True))
+        columns = [own.get(row, max(length - 1, 0)) for row, length in enumerate(lengths)]
+        return Places(list(range(len(lengths))), columns, [1] * len(lengths), self.device)
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from howwhen.hybrid.choice import Rung
-from howwhen.hybrid.context import AnswerSoFar, DecisionContext, ModelView
+from howwhen.hybrid.context import AnswerSoFar
+from howwhen.hybrid.deciding import Decider, Reading
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
-from howwhen.hybrid.ledger import Opinion, Round, log_probs_of, numbers_of
+from howwhen.hybrid.ledger import Opinion, Round, log_probs_of
 from howwhen.hybrid.notes import Notes, Watch
 from howwhen.hybrid.sampling import uniform_numbers
 from howwhen.hybrid.scoring import Scoring
@@ -32,15 +33,6 @@ from howwhen.settings import HybridSettings
 
 MAX_RUNNING_SHARE = 0.5
 """Share of the streams that may still be running when the others are dropped."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The thinking model's opinion of a draft."""
-
-    logits: Float[Tensor, "stream g vocabulary"]
-    scores: Float[Tensor, "stream g shared"]
-    residual: dict[int, Float[Tensor, "stream g d_model"]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,14 @@ class Session:
 
     def __post_init__(self) -> None:
         self.device = self.base.device
-        self.ends = torch.tensor(sorted(self.models.end_ids), device=self.device)
+        self.decider = Decider(
+            self.rung,
+            self.watch,
+            torch.tensor(sorted(self.models.end_ids), device=self.device),
+            self.models.alignment,
+            self.device,
+            self.settings.compile,
+        )
         # In units of scores.
         scale = self.settings.temperature or 1.0
         self.base_rounding = self.models.base.rounding / scale
@@ -178,21 +177,16 @@ class Session:
         self.base_next, self.thinking_next = self.base_next[kept], self.thinking_next[kept]
         return True
 
-    def _plan(self, draft: Draft, verdict: Verdict | None) -> _Plan:
+    def _plan(self, draft: Draft, verdict: Reading | None) -> _Plan:
         """What the rung does, and what the models thought: all that the host reads at once."""
-        context = self._context(draft, verdict)
-        action = self.rung.act(context)
-        shape = draft.token.shape
-        token = action.token.view(shape)
-        own = context.base.token.view(shape)
-        whole = [draft.token, token, action.is_decision.view(shape), action.category.view(shape)]
-        parts = [torch.stack([*whole, own], dim=2).float(), self._numbers(draft, own, token)]
-        if verdict is not None:
-            other = context.thinking.token.view(shape)
-            parts += [other[..., None].float(), self._numbers(verdict, other, token)]
-        noted = sum(part.shape[2] for part in parts)
-        parts.append(self.watch.numbers(context, action).view(*shape, -1))
-        rows: list[list[list[float]]] = torch.cat(parts, dim=2).tolist()
+        decided = self.decider.decide(
+            draft.token,
+            self._reading(self.models.base, draft.logits, draft.scores, draft.residual),
+            verdict,
+            draw_uniforms=lambda: self._uniforms(draft.length),
+            look_up_answers=self._so_far,
+        )
+        rows: list[list[list[float]]] = decided.numbers.tolist()
         return _Plan(
             drafted=[[int(row[0]) for row in stream] for stream in rows],
             token=[[int(row[1]) for row in stream] for stream in rows],
@@ -201,7 +195,9 @@ class Session:
             base=_opinions(rows, 4, self.base_rounding),
             thinking=None if verdict is None else _opinions(rows, 10, self.thinking_rounding),
             notes=lambda stream, place: self.watch.notes(
-                context, action, rows[stream][place][noted:]
+                rows[stream][place][10 if verdict is None else 16 :],
+                has_bits=decided.has_bits,
+                has_thinking=verdict is not None,
             ),
             steered_places=self._steered_places(draft),
         )
@@ -211,17 +207,7 @@ class Session:
             return 0.0
         return math.inf if draft.source == "known answers" else 1.0
 
-    def _numbers(self, opinion: Draft | Verdict, own: Tensor, token: Tensor) -> Tensor:
-        numbers = numbers_of(
-            opinion.scores,
-            opinion.logits,
-            own,
-            token,
-            may_be_unknown=self.rung.allows_banned_tokens,
-        )
-        return numbers.to(self.device)
-
-    def _verify(self, draft: Draft) -> Verdict | None:
+    def _verify(self, draft: Draft) -> Reading | None:
         """Let the thinking model read the draft."""
         if self.thinking is None:
             return None
@@ -229,32 +215,20 @@ class Session:
         self.thinking.extend(self.scoring.readable(read, self.thinking))
         logits = self.thinking.logits
         scores = self.scoring.scores(self.models.thinking, logits, draft.noise)
-        return Verdict(logits, scores, self.thinking.residual)
+        return self._reading(self.models.thinking, logits, scores, self.thinking.residual)
 
-    def _context(self, draft: Draft, verdict: Verdict | None) -> DecisionContext:
-        def view(opinion: Draft | Verdict, model: LanguageModel) -> ModelView:
-            residual = {layer: part.flatten(0, 1) for layer, part in opinion.residual.items()}
-            scores = opinion.scores.flatten(0, 1)
-            if self.scoring.sampler.is_greedy:
-                return ModelView(scores, residual, self.device)
+    def _reading(
+        self, model: LanguageModel, logits: Tensor, scores: Tensor, residual: dict[int, Tensor]
+    ) -> Reading:
+        is_greedy = self.scoring.sampler.is_greedy
+        unsampled = None if is_greedy else self.scoring.allowed(model, logits)
+        return Reading(logits, scores, residual, unsampled)
 
-            def unsampled() -> Tensor:
-                return self.scoring.allowed(model, opinion.logits).flatten(0, 1)
-
-            return ModelView(scores, residual, self.device, unsampled)
-
-        return DecisionContext(
-            base=view(draft, self.models.base),
-            thinking_view=None if verdict is None else view(verdict, self.models.thinking),
-            ends=self.ends,
-            draw_uniforms=lambda: self._uniforms(draft.length),
-            drafted=draft.token,
-            look_up_answers=lambda: [
-                AnswerSoFar(answer.problem.id, answer.ids, answer.interventions)
-                for answer in self.answers
-            ],
-            may_both_write=self.models.alignment.may_write,
-        )
+    def _so_far(self) -> list[AnswerSoFar]:
+        return [
+            AnswerSoFar(answer.problem.id, answer.ids, answer.interventions)
+            for answer in self.answers
+        ]
 
     def _uniforms(self, length: int) -> Float[Tensor, "n 2"]:
         """Numbers of every position of a draft; drawn for whole answers when first needed."""
@@ -268,7 +242,7 @@ class Session:
         return torch.cat(parts).to(self.device)
 
     def _steer(
-        self, draft: Draft, verdict: Verdict | None, plan: _Plan
+        self, draft: Draft, verdict: Reading | None, plan: _Plan
     ) -> dict[tuple[int, int], Steered]:
         """Steer the base at every position that its stream may come to, by stream and position."""
         steering = self.rung.steering
@@ -306,7 +280,7 @@ class Session:
     def _log_probs(
         self,
         draft: Draft,
-        verdict: Verdict | None,
+        verdict: Reading | None,
         tokens: Int[Tensor, "place candidate"],
         places: Sequence[tuple[int, int]],
     ) -> Float[Tensor, "2 place candidate"]:

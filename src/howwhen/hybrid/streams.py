@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from howwhen.hybrid.places import Branch, Places, branch_view
 from howwhen.lm.attention import attention_of, fitted_mask
-from howwhen.lm.compiled import columns_of, compiled_pass, size_of
+from howwhen.lm.compiled import columns_of, compiled_pass, compiled_upper, size_of
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.padding import pad
 from howwhen.lm.residual import capture_residuals, check_layer, resume_from_layer
@@ -273,6 +274,9 @@ class Streams:
         """
         if self.steer_layer is None:
             raise RuntimeError("these streams were opened without a layer to steer")
+        upper = upper_blocks(self.model.model, self.steer_layer)
+        if (made := self._branch_compiled(upper, places, delta, skip)) is not None:
+            return made
         count, candidates, window, _ = delta.shape
         columns = places.window
         steered = self.residuals_at(places)[:, None]
@@ -293,7 +297,6 @@ class Streams:
             "use_cache": True,
         }
         model = self.model.model
-        upper = upper_blocks(model, self.steer_layer)
         with attention_of(self.model):
             if upper is None:
                 ids = torch.zeros(count, candidates * window, dtype=torch.long, device=self.device)
@@ -308,6 +311,46 @@ class Streams:
         layers = self.cache.layers[self.steer_layer + 1 :]
         copies = [layer.beside for layer in layers] if is_copied else None
         return Branch(places, logits, width, copies)
+
+    def _branch_compiled(
+        self, upper: PreTrainedModel | None, places: Places, delta: Tensor, skip: int
+    ) -> Branch | None:
+        """The same with a graph, through all streams; None where there is none.
+
+        There is one for single positions, one of each stream at most.
+        """
+        _, candidates, window, _ = delta.shape
+        streams, start, is_one_each = (
+            len(self.lengths),
+            self.width + skip,
+            len(set(places.streams)) == len(places.streams),
+        )
+        if upper is None or self.compilation is None or window > 1 or not is_one_each:
+            return None
+        run = compiled_upper(upper, self.compilation)
+        columns = max(columns_of(start + candidates), self.cache.fixed_columns)
+        if not run.has_graph(streams, candidates, columns):
+            return None
+        self.cache.fit(columns)
+        every = places.in_all(self.lengths)
+        steered = self.residuals_at(every).expand(-1, candidates, -1).clone()
+        rows = places.rows.to(steered.device)
+        steered[rows] += delta[:, :, 0].to(steered.dtype)
+        behind = torch.arange(start, start + candidates, device=self.device)
+        self.cache.board.put_at(behind.expand(streams, -1), columns)
+        self.branched = max(self.branched, start + candidates)
+        view = branch_view(every, candidates, start)
+        mask = fitted_mask(functional.pad(view, (0, columns - view.shape[2])), self.model)
+        positions = every.column[:, None].expand(-1, candidates)
+        with attention_of(self.model):
+            logits = run(
+                upper,
+                steered,
+                mask.to(steered.device),
+                positions.to(steered.device),
+                self.cache,
+            )
+        return Branch(places, logits.float()[rows], start, None)
 
     def forget_branches(self) -> None:
         """Free what branches left: copies, and states behind the streams.

@@ -1,7 +1,7 @@
-"""A model's pass over a few tokens of every text, compiled into one graph per shape."""
+"""Arithmetic that is compiled into one graph per shape, and passes of models that are."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
 
 from howwhen.lm.attention import attention_of
 from howwhen.lm.models import LanguageModel
@@ -23,8 +25,9 @@ MIN_COLUMNS = 512
 MAX_GRAPHS = 128
 """Graphs of all models and shapes that one process may compile."""
 _LOG = logging.getLogger(__name__)
-_ALL: "WeakSet[CompiledPass]" = WeakSet()
+_ALL: "WeakSet[Graphs]" = WeakSet()
 _PASSES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], "CompiledPass"]] = WeakKeyDictionary()
+_UPPER: WeakKeyDictionary[nn.Module, dict[Compilation, "Graphs"]] = WeakKeyDictionary()
 
 
 def size_of(count: int) -> int | None:
@@ -54,20 +57,11 @@ def _say_full() -> None:
     _LOG.warning("%d graphs were compiled; other shapes are read without", MAX_GRAPHS)
 
 
-class CompiledPass:
-    """Reads tokens with one graph for every shape; no shape changes from step to step.
+class Graphs:
+    """A function of tensors with one graph for every shape; it makes no others."""
 
-    Its hooks stay for as long as the model lives, since hooks that come and go would be compiled
-    again. They do nothing in passes of others. It does not keep the model itself alive.
-    """
-
-    def __init__(self, model: LanguageModel, layers: Sequence[int], how: Compilation) -> None:
-        self._layers, self._how = tuple(layers), how
-        self._read: dict[int, Tensor] = {}
-        self._is_on = False
-        blocks = find_blocks(model.model)
-        for layer in layers:
-            blocks[layer].register_forward_hook(self._hook(layer))
+    def __init__(self, run: Callable[..., Any], how: Compilation) -> None:
+        self._how = how
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * MAX_GRAPHS)
         options: dict[Compilation, dict[str, Any]] = {
@@ -76,11 +70,44 @@ class CompiledPass:
             "graphs": {"mode": "reduce-overhead"},
         }
         self._compiled: Callable[..., Any] = torch.compile(
-            self._run, fullgraph=True, dynamic=False, **options[how]
+            run, fullgraph=True, dynamic=False, **options[how]
         )
-        self._shapes: set[tuple[int, int, int]] = set()
+        self._shapes: set[tuple[Hashable, ...]] = set()
         """Shapes that it has graphs for."""
         _ALL.add(self)
+
+    def has_graph(self, *shape: Hashable) -> bool:
+        """Whether there is a graph for a shape, or one more may be made."""
+        if shape not in self._shapes and sum(len(one._shapes) for one in _ALL) >= MAX_GRAPHS:
+            _say_full()
+            return False
+        self._shapes.add(shape)
+        return True
+
+    def __call__(self, *args: Any) -> Any:
+        """What the function returns; its tensors are the caller's to keep."""
+        if self._how != "graphs":
+            return self._compiled(*args)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        # The next replay writes over what is returned.
+        return tree_map_only(Tensor, Tensor.clone, self._compiled(*args))
+
+
+class CompiledPass:
+    """A model's pass over a few tokens of every text.
+
+    Its hooks stay for as long as the model lives, since hooks that come and go would be compiled
+    again. They do nothing in passes of others. It does not keep the model itself alive.
+    """
+
+    def __init__(self, model: LanguageModel, layers: Sequence[int], how: Compilation) -> None:
+        self._layers = tuple(layers)
+        self._read: dict[int, Tensor] = {}
+        self._is_on = False
+        blocks = find_blocks(model.model)
+        for layer in layers:
+            blocks[layer].register_forward_hook(self._hook(layer))
+        self._graphs = Graphs(self._run, how)
 
     def _hook(self, layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -91,12 +118,7 @@ class CompiledPass:
 
     def has_graph(self, streams: int, tokens: int, columns: int) -> bool:
         """Whether there is a graph for a shape, or one more may be made."""
-        shape = (streams, tokens, columns)
-        if shape not in self._shapes and sum(len(one._shapes) for one in _ALL) >= MAX_GRAPHS:
-            _say_full()
-            return False
-        self._shapes.add(shape)
-        return True
+        return self._graphs.has_graph(streams, tokens, columns)
 
     def _run(
         self, model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
@@ -130,12 +152,33 @@ class CompiledPass:
         self._is_on = True
         try:
             with attention_of(model):
-                if self._how == "graphs":
-                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                logits, residuals = self._compiled(model.model, tokens, positions, mask, cache)
+                logits, residuals = self._graphs(model.model, tokens, positions, mask, cache)
         finally:
             self._is_on = False
             self._read.clear()
-        if self._how == "graphs":  # the next replay writes over these
-            logits, residuals = logits.clone(), [part.clone() for part in residuals]
         return cast("Tensor", logits), dict(zip(self._layers, residuals, strict=True))
+
+
+def compiled_upper(upper: PreTrainedModel, how: Compilation) -> Graphs:
+    """The pass of a model's upper blocks; the same one every time.
+
+    Called with the upper blocks, steered residuals (stream, new, d_model), their mask and
+    positions, and a cache whose board says where to write. Returns the logits.
+    """
+    known = _UPPER.setdefault(upper, {})
+    if how not in known:
+        known[how] = Graphs(_run_upper, how)
+    return known[how]
+
+
+def _run_upper(
+    upper: PreTrainedModel, steered: Tensor, mask: Tensor, positions: Tensor, cache: SlotCache
+) -> Tensor:
+    output = upper(
+        inputs_embeds=steered,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cast("Tensor", output.logits)

@@ -193,6 +193,12 @@ class SlotCache(Cache):  # type: ignore[misc]
                 )
                 layer.fixed = layer.keys
 
+    @property
+    def fixed_columns(self) -> int:
+        """Columns that `fit` made, if they are still as it made them; else 0."""
+        first = next(iter(self._filled()), None)
+        return 0 if first is None or first.fixed is not first.keys else first.keys.shape[2]
+
     def put(self, other: "SlotCache", rows: Int[Tensor, " text"], count: int) -> None:
         """Take over another cache's texts in place of some, or as further ones."""
         for own, layer in zip(self.layers, other.layers, strict=True):
