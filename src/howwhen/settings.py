@@ -433,10 +433,10 @@ class HybridSettings(_Settings):
     """Maximum number of tokens that are guessed, or written ahead by the base, before both models
     have read them (speculative decoding); 1 is token by token. The answers are the same."""
     compile: Compilation | None = None
-    """Compile the passes of all models: `inductor`; `graphs` replays CUDA graphs too; `trace`
-    generates no code but proves that it could be. Each number of answers, of tokens (1, 4, 16) and
-    of columns (512, 2048, ...) is compiled once per process, in half a minute or more. The answers
-    are the same up to ties."""
+    """Compile the passes of all models, decisions, and steering of single positions: `inductor`;
+    `graphs` replays CUDA graphs too; `trace` generates no code but proves that it could be. Each
+    number of answers, of tokens (1, 4, 16) and of columns (512, 2048, ...) is compiled once per
+    process, in half a minute or more. The answers are the same up to ties."""
     draft_model: Annotated[str | None, BeforeValidator(_or_none)] = None
     """A small third model of the same vocabulary, by hub id or folder, that writes ahead for both
     (speculative decoding). Defaults to the pair's; `none` to do without. The answers are the

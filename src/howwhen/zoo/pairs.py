@@ -454,6 +454,12 @@ def _tally_pairs() -> list[Pair]:
             draw_problems=card_problems,
             truth=card_truth,
         ),
+        replace(
+            rl,
+            name="tally-cross",
+            summary="a base of a quarter of the size, and the thinking model of tally-rl",
+            base_source="tally/small",
+        ),
     ]
 
 
