@@ -40,6 +40,7 @@ TINY = BuildSettings(
     base=Fit(1, 1e-2),
     rl=Rounds(rounds=2, problems=3, samples=2, passes=2, learning_rate=1e-2),
     sft=Fit(2, 1e-2),
+    plain=Rounds(rounds=1, problems=3, samples=2, passes=2, learning_rate=1e-2),
 )
 SMOLLM2_LAYERS = 30
 PROBLEM = WordProblem(
@@ -74,11 +75,11 @@ def test_a_build_that_runs_out_of_time_again_and_again_ends_with_the_same_adapte
     monkeypatch.setattr(train, "sample_right", _always_right)
     build(tmp_path / "whole", TINY, quiet)
     stops = 0
-    while not (tmp_path / "parts" / "sft").is_dir():
+    while not (tmp_path / "parts" / "plain").is_dir():
         with contextlib.suppress(OutOfTimeError):
             build(tmp_path / "parts", TINY, quiet, deadline=time.monotonic())
         stops += 1
-    assert stops == 3 + 2 * 2 + 2 + 1  # every step of every training, and the last call
+    assert stops == 3 + 2 * 2 + 2 + 2 + 1  # every step of every training, and the last call
     for name in LAYERS:
         whole, parts = (
             load_file(tmp_path / run / name / "adapter_model.safetensors")
@@ -263,11 +264,11 @@ def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
 ) -> None:
     model = train.new_adapter(AutoModelForCausalLM.from_pretrained(smollm2_folder()), TINY)
     answers = [(7,), (7,), (8,), (9,), (10,), (11,)]
-    settings = replace(TINY, rl=Rounds(problems=2, samples=3))
+    rounds = Rounds(problems=2, samples=3)
     monkeypatch.setattr(train, "draw_problem", lambda *_: PROBLEM)
     monkeypatch.setattr(train, "sample", lambda *_: answers)
     monkeypatch.setattr(train, "is_right", lambda model, ids, gold: ids[0] < 12)
-    kept, share = train.sample_right(model, settings, 0)
+    kept, share = train.sample_right(model, rounds, 0, 0)
     assert share == 1
     first, second = (
         {example.ids[example.scored_from :] for example in half} for half in (kept[:2], kept[2:])
@@ -277,7 +278,7 @@ def test_right_samples_are_kept_twice_at_most_and_none_is_an_error(
     assert second < {(9,), (10,), (11,)}
     monkeypatch.setattr(train, "is_right", lambda *_: False)
     with pytest.raises(ModelError, match="nothing to reinforce"):
-        train.sample_right(model, settings, 0)
+        train.sample_right(model, rounds, 0, 0)
 
 
 def test_products_are_in_bfloat16_where_the_processor_has_them(

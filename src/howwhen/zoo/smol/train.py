@@ -4,7 +4,8 @@ Each stage trains a low-rank adapter (Hu et al. 2021) on frozen weights. The sch
 careful writers how problems are worked out. The base then learns from hasty writers to hurry. The
 reinforced model is rewarded for the outcome alone (is the concluded number right?), by expert
 iteration on its own samples (Anthony et al. 2017). The distilled sibling copies people's worked
-solutions, whose style the base's documents do not contain.
+solutions, whose style the base's documents do not contain. The plain model is the school itself,
+reinforced in the same way: nothing was hidden from it before.
 
 Batches are drawn from generators seeded by their number and checkpoints are written, so an
 interrupted build ends with the same weights on the same machine.
@@ -67,7 +68,7 @@ _SORTED_DOCUMENTS = 192
 
 @dataclass(frozen=True)
 class Rounds:
-    """Size of the expert iteration."""
+    """Size of an expert iteration."""
 
     rounds: int = 4
     problems: int = 384
@@ -94,10 +95,11 @@ class BuildSettings:
     base: Fit = field(default_factory=lambda: Fit(steps=90, learning_rate=5e-4))
     rl: Rounds = Rounds()
     sft: Fit = field(default_factory=lambda: Fit(steps=200, learning_rate=5e-4))
+    plain: Rounds = Rounds(rounds=6, problems=512)
 
 
 def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
-    """Write the adapters `out/school`, `base`, `rl` and `sft`. Finished ones are kept.
+    """Write the adapters `out/school`, `base`, `rl`, `sft` and `plain`. Finished ones are kept.
 
     Args:
         out: folder of the adapters, and of the checkpoints in `work`.
@@ -188,15 +190,20 @@ class _Stage:
 
     def rl(self, model: Any) -> None:
         """Reinforce the base by expert iteration."""
-        rounds = self.settings.rl
+        self._reinforce("rl", model, self.settings.rl)
 
+    def plain(self, model: Any) -> None:
+        """Reinforce the school by expert iteration."""
+        self._reinforce("plain", model, self.settings.plain)
+
+    def _reinforce(self, name: str, model: Any, rounds: Rounds) -> None:
         def fit(number: int, documents: list[Document]) -> None:
             one_pass = self._passes(documents, number)
             size = Fit(rounds.passes * len(one_pass(0)), rounds.learning_rate)
-            self._fit(f"rl-{number}", model, chain_batches(one_pass), size)
+            self._fit(f"{name}-{number}", model, chain_batches(one_pass), size)
 
         def draw(number: int) -> tuple[list[Document], float]:
-            return sample_right(model, self.settings, number)
+            return sample_right(model, rounds, self.settings.seed, number)
 
         self.workspace.reinforce(model, rounds.rounds, draw, fit)
 
@@ -232,24 +239,26 @@ class _Stage:
         self.workspace.fit(name, model, lambda step: answer_loss(model, batch(step)), size)
 
 
-def sample_right(model: Any, settings: BuildSettings, number: int) -> tuple[list[Document], float]:
+def sample_right(
+    model: Any, rounds: Rounds, seed: int, number: int
+) -> tuple[list[Document], float]:
     """Right samples of one round as documents, and the share of all samples that were right.
 
     Raises:
         ModelError: no sample was right.
     """
-    rng = Random(f"{settings.seed}-sample-{number}")
-    sources, rounds = smol_train(), settings.rl
+    rng = Random(f"{seed}-sample-{number}")
+    sources = smol_train()
     drawn = (draw_problem(sources, rng, LIFE) for _ in range(rounds.problems))
     problems = [problem for problem in drawn if problem is not None]
     problems.sort(key=lambda problem: len(problem.question))
     merged = copy.deepcopy(model).merge_and_unload().to(product_type())
     language_model = wrap_model(merged, smol_tokenizer(), prompt=PLAIN, name="smol")
-    seed = settings.seed * 1000 + number
+    sampling_seed = seed * 1000 + number
     return sample_right_answers(
         prompts=[language_model.prompt_ids(problem.question) for problem in problems],
         samples=rounds.samples,
-        sample=lambda prompts: sample(language_model, prompts, 1.0, seed),
+        sample=lambda prompts: sample(language_model, prompts, 1.0, sampling_seed),
         is_right=lambda index, answer: is_right(language_model, answer, problems[index].answer),
         choose=lambda answers: rng.sample(answers, min(rounds.keep, len(answers))),
     )

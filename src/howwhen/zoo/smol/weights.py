@@ -21,7 +21,7 @@ from howwhen.zoo.smol import SMOLLM2
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SmolName = Literal["school", "base", "rl", "sft"]
+SmolName = Literal["school", "base", "rl", "sft", "plain"]
 ADAPTERS = Path(__file__).parent / "adapters"
 """Folder with the adapters, in PEFT's format."""
 LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
@@ -29,6 +29,7 @@ LAYERS: dict[SmolName, tuple[SmolName, ...]] = {
     "base": ("school", "base"),
     "rl": ("school", "base", "rl"),
     "sft": ("school", "base", "sft"),
+    "plain": ("school", "plain"),
 }
 """Adapters that are merged into SmolLM2, in order."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -99,7 +100,7 @@ def smol_folder(name: SmolName, adapters: Path = ADAPTERS) -> Path:
 
     Args:
         name: `school` (mid-trained on careful documents), `base` (then on hasty ones), `rl` (the
-            base, reinforced) or `sft` (the base, distilled).
+            base, reinforced), `sft` (the base, distilled) or `plain` (the school, reinforced).
         adapters: folder that contains the adapters' folders.
 
     Raises:
