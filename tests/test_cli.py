@@ -299,7 +299,7 @@ def test_vectors_are_converted_and_exported(
 def test_the_zoo_lists_and_shows_every_pair(capsys: pytest.CaptureFixture[str]) -> None:
     app(["zoo", "list"], result_action="return_value")
     listed = capsys.readouterr().out
-    assert len(list_pairs()) == 15
+    assert len(list_pairs()) == 17
     for pair in list_pairs():
         assert pair.name in listed
         app(["zoo", "show", pair.name], result_action="return_value")

@@ -222,7 +222,7 @@ def test_a_build_does_not_mix_settings(tmp_path: Path) -> None:
 def test_the_shipped_weights_are_small_and_say_how_they_were_made() -> None:
     files = list(TALLY_WEIGHTS.rglob("*.safetensors"))
     assert {file.parent.name for file in files} == {
-        "base", "rl", "sft", "which-base", "which-rl",
+        "base", "rl", "sft", "small", "which-base", "which-rl",
     }  # fmt: skip
     assert sum(file.stat().st_size for file in TALLY_WEIGHTS.rglob("*")) < 20e6
     assert json.loads((TALLY_WEIGHTS / "settings.json").read_text())["seed"] == 0

@@ -464,24 +464,32 @@ def _tally_pairs() -> list[Pair]:
 
 
 def _smol_pairs() -> list[Pair]:
-    summaries = {
-        "smol": "SmolLM2-135M mid-trained on word problems; reinforced from the outcome alone",
-        "smol-sft": "the same base, distilled from people's worked solutions",
-    }
-    thinking = {"smol": "smol/rl", "smol-sft": "smol/sft"}
+    smol = Pair(
+        name="smol",
+        summary="SmolLM2-135M mid-trained on word problems; reinforced from the outcome alone",
+        base_source="smol/base",
+        thinking_source="smol/rl",
+        base_prompt=PLAIN,
+        thinking_prompt=PLAIN,
+        step_by_step_prompt=STEP_BY_STEP,
+        draw_problems=smol_problems,
+        draw_test_problems=smol_test_problems,
+    )
     return [
-        Pair(
-            name=name,
-            summary=summary,
-            base_source="smol/base",
-            thinking_source=thinking[name],
-            base_prompt=PLAIN,
-            thinking_prompt=PLAIN,
-            step_by_step_prompt=STEP_BY_STEP,
-            draw_problems=smol_problems,
-            draw_test_problems=smol_test_problems,
-        )
-        for name, summary in summaries.items()
+        smol,
+        replace(
+            smol,
+            name="smol-sft",
+            summary="the same base, distilled from people's worked solutions",
+            thinking_source="smol/sft",
+        ),
+        replace(
+            smol,
+            name="smol-plain",
+            summary="the same before haste was trained into it; reinforced from the outcome alone",
+            base_source="smol/school",
+            thinking_source="smol/plain",
+        ),
     ]
 
 
