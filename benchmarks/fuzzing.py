@@ -218,7 +218,7 @@ def _originals(folder: Path) -> list[tuple[bytes, Load]]:
         originals.append(((folder / "t").read_bytes(), _use_taxonomy))
     forms = (
         None,
-        Network(torch.randn(2, 4), torch.randn(3, 2), torch.zeros(3)),
+        Network(torch.randn(2, 4), torch.ones(2), torch.randn(3, 2), torch.zeros(3)),
         LinearCoefficient(rows, torch.zeros(3)),
         LowRank(torch.randn(3, 2, 4), torch.randn(3, 2, 4)),
     )

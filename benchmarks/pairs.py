@@ -111,7 +111,8 @@ def bench_of(name: str, pair: ModelPair, problems: list[Problem]) -> Bench:
     gate = Gate(
         "taxonomy", "any", layer, torch.zeros(width), _noise(4, width), torch.zeros(4), titles
     )
-    network = Network(_noise(64, width) / width**0.5, _noise(4, 64) / 8, torch.zeros(4))
+    hidden = _noise(64, width) / width**0.5
+    network = Network(hidden, torch.zeros(64), _noise(4, 64) / 8, torch.zeros(4))
     vectors = VectorSet(pair.base.name, layer, 1e-3 * _noise(4, width), modulation=network)
     return Bench(name, pair, problems, gate, vectors)
 

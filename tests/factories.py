@@ -23,7 +23,12 @@ def make_gate(size: int = 4, layer: int = 1) -> Gate:
 def make_vectors(
     size: int = 4, scale: float = 3.0, layer: int = 1, model: str = "llama-0"
 ) -> VectorSet:
-    network = Network(random(8, 32, seed=2) * 0.2, random(size, 8, seed=3) * 0.2, torch.zeros(size))
+    network = Network(
+        random(8, 32, seed=2) * 0.2,
+        random(8, seed=4) * 0.2,
+        random(size, 8, seed=3) * 0.2,
+        torch.zeros(size),
+    )
     return VectorSet(model, layer, random(size, 32, seed=8) * scale, modulation=network)
 
 

@@ -335,6 +335,8 @@ class ElicitSettings(_Settings):
     """AdamW's learning rate for the vectors."""
     network_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """AdamW's learning rate for everything else."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient of everything but the vectors; larger ones are scaled down."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's weight decay."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -17,9 +17,13 @@ from howwhen.records import one_line
 
 @dataclass(frozen=True)
 class Network:
-    """Coefficient `a(h, k) = softplus(heads_k . gelu(hidden h) + heads_bias_k)` (version 2)."""
+    """Coefficient `a(h, k) = softplus(heads_k . gelu(hidden h + hidden_bias) + heads_bias_k)`.
+
+    The network of the paper's second version.
+    """
 
     hidden: Float[Tensor, "hidden d_model"]
+    hidden_bias: Float[Tensor, " hidden"]
     heads: Float[Tensor, "category hidden"]
     heads_bias: Float[Tensor, " category"]
 
@@ -29,7 +33,7 @@ class Network:
         self, residual: Float[Tensor, "n d_model"], category: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """`a(h, k)` for each residual."""
-        features = functional.gelu(residual @ self.hidden.T)
+        features = functional.gelu(functional.linear(residual, self.hidden, self.hidden_bias))
         raw = (features * self.heads[category]).sum(1) + self.heads_bias[category]
         return functional.softplus(raw)
 

@@ -213,6 +213,45 @@ def fresh(size: int, form: Form = "network", settings: ElicitSettings = SETTINGS
     return new_vectors("llama-0", 1, 32, size, form, settings, 0)
 
 
+def test_the_coefficient_network_starts_as_the_papers_does() -> None:
+    start = fresh(4, settings=SETTINGS.model_copy(update={"hidden": 512}))
+    tensors = start.tensors()
+    assert not tensors["vectors"].any()
+    for name in ("hidden_bias", "heads_bias"):
+        assert (tensors[name] == 0.5).all()
+    for name, bound in (("hidden", (6 / 544) ** 0.5), ("heads", (6 / 513) ** 0.5)):
+        largest = float(tensors[name].abs().max())
+        assert 0.99 * bound < largest <= bound
+        assert float(tensors[name].std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+    # Every coefficient is moderate before anything is learnt.
+    residual = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    coefficients = start.coefficient(residual, torch.zeros(64, dtype=torch.long))
+    assert 0.3 < float(coefficients.mean()) < 2
+
+
+def test_gradients_of_the_network_are_clipped_and_those_of_the_vectors_are_not(
+    make_model: MakeModel,
+) -> None:
+    models, _, found = find(make_model)
+    examples = examples_of(found)
+    sizes = {}
+    for clip in (None, 1e-6):
+        settings = SETTINGS.model_copy(update={"clip": clip})
+        trainer = Trainer("v", fresh(4), 0, PrefixCache(models.base, 1), settings)
+        trainer.parameters["vectors"].data.fill_(0.3)
+        trainer.begin(examples[:2])
+        trainer.accumulate(examples[:2])
+        trainer.apply()
+        grads = {name: one.grad for name, one in trainer.parameters.items()}
+        sizes[clip] = {
+            name: 0.0 if one is None else float(one.norm()) for name, one in grads.items()
+        }
+    assert sizes[None]["vectors"] == sizes[1e-6]["vectors"] > 0
+    network = [sizes[1e-6][name] for name in ("hidden", "hidden_bias", "heads", "heads_bias")]
+    assert sum(one**2 for one in network) ** 0.5 == pytest.approx(1e-6, rel=0.01)
+    assert sizes[None]["heads"] > 1e-5
+
+
 @pytest.mark.parametrize("objective", ["token", "distribution"])
 @pytest.mark.parametrize("form", ["network", "linear", "gated", "low-rank"])
 def test_training_lowers_the_loss_of_the_frozen_base_and_repeats(

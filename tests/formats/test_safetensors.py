@@ -10,13 +10,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.formats.safetensors import (
+    load_taxonomy,
+    load_vectors,
+    read_tensors,
+    save_taxonomy,
+    save_vectors,
+    write_tensors,
+)
 from howwhen.probes import Clusters, Sae
 from howwhen.vectors import LinearCoefficient, LowRank, Modulation, Network, VectorSet
-from tests.factories import make_taxonomy, random
+from tests.factories import make_taxonomy, make_vectors, random
 
 FORMS: dict[str, Modulation] = {
-    "Network": Network(random(8, 32), random(4, 8), random(4)),
+    "Network": Network(random(8, 32), random(8), random(4, 8), random(4)),
     "LinearGate": LinearCoefficient(random(4, 32), random(4)),
     "LowRank": LowRank(random(4, 2, 32), random(4, 2, 32)),
 }
@@ -62,3 +69,13 @@ def test_vectors_without_a_form_and_taxonomies_keep_their_names_too(tmp_path: Pa
         save_taxonomy(path, replace(taxonomy, scorer=scorer))
         assert notes_of(path)["kind"] == name
         assert type(load_taxonomy(path).scorer) is type(scorer)
+
+
+def test_networks_of_older_files_have_no_hidden_bias(tmp_path: Path) -> None:
+    vectors = make_vectors()
+    save_vectors(tmp_path / "new", vectors)
+    tensors, notes = read_tensors(tmp_path / "new", "")
+    write_tensors(tmp_path / "old", {n: t for n, t in tensors.items() if n != "hidden_bias"}, notes)
+    loaded = load_vectors(tmp_path / "old").tensors()
+    assert not loaded["hidden_bias"].any()
+    assert torch.equal(loaded["hidden"], vectors.tensors()["hidden"])

@@ -155,6 +155,9 @@ class Trainer:
             gradient /= self._scale
         size = float(sum(gradient.abs().sum() for gradient in gradients))
         self._check(self._loss + size, "the loss or its gradient")
+        if self.settings.clip is not None:
+            others = [one for name, one in self.parameters.items() if name != "vectors"]
+            torch.nn.utils.clip_grad_norm_(others, self.settings.clip)
         self.optimizer.step()
         self.steps += 1
         self._recent.append(self._loss)

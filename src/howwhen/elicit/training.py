@@ -6,6 +6,7 @@ the vectors per category together with the shared one, advance side by side, sin
 same states of the base.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,6 +24,8 @@ from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings, Form
 from howwhen.vectors import LinearCoefficient, LowRank, Network, VectorSet
 
+NETWORK_BIAS = 0.5
+"""Of every unit of a coefficient network, at the start."""
 Report = Callable[[int], None]
 """Called with the number of steps taken."""
 
@@ -97,28 +100,35 @@ def split_examples(
 def new_vectors(
     model: str, layer: int, width: int, size: int, form: Form, settings: ElicitSettings, seed: int
 ) -> VectorSet:
-    """Vectors of zero with the form's own parameters at their start."""
+    """Vectors of zero with the form's own parameters at their start.
+
+    A coefficient network starts as the paper's does: weights uniform (Xavier), biases at 0.5.
+    """
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(*shape: int) -> Tensor:
-        scale: float = shape[-1] ** -0.5
-        return torch.randn(*shape, generator=generator) * scale
+    def uniform(rows: int, columns: int, outputs: int) -> Tensor:
+        bound = math.sqrt(6 / (columns + outputs))
+        return (2 * torch.rand(rows, columns, generator=generator) - 1) * bound
 
-    vectors = VectorSet(model, layer, torch.zeros(size, width))
-    tensors = vectors.tensors()
+    vectors = torch.zeros(size, width)
     match form:
         case "linear":
-            return vectors
+            return VectorSet(model, layer, vectors)
         case "network":
+            hidden = settings.hidden
             made: Network | LinearCoefficient | LowRank = Network(
-                noise(settings.hidden, width), noise(size, settings.hidden), torch.zeros(size)
+                uniform(hidden, width, hidden),
+                torch.full((hidden,), NETWORK_BIAS),
+                uniform(size, hidden, 1),  # every category has a head of its own
+                torch.full((size,), NETWORK_BIAS),
             )
         case "gated":
             made = LinearCoefficient(torch.zeros(size, width), torch.zeros(size))
         case "low-rank":
             shape = (size, settings.rank, width)
-            made = LowRank(noise(*shape), torch.zeros(shape))
-    return VectorSet(model, layer, tensors["vectors"], modulation=made)
+            down = torch.randn(*shape, generator=generator) * width**-0.5
+            made = LowRank(down, torch.zeros(shape))
+    return VectorSet(model, layer, vectors, modulation=made)
 
 
 def train_vectors(

@@ -126,6 +126,9 @@ def _name_in_file(record: object, names: Mapping[str, type]) -> str:
 def _take_modulation(form: str, tensors: dict[str, Tensor]) -> Modulation:
     """Remove a modulation's tensors from a file's and make it of them."""
     kind = _FORMS[form]
+    if kind is Network and "hidden_bias" not in tensors and "hidden" in tensors:
+        # Older files have networks without it.
+        tensors["hidden_bias"] = torch.zeros(len(tensors["hidden"]))
     return kind(**{field.name: tensors.pop(field.name) for field in fields(kind)})
 
 
@@ -151,6 +154,7 @@ def _check_shapes(vectors: VectorSet) -> None:
         "heads": (size, "hidden"),
         "heads_bias": (size,),
         "hidden": ("hidden", width),
+        "hidden_bias": ("hidden",),
         "gates": (size, width),
         "gates_bias": (size,),
         "down": (size, "rank", width),
