@@ -411,7 +411,13 @@ def print_audit(audit: "Audit") -> None:
 def print_published(measurement: Measurement) -> None:
     """Print the paper's figures next to those of a run's hybrid."""
     from howwhen.measure.published import read_published
+    from howwhen.present.tables import published_table
 
+    ours = published_table(measurement)
+    table = Table(*ours.columns)
+    for row in ours.rows:
+        table.add_row(*row)
+    _print_table(table)
     table = Table("paper", "pairs", "what", "paper's", "this run's", "source")
     hybrid = measurement.rungs["hybrid"]
     for figure in read_published():

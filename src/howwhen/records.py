@@ -459,7 +459,8 @@ class RungMeasurement:
     gap contains 0."""
     gap_recovered_ci: Interval | None
     gap_recovered_clamped: float | None
-    """The same limited to 0..1, as the reference code prints it."""
+    """By the formula of the paper's code (`published_share`), whatever the interval of the gap;
+    None without any gap."""
     seeds: tuple[int, ...]
     """Seeds pooled here; more than one only for random rungs."""
     samples: int
@@ -495,6 +496,9 @@ class RungMeasurement:
     upper bound. None where it is unknown, as in runs measured before it was reckoned."""
     bits_ci: Interval | None = None
     """Of their sum."""
+    steered_per_problem: float | None = None
+    """Share of tokens at which the rung intervened, as the paper's first version reckons it: the
+    unweighted mean over answers. None in runs measured before it was reckoned."""
     fitted: int | None = None
     """Numbers fitted for the rung: vectors, coefficient network, gate, probe; None where they were
     not counted."""

@@ -589,7 +589,11 @@ PRESETS: dict[Preset, Overrides] = {
         "elicit": {"seeds": (0, 1), "steps": 250, "probe_steps": 1000},
         "hybrid": {"max_new_tokens": 160, "batch_size": 256},
     },
-    "paper": {"collect": {"limit": 12_000, "max_new_tokens": 2000}},
+    "paper": {
+        "collect": {"limit": 12_000, "max_new_tokens": 2048},
+        "elicit": {"hidden": 512},
+        "hybrid": {"max_new_tokens": 2048},
+    },
 }
 
 

@@ -15,6 +15,7 @@ from howwhen.measure.recovery import (
     find_gains,
     mcnemar,
     pass_at_k,
+    published_share,
     wilson,
 )
 from howwhen.records import Bits, Flips, Gains, Grade, RungName
@@ -36,10 +37,28 @@ def test_recovery_is_signed_and_paired() -> None:
     worse = bootstrap.recovery(outcomes(5), base, thinking)
     assert worse is not None
     assert worse.value == pytest.approx(-0.25)
-    assert worse.clamped == 0
     same = bootstrap.recovery(thinking, base, thinking)
     assert same is not None
     assert same.value == same.interval.low == same.interval.high == 1
+
+
+@pytest.mark.parametrize(
+    ("hybrid", "base", "thinking", "share"),
+    [  # of the paper's result files, in per cent
+        (70, 83.8, 70, 0),
+        (39.2, 28.83, 38.49, 1.0735),
+        (36.20, 27.27, 36.64, 0.953),
+        (73.54, 74.05, 90.82, 0),
+        (80.8, 83.8, 80.8, 0),  # base above thinking: reckoned from the thinking model
+        (62.3, 39.4, 83.8, 0.5158),
+        (5, 5, 5, None),
+    ],
+)
+def test_the_papers_formula(
+    hybrid: float, base: float, thinking: float, share: float | None
+) -> None:
+    found = published_share(float(hybrid), float(base), float(thinking))
+    assert found == (None if share is None else pytest.approx(share, abs=2e-3))
 
 
 def test_without_a_gap_recovery_is_undefined() -> None:

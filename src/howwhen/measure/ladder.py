@@ -9,7 +9,14 @@ import numpy as np
 from howwhen.errors import StoreError
 from howwhen.measure.grade import Graded, Mode
 from howwhen.measure.marks import Rule
-from howwhen.measure.recovery import Bootstrap, Outcomes, find_flips, find_gains, pass_at_k
+from howwhen.measure.recovery import (
+    Bootstrap,
+    Outcomes,
+    find_flips,
+    find_gains,
+    pass_at_k,
+    published_share,
+)
 from howwhen.records import (
     Bits,
     BudgetPoint,
@@ -207,7 +214,9 @@ class _Scale:
             changed_fraction=sum(trace.changed for trace in traces) / tokens,
             gap_recovered=recovery.value if recovery else None,
             gap_recovered_ci=recovery.interval if recovery else None,
-            gap_recovered_clamped=recovery.clamped if recovery else None,
+            gap_recovered_clamped=published_share(
+                float(outcomes.mean()), float(self.base.mean()), float(self.thinking.mean())
+            ),
             seeds=seeds,
             samples=samples,
             tokens_per_answer=tokens / len(traces),
@@ -222,6 +231,7 @@ class _Scale:
             open_fraction=_mean(trace.is_open for trace in traces),
             loop_fraction=_mean(trace.is_loop for trace in traces),
             interventions_per_answer=_mean(trace.decisions for trace in traces),
+            steered_per_problem=_mean(trace.decisions / max(1, trace.tokens) for trace in traces),
             bits=bits,
             bits_ci=bits_ci,
             fitted=self.fitted.get(name),

@@ -20,7 +20,7 @@ class PublishedFigure:
     low: float
     high: float
     """Equal to `low` unless the figure is a range."""
-    compares_with: Literal["gap_recovered", "steered_fraction"]
+    compares_with: Literal["gap_recovered_clamped", "steered_per_problem"]
     """Which number of a run's hybrid it is compared with."""
     source: str
 

@@ -32,8 +32,6 @@ class Recovery:
 
     value: float
     interval: Interval
-    clamped: float
-    """The value limited to 0..1, as the reference code prints it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Bootstrap:
             return None
         shares, usable = self._shares(rung, base, thinking)
         value = float((rung.mean() - base.mean()) / (thinking.mean() - base.mean()))
-        return Recovery(value, self.interval(shares[usable]), min(1.0, max(0.0, value)))
+        return Recovery(value, self.interval(shares[usable]))
 
     def drop(
         self, full: Outcomes, rung: Outcomes, base: Outcomes, thinking: Outcomes
@@ -132,6 +130,17 @@ class Bootstrap:
             float(first.mean() - second.mean()),
             self.interval(self.means(first) - self.means(second)),
         )
+
+
+def published_share(rung: float, base: float, thinking: float) -> float | None:
+    """The share of the gap by the formula of the paper's code, from three accuracies.
+
+    `max(0, (rung - min(base, thinking)) / |thinking - base|)`: never negative, not limited above,
+    and reckoned from the weaker of the two models, whichever that is. None without any gap.
+    """
+    if thinking == base:
+        return None
+    return max(0.0, (rung - min(base, thinking)) / abs(thinking - base))
 
 
 def find_gains(rung: Outcomes, base: Outcomes, thinking: Outcomes) -> Gains | None:

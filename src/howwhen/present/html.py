@@ -40,6 +40,7 @@ from howwhen.present.tables import (
     knock_out_table,
     ladder_table,
     mode_table,
+    published_table,
     sample_table,
 )
 from howwhen.present.texts import (
@@ -48,6 +49,7 @@ from howwhen.present.texts import (
     COST_TEXT,
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
+    PUBLISHED_TEXT,
     READING_TEXT,
     concentration_text,
     grading_text,
@@ -146,6 +148,8 @@ def make_html(given: HtmlInput) -> str:
             enriched=None if apart is None else enriched_table(apart),
             cost=cost_table(measurement, report.work),
             cost_text=COST_TEXT,
+            published=published_table(measurement),
+            published_text=PUBLISHED_TEXT.replace("*", ""),
             knock_outs=knock_out_table(knock_outs, report.confidence) if knock_outs else None,
             knock_out_text=KNOCK_OUT_TEXT,
             vectors={"layer": given.vectors.layer, "rows": vector_rows(given)},

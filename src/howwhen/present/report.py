@@ -25,6 +25,7 @@ from howwhen.present.tables import (
     knock_out_table,
     ladder_table,
     mode_table,
+    published_table,
     sample_table,
 )
 from howwhen.present.texts import (
@@ -33,6 +34,7 @@ from howwhen.present.texts import (
     COST_TEXT,
     KNOCK_OUT_TEXT,
     LADDER_TEXT,
+    PUBLISHED_TEXT,
     READING_TEXT,
     concentration_text,
     grading_text,
@@ -98,6 +100,9 @@ def make_report(given: ReportInput) -> str:
         "## The cost of an answer",
         _markdown(cost_table(given.measurement, given.work)),
         COST_TEXT,
+        "## As the paper reckons",
+        _markdown(published_table(given.measurement)),
+        PUBLISHED_TEXT,
         "## Grades",
         grading_text(given.measurement),
         _markdown(grade_table(given.measurement)),

@@ -267,5 +267,29 @@ def _ladder_row(name: str, rung: RungMeasurement) -> tuple[str, ...]:
     )
 
 
+def published_table(measurement: Measurement) -> Table:
+    """Every rung as the paper's code reckons it."""
+    rows = [
+        (
+            name,
+            f"{rung.accuracy:.1%}",
+            _percent(rung.gap_recovered),
+            _percent(rung.gap_recovered_clamped),
+            f"{rung.steered_fraction:.1%}",
+            _percent(rung.steered_per_problem, 1),
+        )
+        for name, rung in measurement.rungs.items()
+    ]
+    columns = (
+        "rung", "accuracy", "gap recovered", "by the paper's formula", "steered",
+        "mean over answers",
+    )  # fmt: skip
+    return Table(columns, rows)
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "undefined" if value is None else f"{value:.{digits}%}"
+
+
 def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
     return "undefined" if value is None else f"{value:.0%}", interval_text(interval)

@@ -33,6 +33,12 @@ BUDGET_TEXT = (
     "full rung's interventions; since the text changes, the share of the tokens that are steered "
     "in the end may be another."
 )
+PUBLISHED_TEXT = (
+    "The paper's code reckons a gap as max(0, (rung - min(base, thinking)) / |thinking - base|), "
+    "which hides losses, has no upper limit, and is printed whatever the interval of the gap. Its "
+    "first version gives the steered share as a mean over answers, so that short answers weigh as "
+    "much as long ones; *steered* is over all tokens."
+)
 COST_TEXT = (
     "The least number of tokens per answer that each model has to read, without the prompt. "
     "Drafted blocks that are rejected cost more tokens, but save forward passes. Work is "
