@@ -110,6 +110,8 @@ def test_an_empty_section_overrides_nothing_and_one_of_another_kind_is_refused()
         ("hybrid", "windows", []),
         ("hybrid", "windows", [0]),
         ("hybrid", "windows", [-3]),
+        ("hybrid", "windows", ["text-0"]),
+        ("hybrid", "windows", ["all"]),
         ("hybrid", "temperature", float("inf")),
         ("elicit", "weight_decay", float("nan")),
     ],

@@ -393,6 +393,10 @@ class ElicitSettings(_Settings):
         return self
 
 
+Window = Count | Literal["answer", "everything"] | Annotated[str, Field(pattern=r"^text-[1-9]\d*$")]
+"""Positions that are steered together."""
+
+
 class HybridSettings(_Settings):
     """Hybrid: decoding the test problems on every rung of the ladder."""
 
@@ -420,11 +424,10 @@ class HybridSettings(_Settings):
         1.0,
     )
     """Multiples of what the vectors add, for `fixed` and `sweep`."""
-    windows: Annotated[tuple[Count | Literal["answer", "everything"], ...], Field(min_length=1)] = (
-        1,
-    )
-    """How many of the last positions are steered, for `fixed` and `sweep`: numbers, `answer` (all
-    of the answer so far) or `everything` (the prompt too)."""
+    windows: Annotated[tuple[Window, ...], Field(min_length=1)] | None = None
+    """How many of the last positions are steered, for `fixed` and `sweep`: numbers of positions of
+    the answer, `answer` (all of it so far), `everything` (the prompt too; the default of `span`) or
+    `text-15` (the last 15 of prompt and answer). Defaults to 1 for `decision`."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Sampling temperature of the base; 0 is greedy. Both models share the random numbers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

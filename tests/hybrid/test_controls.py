@@ -355,7 +355,7 @@ def test_the_guardrail_notes_the_bits_of_its_choice(
 
 def test_rungs_count_what_was_fitted_for_them() -> None:
     network, gate, probe = VECTORS, GATE, make_probe()
-    numbers = 4 * 32 + 8 * 32 + 4 * 8 + 4
+    numbers = 4 * 32 + 8 * 32 + 8 + 4 * 8 + 4
     assert network.numbers == numbers
     of_gate = 32 + 4 * 32 + 4
     assert Steer(gate, network).fitted == numbers + of_gate

@@ -34,8 +34,9 @@ from howwhen.lm.alignment import ModelPair
 from howwhen.lm.head import multiply_in_float32
 from howwhen.lm.noise import gumbel_noise
 from howwhen.pipeline.hybrid import _idle_decisions
+from howwhen.pipeline.rungs import chosen_strength
 from howwhen.records import Finish, HybridToken, HybridTrace, Problem
-from howwhen.settings import HybridSettings
+from howwhen.settings import HybridSettings, make_settings
 from howwhen.vectors import VectorSet
 from howwhen.zoo.tally import tally_problems
 from tests.conftest import ARCHITECTURES, WINDOW, MakeModel
@@ -99,7 +100,7 @@ POLICIES: dict[str, Strength] = {
     "fixed": fixed(0.7),
     "window": fixed(0.7, 3),
     "sweep": sweep([0.2, 0.6, 1.5]),
-    "windows": sweep([0.3, 1.0], [1, 4, "answer", "everything"]),
+    "windows": sweep([0.3, 1.0], [1, 4, "answer", "everything", "text-6"]),
 }
 
 
@@ -364,7 +365,9 @@ def test_categories_whose_vector_is_zero_do_not_move(make_model: MakeModel) -> N
     [
         (lambda: fixed(0.0), "a strength of 0 steers nothing"),
         (lambda: sweep([1.0, 0.0]), "a strength of 0 steers nothing"),
-        (lambda: fixed(1.0, 0), "a window of 0 positions steers nothing"),
+        (lambda: fixed(1.0, 0), "found window 0; expected"),
+        (lambda: fixed(1.0, "text-0"), "found window 'text-0'; expected"),
+        (lambda: fixed(1.0, "all"), "found window 'all'; expected"),
         (lambda: sweep([]), "without strengths or windows"),
     ],
 )
@@ -372,6 +375,29 @@ def test_a_strength_that_steers_nothing_is_refused(make: object, message: str) -
     assert callable(make)
     with pytest.raises(SettingsError, match=message):
         make()
+
+
+def test_of_equally_good_candidates_the_lowest_strength_counts(make_model: MakeModel) -> None:
+    """As in the paper's code, whose sweep goes through all windows of a strength in turn."""
+    nothing = replace(make_forms()["linear"], vectors=torch.zeros(4, 32))
+    rung = Steer(make_gate(), nothing, sweep([0.3, 0.9], ["everything", 1, "text-6"]))
+    [trace] = decode(make_models(make_model), PROBLEMS[:1], rung, SETTINGS)
+    steered = [token for token in trace.tokens if token.candidates]
+    assert steered
+    for token in steered:
+        assert [one.strength for one in token.candidates] == [0.3] * 3 + [0.9] * 3
+        assert (token.coefficient, token.window) == (0.3, token.candidates[0].window)
+
+
+def test_the_strength_of_a_run_is_that_of_its_method() -> None:
+    def chosen(method: str, **hybrid: object) -> Strength:
+        return chosen_strength(make_settings({"elicit": {"method": method}, "hybrid": hybrid}))
+
+    assert chosen("decision") == LEARNED
+    tenths = [n / 10 for n in range(1, 11)]
+    assert chosen("span") == sweep(tenths, ["everything"])
+    assert chosen("decision", strength="sweep") == sweep(tenths)
+    assert chosen("span", windows=["text-15"], strengths=[0.5]) == fixed(0.5, "text-15")
 
 
 def test_a_prompt_longer_than_the_context_is_refused(make_model: MakeModel) -> None:

@@ -108,8 +108,8 @@ class NaiveHybrid:
             one = self.pick(steered, problem, len(said))
             tried.append((strength, len(deltas), one))
             score = float(thinking.log_softmax(0)[one])
-            if round(score, 4) > best_score:
-                best, best_score, best_deltas = one, round(score, 4), everything
+            if score > best_score:
+                best, best_score, best_deltas = one, score, everything
         if self.settings.cache_policy == "persistent":
             self.standing = best_deltas
         return NaiveToken(best, category, tuple(tried))
@@ -119,7 +119,9 @@ class NaiveHybrid:
     ) -> Deltas:
         first = {"everything": 0, "answer": prompt - 1}.get(str(window))
         if first is None:
-            first = max(prompt - 1, len(ids) - int(window))
+            of_text = str(window).startswith("text-")
+            number = int(str(window).removeprefix("text-"))
+            first = max(0 if of_text else prompt - 1, len(ids) - number)
         residual = residual_at(self.models.base, ids, self.vectors.layer)[first:]
         categories = torch.full((len(residual),), category)
         added = strength * self.vectors.delta(residual, categories)

@@ -15,7 +15,7 @@ from howwhen.errors import ModelError, SteeringError
 from howwhen.hybrid.choice import Rung, Steering
 from howwhen.hybrid.places import Branch, Places
 from howwhen.hybrid.streams import Streams
-from howwhen.hybrid.strength import Window
+from howwhen.hybrid.strength import Strength, Window, reach
 from howwhen.lm.models import LanguageModel
 from howwhen.lm.residual import add_to_residual, check_layer
 from howwhen.records import Candidate
@@ -67,16 +67,10 @@ class SteeredPlaces:
         )
 
     def reaching(self, window: Window, device: torch.device) -> Places:
-        """The same with the positions before them that a window holds.
-
-        The last position of the prompt predicts the answer's first token.
-        """
-        reach = [count + 1 for count in self.answered]
-        if window == "everything":
-            reach = [column + 1 for column in self.columns]
-        elif window != "answer":
-            reach = [min(count, window) for count in reach]
-        return Places(self.streams, self.columns, reach, device)
+        """The same with the positions before them that a window holds."""
+        pairs = zip(self.answered, self.columns, strict=True)
+        reached = [reach(window, answered, column) for answered, column in pairs]
+        return Places(self.streams, self.columns, reached, device)
 
 
 def check_vectors(base: LanguageModel, rung: Rung) -> None:
@@ -214,55 +208,75 @@ def steer(
     ]
 
 
+class _One(NamedTuple):
+    """A candidate at a place."""
+
+    candidate: Candidate
+    log_prob: float
+    """Under the thinking model, not rounded."""
+    branch: int
+    number: int
+    """In its branch."""
+    at: int
+    """Where its token is among the numbers of the place."""
+    size: int
+    """Candidates of its branch."""
+
+    @property
+    def score(self) -> float:
+        """What the best one has most of."""
+        return -math.inf if math.isnan(self.log_prob) else self.log_prob
+
+
 @dataclass(frozen=True)
 class _Tried:
     """Some places steered with every candidate."""
 
     branches: list[Branch]
     """Of every window."""
-    strengths: list[Sequence[float]]
-    """Of every window."""
+    strength: Strength
+    """What was tried."""
     numbers: Float[Tensor, "place number"]
     """The coefficient at strength 1, then for every window each candidate's tokens and their
     log-probabilities under base and thinking model."""
 
-    def _candidates(self, index: int, row: list[float]) -> list[tuple[Candidate, int, int, int]]:
-        """Those of a place, with their branch, their number in it, and where their token is."""
-        found, at = [], 1
-        for branch, (parted, strengths) in enumerate(
-            zip(self.branches, self.strengths, strict=True)
-        ):
+    def _candidates(self, index: int, row: list[float]) -> list[_One]:
+        """Those of a place, in the order of the policy."""
+        found: dict[tuple[float, Window], _One] = {}
+        at = 1
+        by_window = self.strength.by_window()
+        for branch, (window, strengths) in enumerate(by_window.items()):
             count = len(strengths)
+            reached = self.branches[branch].places.reach[index]
             for number, strength in enumerate(strengths):
-                log_prob = rounded(row[at + 2 * count + number])
-                window = parted.places.reach[index]
-                one = Candidate(strength, window, int(row[at + number]), log_prob)
-                found.append((one, branch, number, at + number))
+                log_prob = row[at + 2 * count + number]
+                one = Candidate(strength, reached, int(row[at + number]), rounded(log_prob))
+                found[strength, window] = _One(one, log_prob, branch, number, at + number, count)
             at += 3 * count
-        return found
+        return [found[candidate] for candidate in self.strength.candidates]
 
-    def _best(self, index: int, row: list[float]) -> tuple[Candidate, int, int, int]:
-        return max(self._candidates(index, row), key=lambda one: _score(one[0]))
+    def _best(self, index: int, row: list[float]) -> _One:
+        return max(self._candidates(index, row), key=lambda one: one.score)
 
     def commit(self, base: Streams, rows: Sequence[list[float]]) -> None:
         """Let the cache hold the best candidates' states."""
         for index, row in enumerate(rows):
-            _, branch, number, _ = self._best(index, row)
-            base.commit(self.branches[branch], index, number)
+            best = self._best(index, row)
+            base.commit(self.branches[best.branch], index, best.number)
 
     def steered(self, index: int, category: int, row: list[float]) -> Steered:
         """What came of one place."""
-        chosen, branch, _, at = self._best(index, row)
-        count = len(self.strengths[branch])
-        candidates = [one for one, *_ in self._candidates(index, row)]
+        best = self._best(index, row)
+        chosen = best.candidate
+        candidates = [one.candidate for one in self._candidates(index, row)]
         return Steered(
             chosen.id,
             category,
             round(chosen.strength * row[0], 4),
             chosen.window,
             tuple(candidates) if len(candidates) > 1 else (),
-            row[at + count],
-            row[at + 2 * count],
+            row[best.at + best.size],
+            row[best.at + 2 * best.size],
         )
 
 
@@ -305,9 +319,4 @@ def _try(
     numbers = torch.cat([part.to(device) for part in parts], dim=1)
     if not is_persistent:
         branches = [replace(branch, copies=None) for branch in branches]
-    return _Tried(branches, list(by_window.values()), numbers)
-
-
-def _score(candidate: Candidate) -> float:
-    log_prob = candidate.thinking_log_prob
-    return -torch.inf if log_prob is None else log_prob
+    return _Tried(branches, steering.strength, numbers)

@@ -7,12 +7,12 @@ taken (paper, first version, section 4).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from howwhen.errors import SettingsError
 
-Window = int | Literal["answer", "everything"]
-"""Last positions steered: a number of them, the whole answer so far, or the prompt as well."""
+Window = int | str
+"""Last positions steered: at most so many of the answer, the `answer` so far, `everything` (the
+prompt too), or `text-N`, the last N of prompt and answer."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,7 @@ class Strength:
                 raise SettingsError(
                     "a strength of 0 steers nothing; expected another number, or the rung base"
                 )
-            if isinstance(window, int) and window < 1:
-                raise SettingsError(
-                    f"a window of {window} positions steers nothing; expected at least 1, "
-                    "`answer` (all of the answer so far) or `everything` (the prompt too)"
-                )
+            reach(window, 1, 2)  # refuses what is no window
         if not self.candidates:
             raise SettingsError("a sweep without strengths or windows steers nothing")
 
@@ -48,6 +44,35 @@ class Strength:
         return grouped
 
 
+def reach(window: Window, answered: int, column: int) -> int:
+    """How many positions a window holds, up to and including the last one of a text.
+
+    The last position of the prompt predicts the answer's first token, and so counts as one of the
+    answer.
+
+    Args:
+        window: which.
+        answered: tokens of the answer that are there.
+        column: the last position, from 0, prompt included.
+
+    Raises:
+        SettingsError: there is no such window.
+    """
+    of_text = isinstance(window, str) and window.startswith("text-")
+    number = window.removeprefix("text-") if isinstance(window, str) else str(window)
+    if window == "everything":
+        return column + 1
+    if window == "answer":
+        return answered + 1
+    if not number.isdecimal() or int(number) < 1:
+        raise SettingsError(
+            f"found window {window!r}; expected a number of positions from 1 on, `answer` (all of "
+            "the answer so far), `everything` (the prompt too) or `text-15` (the last 15 positions "
+            "of prompt and answer)"
+        )
+    return min(column + 1 if of_text else answered + 1, int(number))
+
+
 def fixed(strength: float, window: Window = 1) -> Strength:
     """Always the same strength."""
     return Strength(((strength, window),))
@@ -58,5 +83,8 @@ LEARNED = fixed(1.0)
 
 
 def sweep(strengths: Sequence[float], windows: Sequence[Window] = (1,)) -> Strength:
-    """Every strength with every window."""
-    return Strength(tuple((strength, window) for window in windows for strength in strengths))
+    """Every strength with every window; of equally good ones the lowest strength is taken.
+
+    That is the order of the paper's code.
+    """
+    return Strength(tuple((strength, window) for strength in strengths for window in windows))

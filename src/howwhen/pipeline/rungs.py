@@ -36,7 +36,7 @@ from howwhen.hybrid.controls import (
     mean_direction,
     randomise,
 )
-from howwhen.hybrid.strength import LEARNED, Strength, fixed, sweep
+from howwhen.hybrid.strength import LEARNED, Strength, Window, fixed, sweep
 from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate, SelfGate
@@ -223,12 +223,13 @@ class Rungs:
 
 def chosen_strength(settings: RunSettings) -> Strength:
     """The strength policy of a run: the one asked for, or the method's own."""
-    hybrid_settings = settings.hybrid
-    usual = "learned" if settings.elicit.method == "decision" else "sweep"
-    match hybrid_settings.strength or usual:
+    asked = settings.hybrid
+    is_span = settings.elicit.method == "span"
+    windows: Sequence[Window] = asked.windows or (("everything",) if is_span else (1,))
+    match asked.strength or ("sweep" if is_span else "learned"):
         case "learned":
             return LEARNED
         case "fixed":
-            return fixed(hybrid_settings.strengths[0], hybrid_settings.windows[0])
+            return fixed(asked.strengths[0], windows[0])
         case _:
-            return sweep(hybrid_settings.strengths, hybrid_settings.windows)
+            return sweep(asked.strengths, windows)
