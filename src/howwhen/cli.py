@@ -76,8 +76,9 @@ class PairOptions:
     """Thinking model of your own: a folder or hub id. Either may be a LoRA adapter (PEFT) on the
     other's weights."""
     base_prompt: str | None = None
-    """How the base is asked: `chat` (its chat template), or a text with {question}. Defaults to the
-    pair's own, or to `Question: {question}` and `Answer:` for --base."""
+    """How the base is asked: `chat` (its chat template), a text with {question}, or a message of a
+    chat ('chat:{question} Think step by step.'); @FILE reads it from a file. Defaults to the pair's
+    own, or to `Question: {question}` and `Answer:` for --base."""
     thinking_prompt: str | None = None
     """The same for the thinking model. Defaults to the pair's own, or to `chat` for --thinking."""
     base_template: str | None = None

@@ -163,7 +163,8 @@ class CollectSettings(_Settings):
 
     problems: str | None = None
     """JSONL file (gzipped or not) with `question` and `answer` on each line, a published set
-    (`gsm8k`, `math500`, ...) or `hub:ID/CONFIG@SPLIT`. Defaults to the pair's own problems."""
+    (`gsm8k`, `math500`, ...) or `hub:ID/CONFIG@SPLIT`; `gsm8k[:500]` means the first 500. Defaults
+    to the pair's own problems."""
     test_problems: str | None = None
     """The same, for the final measurement. Defaults to a share of `problems`."""
     traces: tuple[str, ...] | None = None
@@ -173,6 +174,10 @@ class CollectSettings(_Settings):
     limit: Count = 1000
     """Number of problems, before they are split (of each file, if `test_problems` is given). If
     there are more traces, this many are drawn at random."""
+    test_limit: Count | None = None
+    """The same for the problems of `test_problems`. Defaults to `limit`."""
+    options: bool = True
+    """Whether questions are asked with their options, where they have any."""
     test_fraction: Fraction = 0.4
     """Share of the problems kept for the final measurement."""
     selection_fraction: Fraction = 0.1
@@ -184,6 +189,9 @@ class CollectSettings(_Settings):
     temperature: Annotated[float, Field(ge=0)] | Literal["model"] = 0.0
     """Sampling temperature of the thinking model; 0 is greedy, `model` samples as its own
     generation config says."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling of the thinking model: only the most likely tokens with this total
+    probability are drawn. With `temperature` as a number."""
     batch_size: Count = 64
     """Problems answered in one batch."""
     segmenter: Literal["rule", "sat"] = "rule"
@@ -201,6 +209,17 @@ class CollectSettings(_Settings):
             )
         if self.traces == ():
             raise ValueError("traces without a file; expected one JSONL file or more")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_in_one_way(self) -> "CollectSettings":
+        if self.top_p < 1 and self.temperature in (0, "model"):
+            raise ValueError(
+                f"top_p {self.top_p} with temperature {self.temperature}; expected a temperature "
+                "above 0 with it"
+            )
+        if self.test_limit is not None and self.test_problems is None:
+            raise ValueError("test_limit without test_problems; expected both, or limit alone")
         return self
 
     @model_validator(mode="after")
@@ -651,6 +670,23 @@ def read_config(path: Path) -> Overrides:
             "collect:\n  limit: 100"
         )
     return content
+
+
+def read_prompt(value: str) -> str:
+    """A prompt as given, or the one in a file after `@`, without its last line break.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"cannot read a prompt from {value[1:]}: {error}; expected a text file with "
+            "{question} in it after the @"
+        ) from error
 
 
 def read_template_arguments(value: str) -> dict[str, Any]:

@@ -200,3 +200,41 @@ def test_reading_and_cutting_import_nothing_heavy() -> None:
         [sys.executable, "-c", f"{code}; {heavy}"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_some_of_a_sources_problems(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(f'{{"question": "{n} + 1?", "answer": {n + 1}}}\n' for n in range(9)))
+
+    def ids(source: str, limit: int | None = None) -> list[str]:
+        return [problem.id for problem in read_problems(source, limit)]
+
+    assert ids(f"{file}[:2]") == ["sums-1", "sums-2"]
+    assert ids(f"{file}[6:8]") == ["sums-7", "sums-8"]
+    assert ids(f"{file}[7:]", 5) == ["sums-8", "sums-9"]
+    assert ids(f"{file}[2:8]", 1) == ["sums-3"]
+    with pytest.raises(ProblemError, match=r"sums\.jsonl holds no problems from number 9 on"):
+        ids(f"{file}[9:12]")
+    odd = tmp_path / "all[1:2]"  # a file of that name is a file
+    odd.write_text(file.read_text())
+    assert len(ids(str(odd))) == 9
+
+
+def test_questions_are_asked_with_their_options_or_without(tmp_path: Path) -> None:
+    file = tmp_path / "choices.jsonl"
+    file.write_text('{"question": "Which?", "options": ["this", "that"], "answer": "B"}\n')
+    [shown], [hidden] = (read_problems(file, options=options) for options in (True, False))
+    assert shown.question == "Which?\nA. this\nB. that\nAnswer with the letter of the right option."
+    assert hidden.question == "Which?"
+    assert shown.answer == hidden.answer == "(B)"
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['{"question": "Q", "reference_answer": "4"}', '{"problem_text": "Q", "answer_number": 4}'],
+)
+def test_sets_of_the_papers_second_version_are_read(tmp_path: Path, row: str) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(row)
+    [problem] = read_problems(file)
+    assert (problem.question, problem.answer) == ("Q", "4")

@@ -6,10 +6,16 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerBase
 
-from howwhen.errors import InputError, ModelError
+from howwhen.errors import InputError, ModelError, SettingsError
 from howwhen.lm.models import LanguageModel, wrap_model
-from howwhen.lm.prompts import encode_prompt, prompt_text
-from howwhen.settings import read_template_arguments
+from howwhen.lm.prompts import (
+    check_prompt,
+    check_template_arguments,
+    encode_prompt,
+    prompt_text,
+)
+from howwhen.settings import read_prompt, read_template_arguments
+from howwhen.zoo.pairs import find_pair
 from howwhen.zoo.tally.tokenizer import build_tokenizer
 from tests.conftest import MakeModel
 
@@ -103,3 +109,30 @@ def test_template_arguments_are_read_from_json_or_a_file(tmp_path: Path) -> None
     for wrong in ("{", "[1]", "@nowhere.json"):
         with pytest.raises(InputError, match="template arguments"):
             read_template_arguments(wrong)
+
+
+def test_a_chat_with_a_message_of_ones_own(make_model: MakeModel) -> None:
+    tokenizer = make_model().tokenizer
+    tokenizer.chat_template = "<u>{{ messages[0]['content'] }}<a>"
+    prompt = check_prompt("chat:{question} End with \\boxed{}.")
+    assert prompt_text(tokenizer, "1 + {x}?", prompt) == "<u>1 + {x}? End with \\boxed{}.<a>"
+    assert prompt_text(tokenizer, "1?", "Q: {question} {0}") == "Q: 1? {0}"  # braces need no care
+    check_template_arguments(prompt, {"hurry": True})
+    for wrong in ("chat:Think.", "Think.", "chat: ", "{questions}"):
+        with pytest.raises(InputError, match="never shows the question"):
+            check_prompt(wrong)
+
+
+def test_prompts_are_read_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("Task\n\n{question}\n\nAnswer:\n\n")
+    assert read_prompt(f"@{file}") == "Task\n\n{question}\n\nAnswer:\n"
+    assert read_prompt("chat") == "chat"
+    with pytest.raises(SettingsError, match=r"cannot read a prompt from .*none\.txt"):
+        read_prompt(f"@{tmp_path / 'none.txt'}")
+    file.write_text("no question")
+    with pytest.raises(InputError, match="never shows the question"):
+        find_pair("tally-rl").asked(base_prompt=f"@{file}")
+    pair = find_pair("tally-rl")
+    file.write_text("{question} =\n")
+    assert pair.asked(base_prompt=f"@{file}").base_prompt == "{question} ="

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,39 +34,59 @@ PUBLISHED = {
 }
 """Published problem sets by name, with their source."""
 _HUB = re.compile(r"hub:(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
-_QUESTIONS = ("question", "problem", "Question")
-_ANSWERS = ("answer", "final_ans", "Answer", "gold")
+_SLICE = re.compile(r"(.+)\[(\d*):(\d*)\]", re.DOTALL)
+"""Some of a source's problems: `gsm8k[:500]`, `math500[100:200]`."""
+_QUESTIONS = ("question", "problem", "Question", "problem_text")
+_ANSWERS = ("answer", "final_ans", "Answer", "gold", "reference_answer", "answer_number")
 _MARK = "####"
 _BOX = "\\boxed{"
 
 
-def read_problems(source: str | Path, limit: int | None = None) -> list[Problem]:
+def sliced(source: str) -> tuple[str, int, int | None]:
+    """A source of problems, and which of them are meant: the first, and where they end."""
+    match = _SLICE.fullmatch(source)
+    if match is None or Path(source).exists():
+        return source, 0, None
+    return match[1], int(match[2] or 0), int(match[3]) if match[3] else None
+
+
+def read_problems(
+    source: str | Path, limit: int | None = None, *, options: bool = True
+) -> list[Problem]:
     """The first `limit` problems of a file, a published set or a set on the hub.
+
+    `SOURCE[100:200]` means the problems 100 to 199 of a source, from 0.
 
     A row is an object with a question (`question` or `problem`, after a `Body` if there is one) and
     a gold answer (`answer` or `gold`, text or number), and optionally `id` and `options`. If the
     answer has `####`, as in GSM8K, only what follows is kept. If there is no answer, the last box
     in `solution` is taken. Other fields are ignored.
 
+    Args:
+        source: of the problems.
+        limit: how many at most.
+        options: whether a question is asked with its options.
+
     Raises:
         ProblemError: the source is missing, empty or not JSONL, a row has no question or no answer,
             or an id occurs twice. The message names the line.
         MissingExtraError: the set is on the hub, and the library that reads it is not installed.
     """
-    name = str(source)
+    name, first, last = sliced(str(source))
+    source = Path(name)
     rows: Iterable[tuple[int, Any]]
-    is_file = Path(source).exists() or not (name in PUBLISHED or name.startswith("hub:"))
-    rows = file_rows(Path(source), "problems") if is_file else _hub_rows(PUBLISHED.get(name, name))
-    dataset = Path(source).name.split(".")[0] if is_file else name
-    problems: list[Problem] = []
-    for number, row in rows:
-        if limit is not None and len(problems) == limit:
-            break
-        problems.append(_make_problem(name, dataset, number, row))
+    is_file = source.exists() or not (name in PUBLISHED or name.startswith("hub:"))
+    rows = file_rows(source, "problems") if is_file else _hub_rows(PUBLISHED.get(name, name))
+    dataset = source.name.split(".")[0] if is_file else name
+    ends = [end for end in (last, None if limit is None else first + limit) if end is not None]
+    problems = [
+        _make_problem(name, dataset, number, row, options)
+        for number, row in islice(rows, first, min(ends, default=None))
+    ]
     if not problems:
         raise ProblemError(
-            f"{source} holds no problems; expected one JSON object per line, such as "
-            '{"id": "1", "question": "What is 2 + 2?", "answer": "4"}'
+            f"{name} holds no problems{f' from number {first} on' if first else ''}; expected one "
+            'JSON object per line, such as {"id": "1", "question": "What is 2 + 2?", "answer": "4"}'
         )
     _refuse_repeated_ids(name, problems)
     return problems
@@ -206,12 +227,12 @@ def read_gold(source: str, number: int, row: Any) -> str:
     return f"({answer})" if is_option else answer  # graders then know it for an option
 
 
-def _make_problem(source: str, dataset: str, number: int, row: Any) -> Problem:
+def _make_problem(source: str, dataset: str, number: int, row: Any, with_choices: bool) -> Problem:
     fields: Mapping[str, Any] = row if isinstance(row, dict) else {}
     question = _field(source, number, fields, "question", _QUESTIONS)
     if isinstance(fields.get("Body"), str):
         question = f"{fields['Body'].strip()} {question}"
-    if options := fields.get("options"):
+    if with_choices and (options := fields.get("options")):
         question = with_options(question, _read_options(source, number, options))
     answer = read_gold(source, number, fields)
     given_id = fields.get("id")

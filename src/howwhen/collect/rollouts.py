@@ -47,7 +47,9 @@ def rollout_sampling(thinking: LanguageModel, settings: CollectSettings) -> Samp
     """
     if settings.temperature == "model":
         return own_sampling(thinking, settings.max_new_tokens, settings.seed)
-    return Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
+    return Sampling(
+        settings.max_new_tokens, settings.temperature, settings.seed, top_p=settings.top_p
+    )
 
 
 def make_rollout(

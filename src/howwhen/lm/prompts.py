@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 CHAT = "chat"
 """The prompt that uses the tokenizer's chat template; published thinking models have one."""
+CHAT_OF = f"{CHAT}:"
+"""Begins a prompt that uses the chat template with a message of one's own, in which the question
+is: `chat:{question} Think step by step.`"""
+FIELD = "{question}"
+"""What a prompt has in the place of the question; other braces are as they are."""
 PLAIN = "Question: {question}\nAnswer:"
 """The minimal prompt for a base model."""
 STEP_BY_STEP = f"{PLAIN} Let's think step by step."
@@ -57,22 +62,28 @@ def check_think_tags(value: ThinkTags) -> None:
         )
 
 
+def is_chat(prompt: str) -> bool:
+    """Whether a prompt uses the tokenizer's chat template."""
+    return prompt == CHAT or prompt.startswith(CHAT_OF)
+
+
+def ask(prompt: str, question: str) -> str:
+    """A prompt's text with the question in it; of a chat, the user's message."""
+    if prompt == CHAT:
+        return question
+    return prompt.removeprefix(CHAT_OF).replace(FIELD, question)
+
+
 def check_prompt(value: str) -> str:
-    """A usable prompt: `chat`, or a format string with exactly the field `{question}`.
+    """A usable prompt: `chat`, or a text with `{question}`, perhaps after `chat:`.
 
     Raises:
         InputError: the question would not appear in the prompt.
     """
-    if value == CHAT:
-        return value
-    try:
-        shown: Any = value.format(question="\0")
-    except (KeyError, IndexError, ValueError) as error:
+    if value != CHAT and FIELD not in value:
         raise InputError(
-            f"prompt {value!r} is no format string with {{question}}: {error}"
-        ) from error
-    if "\0" not in shown:
-        raise InputError(f"prompt {value!r} never shows the question; expected {{question}} in it")
+            f"prompt {value!r} never shows the question; expected {FIELD} in it, or {CHAT!r} alone"
+        )
     return value
 
 
@@ -82,7 +93,7 @@ def check_template_arguments(prompt: str, arguments: TemplateArguments) -> None:
     Raises:
         InputError: the prompt is no chat template, or howwhen sets an argument itself.
     """
-    if arguments and prompt != CHAT:
+    if arguments and not is_chat(prompt):
         raise InputError(
             f"template arguments {dict(arguments)} with the prompt {prompt!r}; expected them with "
             f"the prompt {CHAT!r}, as only a chat template takes arguments"
@@ -106,8 +117,8 @@ def prompt_text(
             fails or never uses one of the arguments.
     """
     arguments = arguments or {}
-    if prompt != CHAT:
-        return prompt.format(question=question)
+    if not is_chat(prompt):
+        return ask(prompt, question)
     if tokenizer.chat_template is None and OWN_TEMPLATE not in arguments:
         raise ModelError(
             "it should be prompted in its chat format, but its tokenizer has no chat template; set "
@@ -118,7 +129,7 @@ def prompt_text(
     try:
         template = str(tokenizer.get_chat_template(arguments.get(OWN_TEMPLATE)))
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}],
+            [{"role": "user", "content": ask(prompt, question)}],
             tokenize=False,
             add_generation_prompt=True,
             **arguments,

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from howwhen.collect.problems import PUBLISHED
+from howwhen.collect.problems import PUBLISHED, sliced
 from howwhen.errors import MissingExtraError, ModelError, RedoError, SettingsError, SteeringError
 from howwhen.formats.files import Json
 from howwhen.pipeline.files import STEPS, StepName, settings_changes
@@ -99,15 +99,18 @@ def problems_digest(pair: Pair, settings: RunSettings) -> str:
     sources = tuple(source for source in given if source is not None)
     if not sources:
         return pair.name
-    return _content_digest(sources, tuple(map(file_state, sources)))
+    return _content_digest(sources, tuple(file_state(sliced(source)[0]) for source in sources))
 
 
 @lru_cache(maxsize=4)
 def _content_digest(sources: tuple[str, ...], _states: tuple[FileState | None, ...]) -> str:
-    parts = [
-        Path(source).read_bytes() if Path(source).exists() else source.encode()
-        for source in sources
-    ]
+    parts = []
+    for source in sources:
+        path, first, last = sliced(source)
+        is_file = Path(path).exists()
+        parts.append(Path(path).read_bytes() if is_file else source.encode())
+        if is_file and path != source:
+            parts.append(f"[{first}:{last}]".encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -196,6 +199,7 @@ def _check_problems(pair: Pair, settings: RunSettings, steps: Sequence[StepName]
 
 
 def _is_on_hub(source: str) -> bool:
+    source, _, _ = sliced(source)
     return not Path(source).exists() and (source in PUBLISHED or source.startswith("hub:"))
 
 

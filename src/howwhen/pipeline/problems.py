@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from howwhen.collect.problems import read_problems, split_problems
+from howwhen.collect.problems import read_problems, sliced, split_problems
 from howwhen.collect.traces import Traces, read_traces
 from howwhen.errors import SettingsError
 from howwhen.records import Problem, Split
@@ -77,7 +77,7 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
     if traces := read_written(chosen):
         return [trace.problem for trace in traces.kept]
     if chosen.problems is not None:
-        return _read_problems(chosen.problems, chosen.limit)
+        return _read_problems(chosen.problems, chosen.limit, chosen.options)
     if pair.draw_problems is None:
         raise SettingsError(
             f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
@@ -91,19 +91,22 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
 def _draw_test_problems(pair: Pair, chosen: CollectSettings) -> Sequence[Problem] | None:
     """Test problems of a file or of the pair; None if they are a share of the problems."""
     if chosen.test_problems is not None:
-        return _read_problems(chosen.test_problems, chosen.limit)
+        limit = chosen.test_limit or chosen.limit
+        return _read_problems(chosen.test_problems, limit, chosen.options)
     if chosen.problems is None and pair.draw_test_problems is not None:
         return pair.draw_test_problems(_test_share(chosen), chosen.seed)
     return None if chosen.traces is None else ()
 
 
-def _read_problems(source: str, limit: int) -> list[Problem]:
-    return list(_read_problems_once(source, file_state(source), limit))
+def _read_problems(source: str, limit: int, options: bool) -> list[Problem]:
+    return list(_read_problems_once(source, file_state(sliced(source)[0]), limit, options))
 
 
 @lru_cache(maxsize=4)
-def _read_problems_once(source: str, _state: FileState | None, limit: int) -> tuple[Problem, ...]:
-    return tuple(read_problems(source, limit))
+def _read_problems_once(
+    source: str, _state: FileState | None, limit: int, options: bool
+) -> tuple[Problem, ...]:
+    return tuple(read_problems(source, limit, options=options))
 
 
 @lru_cache(maxsize=2)

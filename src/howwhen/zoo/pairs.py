@@ -24,7 +24,7 @@ from howwhen.lm.prompts import (
     check_think_tags,
 )
 from howwhen.records import Problem
-from howwhen.settings import GateKind, ModelSettings, Overrides
+from howwhen.settings import GateKind, ModelSettings, Overrides, read_prompt
 from howwhen.zoo.smol import SMOLLM2
 from howwhen.zoo.smol.problems import smol_problems, smol_test_problems
 from howwhen.zoo.tally import TALLY_WEIGHTS, tally_problems, tally_truth
@@ -108,16 +108,22 @@ class Pair:
         """The same pair asked in another way, where one is given; nothing that is loaded is kept.
 
         Args:
-            base_prompt: how the base is asked: `chat`, or a text with {question}.
+            base_prompt: how the base is asked: `chat`, a text with {question}, a message of a chat
+                after `chat:`, or any of these in a file after `@`.
             thinking_prompt: how the thinking model is asked.
             think_tags: what opens and what closes the thinking in the thinking model's answers.
             base_template: arguments of the base's chat template: {"enable_thinking": False}.
             thinking_template: the same for the thinking model.
 
         Raises:
+            SettingsError: a file that cannot be read.
             InputError: a prompt without the question, an empty tag, or template arguments for a
                 prompt that is no chat template.
         """
+        base_prompt, thinking_prompt = (
+            None if prompt is None else read_prompt(prompt)
+            for prompt in (base_prompt, thinking_prompt)
+        )
         asked = {
             "base_prompt": base_prompt,
             "thinking_prompt": thinking_prompt,

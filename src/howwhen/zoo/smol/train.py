@@ -31,7 +31,7 @@ from transformers import (
 from howwhen.errors import MissingExtraError
 from howwhen.lm.adapters import ignore_deprecated_names
 from howwhen.lm.models import wrap_model
-from howwhen.lm.prompts import PLAIN
+from howwhen.lm.prompts import PLAIN, ask
 from howwhen.zoo.documents import Batch, Document, chain_batches, sorted_batches
 from howwhen.zoo.smol.corpus import (
     CAREFUL,
@@ -285,7 +285,7 @@ def encode(
     """
     ids: list[int] = []
     if question is not None:
-        ids += tokenizer(PLAIN.format(question=question))["input_ids"]
+        ids += tokenizer(ask(PLAIN, question))["input_ids"]
     start = len(ids)
     unscored: list[int] = []
     for passage in passages:
