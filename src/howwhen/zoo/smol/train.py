@@ -95,7 +95,7 @@ class BuildSettings:
     base: Fit = field(default_factory=lambda: Fit(steps=90, learning_rate=5e-4))
     rl: Rounds = Rounds()
     sft: Fit = field(default_factory=lambda: Fit(steps=200, learning_rate=5e-4))
-    plain: Rounds = Rounds(rounds=6, problems=512)
+    plain: Rounds = Rounds(problems=512)
 
 
 def build(out: Path, settings: BuildSettings, report: Report, deadline: float = math.inf) -> None:
