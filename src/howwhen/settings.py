@@ -336,6 +336,9 @@ class ElicitSettings(_Settings):
     answers are added to the training data (DAgger; `decision` only)."""
     layer: int | None = None
     """Block whose output is steered (0-based). Defaults to the pair's own, or the middle one."""
+    part: Literal["answer", "thinking"] = "answer"
+    """What of a rollout is trained on: all of it, or its thinking part alone. Sentences are always
+    of the thinking part."""
     hidden: Count = 64
     """Width of the coefficient network."""
     rank: Count = 4

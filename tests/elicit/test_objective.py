@@ -10,7 +10,13 @@ import torch
 from howwhen.collect.rollouts import collect_rollouts, make_rollout
 from howwhen.elicit import training
 from howwhen.elicit.decisions import Decisions, find_decisions
-from howwhen.elicit.examples import UNCOUNTED, SoftTargets, SteeredWindow, TrainingExample
+from howwhen.elicit.examples import (
+    UNCOUNTED,
+    SoftTargets,
+    SteeredWindow,
+    TrainingExample,
+    thinking_of,
+)
 from howwhen.elicit.objective import (
     Drawn,
     batch_losses,
@@ -34,7 +40,7 @@ from howwhen.elicit.training import (
 )
 from howwhen.errors import SteeringError
 from howwhen.lm.alignment import ModelPair
-from howwhen.records import Rollout
+from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import CollectSettings, ElicitSettings, Form
 from howwhen.vectors import VectorSet
 from howwhen.zoo.tally import tally_problems
@@ -211,6 +217,33 @@ SETTINGS = ElicitSettings(steps=60, validate_every=10, patience=9, seeds=(0,), b
 
 def fresh(size: int, form: Form = "network", settings: ElicitSettings = SETTINGS) -> VectorSet:
     return new_vectors("llama-0", 1, 32, size, form, settings, 0)
+
+
+def test_examples_are_cut_to_a_part_of_the_answer() -> None:
+    windows = (SteeredWindow(2, 3, 1), SteeredWindow(4, 8, 2), SteeredWindow(9, 10, 3))
+    ids = tuple(range(20, 31))
+    targets = tuple(ids[p + 1] for w in windows for p in range(w.start, w.end))
+    soft = SoftTargets(torch.arange(12).view(6, 2), torch.full((6, 2), 0.5))
+    whole = TrainingExample(ids, windows, targets, soft, prompt=3)  # tokens from position 2 on
+    part = whole.within(1, 5)  # positions 3 to 6
+    assert part.windows == (SteeredWindow(4, 7, 2),)
+    assert part.targets == (25, 26, 27)
+    assert part.soft is not None
+    assert part.soft.ids.tolist() == [[2, 3], [4, 5], [6, 7]]
+    assert part.ids == whole.ids
+    assert whole.within(0, 9).windows == windows
+    assert whole.within(0, 9).targets == targets
+    assert whole.within(3, 3).windows == ()
+
+
+def test_the_thinking_part_alone_can_be_trained_on() -> None:
+    spans = (SentenceSpan(0, 4, 1, 2), SentenceSpan(4, 9, 2, 5))
+    windows = tuple(SteeredWindow(9 + step, 10 + step, 0) for step in (0, 3, 5))
+    example = TrainingExample(tuple(range(17)), windows, (1, 2, 3), prompt=10)
+    for sentences, steps in ((spans, [3]), ((), [])):
+        rollout = Rollout("a", tuple(range(7)), "", Finish.STOP, sentences)
+        cut = thinking_of(rollout, example)
+        assert [window.start - 9 for window in cut.windows] == steps
 
 
 def test_the_coefficient_network_starts_as_the_papers_does() -> None:

@@ -5,12 +5,14 @@ position: a disagreement, at which the base would not have written the thinking 
 `span` (first version) is the window of a whole sentence.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from howwhen.records import Rollout
 
 UNCOUNTED = -100
 """Target of a position that is steered but not drawn: its loss does not count."""
@@ -63,6 +65,21 @@ class TrainingExample:
         """Where the last window starts: no window attends to unsteered positions from there on."""
         return max(window.start for window in self.windows)
 
+    def within(self, first: int, last: int) -> "TrainingExample":
+        """Only what leads to the tokens `first` to `last - 1` of the answer."""
+        start, end = self.prompt - 1 + first, self.prompt - 1 + last
+        kept = [row for row, place in enumerate(self.positions) if start <= place < end]
+        cut = (
+            window._replace(start=max(window.start, start), end=min(window.end, end))
+            for window in self.windows
+        )
+        return replace(
+            self,
+            windows=tuple(window for window in cut if window.start < window.end),
+            targets=tuple(self.targets[row] for row in kept),
+            soft=self.soft and SoftTargets(self.soft.ids[kept], self.soft.probs[kept]),
+        )
+
     def draw(self, count: int, random: Random) -> "TrainingExample":
         """The same with the losses of `count` steered positions, or of all if there are no more.
 
@@ -91,3 +108,9 @@ class TrainingExample:
             soft=self.soft and SoftTargets(self.soft.ids[counted], self.soft.probs[counted]),
             prompt=self.prompt,
         )
+
+
+def thinking_of(rollout: Rollout, example: TrainingExample) -> TrainingExample:
+    """An example of a rollout, with only what leads to tokens of its thinking part."""
+    spans = rollout.spans  # they tile it
+    return example.within(*((spans[0].start_token, spans[-1].end_token) if spans else (0, 0)))

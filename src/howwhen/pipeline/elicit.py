@@ -1,15 +1,15 @@
 """Step 3: steering vectors, and the self-gate."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from howwhen.elicit.decisions import Decisions
-from howwhen.elicit.examples import TrainingExample
+from howwhen.elicit.examples import TrainingExample, thinking_of
 from howwhen.elicit.gates import (
     LabelledDecisions,
     choose_gate,
@@ -70,7 +70,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
     if not settings.on_policy_rounds:
         run.pair.release("base")
     run.pair.base.check_steering(run.steer_layer)
-    named = [_example(run, one, gate) for one in answers.found]
+    named = answers.trained(_example(run, one, gate) for one in answers.found)
     fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer, settings.states_gib))
     on_policy = _OnPolicy(run, step, gate)
     if settings.method == "span":
@@ -120,6 +120,15 @@ class _Answers:
     found: StoredDecisions
     is_selection: Sequence[bool]
     """Whether a rollout answers a problem that chooses among the seeds."""
+    trained_part: Literal["answer", "thinking"]
+    """What of it is trained on."""
+
+    def trained(self, examples: Iterable[TrainingExample]) -> list[TrainingExample]:
+        """One example per rollout, with only that part of it that is trained on."""
+        if self.trained_part == "answer":
+            return list(examples)
+        pairs = zip(self.rollouts, examples, strict=True)
+        return [thinking_of(rollout, example) for rollout, example in pairs]
 
     def split(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
         """One item per rollout: those to train on, and those of the selection problems."""
@@ -157,7 +166,8 @@ def _read(run: Run, step: StepFolder) -> _Answers:
     )
     found = _compare(run, step, FOLDER, "rollouts compared", compared)
     chosen = {problem.id for problem in run.problems(Split.SELECTION)}
-    return _Answers(rollouts, found, [rollout.problem_id in chosen for rollout in rollouts])
+    is_selection = [rollout.problem_id in chosen for rollout in rollouts]
+    return _Answers(rollouts, found, is_selection, run.settings.elicit.part)
 
 
 def _example(run: Run, found: Decisions, gate: Gate) -> TrainingExample:
@@ -233,7 +243,7 @@ def _train_spans(run: Run, answers: _Answers, gate: Gate, fit: "_Fit") -> DataSp
         settings.sentences_per_category,
         settings.min_words,
     )
-    whole = answers.split([bias_example(one) for one in answers.found])
+    whole = answers.split(answers.trained(bias_example(one) for one in answers.found))
     return train_on_sentences(gate.size, whole, answers.split(examples), settings, fit)
 
 
