@@ -119,3 +119,14 @@ def test_an_empty_section_overrides_nothing_and_one_of_another_kind_is_refused()
 def test_what_no_step_could_use_is_refused(section: str, name: str, value: object) -> None:
     with pytest.raises(SettingsError, match=f"{section}.{name}"):
         make_settings({section: {name: value}})
+
+
+def test_more_samples_need_a_temperature() -> None:
+    for name in ("samples", "thinking_samples"):
+        with pytest.raises(SettingsError, match=f"{name} 2 with .*temperature 0 would all be"):
+            make_settings({"hybrid": {name: 2}})
+    chosen = make_settings({"hybrid": {"thinking_samples": 2, "thinking_temperature": 0.6}}).hybrid
+    assert (chosen.samples_of("thinking"), chosen.samples_of("base")) == (2, 1)
+    assert (chosen.of_rung("thinking").temperature, chosen.of_rung("base").temperature) == (0.6, 0)
+    with pytest.raises(SettingsError, match="thinking_samples 3 with thinking_temperature 0"):
+        make_settings({"hybrid": {"temperature": 0.6, "samples": 3, "thinking_temperature": 0}})

@@ -454,6 +454,12 @@ class HybridSettings(_Settings):
     """Sampling temperature of the base; 0 is greedy. Both models share the random numbers."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: only the most likely tokens with this total probability are drawn."""
+    thinking_temperature: Annotated[float, Field(ge=0)] | None = None
+    """Sampling temperature of the rung `thinking`. Defaults to `temperature`."""
+    thinking_top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The same for `top_p`."""
+    thinking_samples: Count | None = None
+    """Answers per problem of the rung `thinking`. Defaults to `samples`."""
     seed: int = 0
     """Seed of the sampling."""
     block_tokens: Count = 16
@@ -490,6 +496,17 @@ class HybridSettings(_Settings):
     """Share of the difference between the two models' logits that the rung `logit-difference` adds
     to the base's."""
 
+    def of_rung(self, name: str) -> "HybridSettings":
+        """The settings that a rung is decoded with."""
+        if name != "thinking":
+            return self
+        own = {"temperature": self.thinking_temperature, "top_p": self.thinking_top_p}
+        return self.model_copy(update={key: one for key, one in own.items() if one is not None})
+
+    def samples_of(self, name: str) -> int:
+        """How often each problem is answered on a rung."""
+        return (self.thinking_samples if name == "thinking" else None) or self.samples
+
     @model_validator(mode="after")
     def _names_rungs(self) -> "HybridSettings":
         if self.rungs is not None and "all" in self.rungs and len(self.rungs) > 1:
@@ -499,11 +516,13 @@ class HybridSettings(_Settings):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "HybridSettings":
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(
-                f"samples {self.samples} with temperature 0 would all be equal; expected a "
-                "temperature above 0 with more than one sample"
-            )
+        for name, prefix in (("hybrid", ""), ("thinking", "thinking_")):
+            samples = self.samples_of(name)
+            if samples > 1 and self.of_rung(name).temperature == 0:
+                raise ValueError(
+                    f"{prefix}samples {samples} with {prefix}temperature 0 would all be equal; "
+                    "expected a temperature above 0 with more than one sample"
+                )
         return self
 
 

@@ -19,6 +19,7 @@ from howwhen.pipeline.budgets import SHARES, budget_thresholds
 from howwhen.pipeline.doctor import examine_run
 from howwhen.pipeline.files import STEPS
 from howwhen.pipeline.live import open_rungs
+from howwhen.pipeline.plan import step_settings
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import LADDER, OPTIONAL_RUNGS, Grade, HybridTrace, Measurement
 from howwhen.serve.launch import make_service
@@ -271,6 +272,34 @@ def test_controls_of_every_sample_are_matched_to_the_same_sample(
     assert {rung.samples for rung in measurement.rungs.values()} == {2}
     budgets = [name for name in passes if "-budget" in name]
     assert len(budgets) == 2 * 3 * len(SHARES)
+
+
+def test_the_thinking_model_can_be_sampled_in_its_own_way(finished: Path, tmp_path: Path) -> None:
+    """As in the paper's second version: it is sampled three times, all others are greedy."""
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    own = {"thinking_temperature": 1.0, "thinking_top_p": 0.9, "thinking_samples": 3}
+    _pipeline(folder, {"hybrid": {"rungs": ("takeover",), **own}}, redo=True)
+    measurement = TypeAdapter(Measurement).validate_json(
+        (folder / "5-measure" / "measurement.json").read_bytes()
+    )
+    samples = {name: rung.samples for name, rung in measurement.rungs.items()}
+    assert samples == {"base": 1, "takeover": 1, "hybrid": 1, "thinking": 3}
+    assert set(measurement.rungs["thinking"].pass_at_k) == {1, 2}
+    step, before = (StepFolder(one / "4-hybrid", "hybrid") for one in (folder, finished))
+    sampled = [
+        [one.ids for one in step.read_records(f"traces/thinking-0{name}.jsonl", HybridTrace)]
+        for name in ("", "-sample1", "-sample2")
+    ]
+    assert sampled[0] != sampled[1] != sampled[2] != sampled[0]
+    greedy = "traces/takeover-0.jsonl"
+    assert [one.ids for one in step.read_records(greedy, HybridTrace)] == [
+        one.ids for one in before.read_records(greedy, HybridTrace)
+    ]
+    changed = make_settings({"elicit": {"on_policy_rounds": 1}, "hybrid": own})
+    plain = make_settings({"elicit": {"on_policy_rounds": 1}})
+    pair = find_pair("tally-rl")
+    assert step_settings(pair, changed, "elicit") == step_settings(pair, plain, "elicit")
 
 
 def test_thresholds_hold_the_share_that_they_are_made_for(finished: Path) -> None:

@@ -178,10 +178,9 @@ class _Ladder:
 
     def decode(self, rung_pass: RungPass) -> list[HybridTrace]:
         """The traces of a pass. Only those that are missing from its file are decoded."""
-        settings = self.run.settings.hybrid
-        sample = rung_pass.sample
+        name, sample = rung_pass.rung.name, rung_pass.sample
+        settings = self.run.settings.hybrid.of_rung(name)
         seeded = settings.model_copy(update={"seed": settings.seed + sample})
-        name = rung_pass.rung.name
         watch = Watch(self.probe if name in READ_ALONG else None, name in DIVERGENCE_NOTED)
 
         with self.run.reporter.task(rung_pass.label, len(self.problems)) as advance:

@@ -35,6 +35,10 @@ ADDITIVE: dict[StepName, tuple[str, ...]] = {
     "hybrid": ("rungs", "random_seeds", "samples", "knock_outs", "budgets"),
 }
 """Settings that say how much a step does, or which of its results it takes. What is there stays."""
+OF_CONTROLS = (
+    "guardrail_top_k", "logit_alpha", "thinking_temperature", "thinking_top_p", "thinking_samples",
+)  # fmt: skip
+"""Settings of the hybrid's step that change other rungs than the hybrid itself."""
 RECOMPUTED: tuple[StepName, ...] = ("measure", "present")
 """Steps made in seconds from what the others keep. They are redone without a question."""
 
@@ -57,7 +61,8 @@ def _hybrid_settings_used(settings: RunSettings) -> Json:
     """What the elicit step reads of the hybrid's settings."""
     used: Json = {"one_sided_tokens": settings.hybrid.one_sided_tokens}
     if settings.elicit.on_policy_rounds:
-        used["on_policy"] = settings.hybrid.model_dump(mode="json", exclude=set(ADDITIVE["hybrid"]))
+        unused = {*ADDITIVE["hybrid"], *OF_CONTROLS}
+        used["on_policy"] = settings.hybrid.model_dump(mode="json", exclude=unused)
     return used
 
 

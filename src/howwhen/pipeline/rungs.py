@@ -132,12 +132,14 @@ class Rungs:
                 f"this run has no rung {', '.join(sorted(missing))}; expected some of "
                 f"{', '.join(dict.fromkeys(rung.name for rung, _ in controls))}"
             )
-        return [
+        passes = [
             RungPass(rung, seed, sample)
             for same in zip(*by_sample, strict=True)
             for sample, (rung, seed) in enumerate(same)
-            if rung.name in wanted
+            if rung.name in wanted and rung.name != "thinking"
         ]
+        thinking = range(self.settings.samples_of("thinking"))
+        return [*passes, *(RungPass(Thinking(), sample=sample) for sample in thinking)]
 
     def budgets(self, thresholds: Mapping[str, Mapping[float, float]]) -> list[RungPass]:
         """Rungs that intervene only where it matters most, once per budget.
