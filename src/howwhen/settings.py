@@ -348,7 +348,11 @@ class ElicitSettings(_Settings):
     min_words: Count = 3
     """Sentences with fewer words are not trained on (`span` only)."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Seeds of training. The one with the lowest selection loss is kept."""
+    """Seeds of training, of which one is kept."""
+    choose_by: Literal["loss", "gap"] = "loss"
+    """What chooses among the seeds: the lowest loss on the selection rollouts, or the largest share
+    of the gap that the hybrid recovers on the selection problems (paper, second version). The
+    shared vector is chosen by its loss."""
     steps: Count = 1000
     """Maximum number of training steps per seed."""
     batch_size: Count = 32

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from howwhen import Pipeline, Reporter, find_pair, make_settings, open_run
 from howwhen.cli import app
+from howwhen.elicit.report import ElicitReport
 from howwhen.errors import SettingsError, SteeringError, StoreError
 from howwhen.formats.saelens import read_saelens
 from howwhen.hybrid.choice import Guardrail, Steer
@@ -300,6 +301,39 @@ def test_the_thinking_model_can_be_sampled_in_its_own_way(finished: Path, tmp_pa
     plain = make_settings({"elicit": {"on_policy_rounds": 1}})
     pair = find_pair("tally-rl")
     assert step_settings(pair, changed, "elicit") == step_settings(pair, plain, "elicit")
+
+
+def test_seeds_can_be_chosen_by_what_the_hybrid_recovers(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    how = {"choose_by": "gap", "on_policy_rounds": 0, "seeds": (0, 1, 2)}
+    _pipeline(folder, {"elicit": how, "hybrid": {"rungs": ("takeover",)}}, redo=True)
+    step = StepFolder(folder / "3-elicit", "elicit")
+    found = step.read_object("selection.json")
+    assert list(found) == ["base", "thinking", "0", "1", "2"]
+    summary = step.read_record("training.json", ElicitReport).vectors
+    gap = found["thinking"] - found["base"] or 1.0
+    assert summary.gaps == pytest.approx([(found[n] - found["base"]) / gap for n in "012"])
+    best = max(summary.gaps)
+    tied = [one for one, own in zip(summary.seeds, summary.gaps, strict=True) if own == best]
+    assert summary.chosen_seed == min(tied, key=lambda one: one.selection_loss).seed
+    kept = step.read_vectors("vectors.safetensors")
+    part = step.read_vectors(f"parts/vectors-{summary.chosen_seed}.safetensors")
+    assert torch.equal(kept.vectors, part.vectors)
+    assert step.read_record("training.json", ElicitReport).shared.gaps == ()
+    report = (folder / "6-present" / "report.md").read_text()
+    assert f"kept seed {summary.chosen_seed}, by the gap that its hybrid recovers on" in report
+    pair = find_pair("tally-rl")
+    longer = {"max_new_tokens": 99}
+    keys = [
+        step_settings(
+            pair, make_settings({"elicit": {"choose_by": by}, "hybrid": hybrid}), "elicit"
+        )
+        for by in ("loss", "gap")
+        for hybrid in ({}, longer)
+    ]
+    assert keys[0] == keys[1]
+    assert keys[2] != keys[3]
 
 
 def test_thresholds_hold_the_share_that_they_are_made_for(finished: Path) -> None:

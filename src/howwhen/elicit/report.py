@@ -25,6 +25,9 @@ class TrainingSummary:
 
     chosen_seed: int
     seeds: tuple[SeedTraining, ...]
+    gaps: tuple[float, ...] = ()
+    """Share of the gap that the hybrid of every seed recovers on the selection problems, signed,
+    where that chose among the seeds."""
 
 
 @dataclass(frozen=True)

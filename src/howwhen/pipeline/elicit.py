@@ -35,6 +35,7 @@ from howwhen.lm.alignment import ModelPair
 from howwhen.pipeline.context import ELICIT_REPORT, Run
 from howwhen.pipeline.decisions import FOLDER, Comparison, StoredDecisions, read_decisions
 from howwhen.pipeline.rungs import chosen_strength
+from howwhen.pipeline.selecting import selection_gaps
 from howwhen.pipeline.store import StepFolder
 from howwhen.pipeline.traces import grow_traces
 from howwhen.probes import Gate
@@ -71,7 +72,8 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
         run.pair.release("base")
     run.pair.base.check_steering(run.steer_layer)
     named = answers.trained(_example(run, one, gate) for one in answers.found)
-    fit = _Fit(run, step, PrefixCache(run.pair.base, run.steer_layer, settings.states_gib))
+    states = PrefixCache(run.pair.base, run.steer_layer, settings.states_gib)
+    fit = _Fit(run, step, states, gate)
     on_policy = _OnPolicy(run, step, gate)
     if settings.method == "span":
         data = _train_spans(run, answers, gate, fit)
@@ -278,6 +280,7 @@ class _Fit:
     run: Run
     step: StepFolder
     states: PrefixCache
+    gate: Gate
     summaries: dict[str, TrainingSummary] = field(default_factory=dict)
     """By name of the vectors."""
 
@@ -296,12 +299,24 @@ class _Fit:
         chosen = {}
         for name in sizes:
             trainings = [self._load(name, seed) for seed in seeds]
-            best = choose_training(trainings)
+            best, gaps = self._choose(name, trainings)
             self.step.write_vectors(f"{name}.safetensors", best.vectors)
             notes = tuple(training.notes for training in trainings)
-            self.summaries[name] = TrainingSummary(best.seed, notes)
+            self.summaries[name] = TrainingSummary(best.seed, notes, gaps)
             chosen[name] = best.vectors
         return chosen
+
+    def _choose(
+        self, name: str, trainings: Sequence[Training]
+    ) -> tuple[Training, tuple[float, ...]]:
+        """The best seed, and what the hybrid of each recovers, where that decides."""
+        if name != "vectors" or self.run.settings.elicit.choose_by == "loss":
+            return choose_training(trainings), ()
+        self.states.clear()
+        candidates = {training.seed: training.vectors for training in trainings}
+        gaps = selection_gaps(self.run, self.step, self.gate, candidates)
+        best = max(trainings, key=lambda one: (gaps[one.seed], -one.selection_loss))
+        return best, tuple(gaps[training.seed] for training in trainings)
 
     def _train(
         self, data: DataSplit, sizes: Mapping[str, int], bias: Tensor | None, form: Form | None

@@ -8,7 +8,6 @@ from random import Random
 from typing import get_args
 
 from howwhen.judge.endpoint import Judge, open_endpoint
-from howwhen.lm.alignment import ModelPair
 from howwhen.measure.audit import Audit, Audited, audit_answers, unequal_reading
 from howwhen.measure.bits import bits_of
 from howwhen.measure.concentration import concentration_of
@@ -24,6 +23,7 @@ from howwhen.measure.ladder import Budget, Category, GradedTrace, measure_ladder
 from howwhen.pipeline.budgets import BUDGETS_FILE
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import grades_file
+from howwhen.pipeline.grading import items_of
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import (
     BUDGETS,
@@ -31,11 +31,9 @@ from howwhen.records import (
     LADDER,
     Concentration,
     HybridTrace,
-    Problem,
     RungName,
     Split,
 )
-from howwhen.zoo.pairs import Pair
 
 JUDGE_REPORT = "judge.json"
 """File with what a judge thinks of the grades, if one was asked."""
@@ -68,7 +66,7 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
         for name in decoded.read_json("passes.json"):
             traces = decoded.read_records(name, HybridTrace)
             rung = traces[0].rung
-            items = _items(run.pair, rung, traces, problems)
+            items = items_of(run.pair, rung, traces, problems)
             flexible, strict = grader.grade(items), grader.grade(items, "strict")
             bits = bits_of(rung, traces) or repeat(None)
             graded.setdefault(rung, []).extend(map(reduce_trace, traces, flexible, strict, bits))
@@ -139,26 +137,6 @@ def _budgets(decoded: StepFolder, graded: Mapping[str, Sequence[GradedTrace]]) -
         )
         for full, by_budget in thresholds.items()
         for budget, threshold in by_budget.items()
-    ]
-
-
-def _items(
-    pair: Pair, rung: RungName, traces: Sequence[HybridTrace], problems: Mapping[str, Problem]
-) -> list[Item]:
-    """A rung's answers, to be graded."""
-    outlines = ModelPair(pair.base_outline, pair.thinking_outline)
-    is_begun = outlines.starts_in_thinking(rung)
-    return [
-        Item(
-            trace.text,
-            problems[trace.problem_id].answer,
-            problems[trace.problem_id].dataset,
-            trace.finish,
-            question=problems[trace.problem_id].question,
-            think_tags=pair.think_tags,
-            starts_in_thinking=is_begun,
-        )
-        for trace in traces
     ]
 
 

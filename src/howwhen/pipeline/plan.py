@@ -63,6 +63,9 @@ def _hybrid_settings_used(settings: RunSettings) -> Json:
     if settings.elicit.on_policy_rounds:
         unused = {*ADDITIVE["hybrid"], *OF_CONTROLS}
         used["on_policy"] = settings.hybrid.model_dump(mode="json", exclude=unused)
+    if settings.elicit.choose_by == "gap":
+        unused = {*ADDITIVE["hybrid"], "guardrail_top_k", "logit_alpha"}
+        used["selection"] = settings.hybrid.model_dump(mode="json", exclude=unused)
     return used
 
 

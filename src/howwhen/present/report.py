@@ -52,7 +52,7 @@ from howwhen.records import (
 
 if TYPE_CHECKING:
     from howwhen.discover.report import GridRow
-    from howwhen.elicit.report import ElicitReport
+    from howwhen.elicit.report import ElicitReport, TrainingSummary
     from howwhen.measure.audit import Audit
     from howwhen.measure.judge import JudgeReport
 
@@ -232,6 +232,7 @@ def training_lines(training: "ElicitReport") -> list[str]:
         )
         lines.append(
             f"{name}: selection loss in nats per seed: {losses}; kept seed {summary.chosen_seed}"
+            f"{_gaps_text(summary)}"
         )
     for kind, agreement in training.gate_sentence_agreement.items():
         if agreement.share is not None:
@@ -246,6 +247,15 @@ def training_lines(training: "ElicitReport") -> list[str]:
         f"{probe.category_accuracy:.0%} of {probe.decisions} disagreements"
     )
     return lines
+
+
+def _gaps_text(summary: "TrainingSummary") -> str:
+    """What the hybrid of every seed recovers, where that chose among them."""
+    if not summary.gaps:
+        return ""
+    pairs = zip(summary.seeds, summary.gaps, strict=True)
+    shares = ", ".join(f"seed {notes.seed}: {gap:.0%}" for notes, gap in pairs)
+    return f", by the gap that its hybrid recovers on the selection problems ({shares})"
 
 
 def _example_parts(examples: Sequence[tuple[str, HybridTrace]]) -> list[str]:
