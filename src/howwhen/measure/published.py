@@ -33,7 +33,9 @@ class PublishedFigure:
     def measured(self, hybrid: RungMeasurement) -> str:
         """The same number of a run's hybrid, as text."""
         value: float | None = getattr(hybrid, self.compares_with)
-        return "undefined" if value is None else f"{value:.1%}"
+        if value is None:
+            return "undefined" if self.compares_with == "gap_recovered_clamped" else "not measured"
+        return f"{value:.1%}"
 
 
 def read_published() -> list[PublishedFigure]:

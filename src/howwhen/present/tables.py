@@ -276,19 +276,19 @@ def published_table(measurement: Measurement) -> Table:
             _percent(rung.gap_recovered),
             _percent(rung.gap_recovered_clamped),
             f"{rung.steered_fraction:.1%}",
-            _percent(rung.steered_per_problem, 1),
+            "" if rung.steered_per_problem is None else f"{rung.steered_per_problem:.1%}",
         )
         for name, rung in measurement.rungs.items()
     ]
     columns = (
         "rung", "accuracy", "gap recovered", "by the paper's formula", "steered",
-        "mean over answers",
+        "steered, mean over answers",
     )  # fmt: skip
     return Table(columns, rows)
 
 
-def _percent(value: float | None, digits: int = 0) -> str:
-    return "undefined" if value is None else f"{value:.{digits}%}"
+def _percent(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.0%}"
 
 
 def _share(value: float | None, interval: Interval | None) -> tuple[str, str]:
