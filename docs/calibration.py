@@ -1,5 +1,6 @@
-"""The tables of docs/calibration.md, from the files in docs/measurements: what was expected of every
-rung on every organism, and what was measured. `python docs/calibration.py` writes them anew.
+"""The tables of docs/calibration.md: what was expected of every rung, and what was measured.
+
+`python docs/calibration.py` makes them anew of the files in docs/measurements.
 """
 
 import re
@@ -61,9 +62,6 @@ EXPECTED: Mapping[str, Mapping[RungName, Expected]] = {
         "random-vectors": LITTLE,
         "takeover": Expected(low=1.0),
     },
-    "smol": {**_MOMENTS, "shared-vector": MUCH, "self-gate": MUCH},
-    "smol-sft": {"takeover": Expected(low=1.0)},
-    "smol-plain": {"takeover": Expected(low=1.0)},
 }
 """Of each organism, as far as its making says what must come out."""
 
@@ -153,16 +151,7 @@ def tables(found: Mapping[str, Measurement]) -> dict[str, str]:
                 rows.append([rung, *cells])
         return _table(rows)
 
-    groups = {
-        "tally": [name for name in found if name.startswith("tally")],
-        "smol": [name for name in found if name.startswith("smol")],
-    }
-    made = {
-        f"{cell}_{group}": table(cell, names)
-        for group, names in groups.items()
-        for cell in ("recovery", "bits", "fitted")
-        if names
-    }
+    made = {cell: table(cell, list(found)) for cell in ("recovery", "bits", "fitted")}
     rows = [["pair", "n", "cause", "what the report says"]]
     for name, one in found.items():
         told = explain(one)
@@ -170,15 +159,15 @@ def tables(found: Mapping[str, Measurement]) -> dict[str, str]:
     return {**made, "verdicts": _table(rows)}
 
 
+def filled(page: str) -> str:
+    """The page with the tables of what has been measured."""
+    found = tables(measured())
+    return MARK.sub(lambda match: f"{match[1]}\n{found[match[2]]}\n{match[3]}", page)
+
+
 def main() -> None:
     """Write the tables into the page."""
-    found = tables(measured())
-    page = PAGE.read_text()
-
-    def put(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{found[match[2]]}\n{match[3]}"
-
-    PAGE.write_text(MARK.sub(put, page))
+    PAGE.write_text(filled(PAGE.read_text()))
 
 
 if __name__ == "__main__":

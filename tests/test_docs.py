@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 import howwhen as hw
 from howwhen.cli import app
+from howwhen.present.verdict import explain
 from howwhen.records import Measurement
 from tests.conftest import MakeModel
 from tests.finished_run import make_run
@@ -63,6 +64,32 @@ def test_the_guardrail_does_on_smol_sft_what_the_readme_says() -> None:
     found = (guardrail.gap_recovered, guardrail.gains.shared, guardrail.gains.elsewhere)
     share, gained, elsewhere = (round(100 * (one or 0)) for one in found)
     assert tuple(map(int, told.groups())) == (share, gained, guardrail.gains.problems, elsewhere)
+
+
+def test_the_calibration_is_the_measured_one() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "calibration.py"))
+    page = (ROOT / "docs" / "calibration.md").read_text()
+    assert made["filled"](page) == page
+    found = made["measured"]()
+    assert {"tally-rl", "tally-cross", "tally-which", "tally-sft"} <= set(found)
+    assert all(one.n >= 300 for one in found.values())
+    # What did not come out as expected is told.
+    assert set(made["surprises"](found)) == {("tally-which", "early-only")}
+    assert page.count("**not so**") == 1
+    assert "`early-only` on `tally-which`" in page
+
+
+@pytest.mark.parametrize(
+    ("pair", "cause"),
+    [
+        ("tally-rl", "when"),
+        ("tally-cross", "when"),
+        ("tally-which", "which"),
+        ("tally-sft", "nothing"),
+    ],
+)
+def test_the_verdict_knows_the_organisms(pair: str, cause: str) -> None:
+    assert explain(read(f"docs/measurements/{pair}.json")).cause == cause
 
 
 @pytest.mark.parametrize(
