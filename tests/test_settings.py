@@ -128,5 +128,9 @@ def test_more_samples_need_a_temperature() -> None:
     chosen = make_settings({"hybrid": {"thinking_samples": 2, "thinking_temperature": 0.6}}).hybrid
     assert (chosen.samples_of("thinking"), chosen.samples_of("base")) == (2, 1)
     assert (chosen.of_rung("thinking").temperature, chosen.of_rung("base").temperature) == (0.6, 0)
-    with pytest.raises(SettingsError, match="thinking_samples 3 with thinking_temperature 0"):
-        make_settings({"hybrid": {"temperature": 0.6, "samples": 3, "thinking_temperature": 0}})
+    own = make_settings({"hybrid": {"temperature": 0.6, "samples": 3, "thinking_temperature": 0}})
+    assert own.hybrid.samples_of("thinking") == 1
+    with pytest.raises(SettingsError, match="expected thinking_temperature above 0"):
+        make_settings({"hybrid": {"thinking_top_p": 0.9}})
+    with pytest.raises(SettingsError, match="expected part answer with them"):
+        make_settings({"elicit": {"part": "thinking", "on_policy_rounds": 1}})

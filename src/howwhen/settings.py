@@ -411,6 +411,11 @@ class ElicitSettings(_Settings):
                 "gate clusters groups disagreements, but method span trains on sentences; expected "
                 "gate taxonomy or probe with it"
             )
+        if self.part == "thinking" and self.on_policy_rounds:
+            raise ValueError(
+                "part thinking with on_policy_rounds: the hybrid's own answers have no thinking "
+                "part; expected part answer with them"
+            )
         if self.method == "span" and (self.on_policy_rounds or self.objective != "token"):
             raise ValueError(
                 "method span has neither on_policy_rounds nor objective distribution; expected "
@@ -473,7 +478,8 @@ class HybridSettings(_Settings):
     """Compile the passes of all models, decisions, and steering of single positions: `inductor`;
     `graphs` replays CUDA graphs too; `trace` generates no code but proves that it could be. Each
     number of answers, of tokens (1, 4, 16) and of columns (512, 2048, ...) is compiled once per
-    process, in half a minute or more. The answers are the same up to ties."""
+    process, and decisions once per rung, in half a minute or more. The answers are the same up
+    to ties."""
     draft_model: Annotated[str | None, BeforeValidator(_or_none)] = None
     """A small third model of the same vocabulary, by hub id or folder, that writes ahead for both
     (speculative decoding). Defaults to the pair's; `none` to do without. The answers are the
@@ -509,7 +515,10 @@ class HybridSettings(_Settings):
 
     def samples_of(self, name: str) -> int:
         """How often each problem is answered on a rung."""
-        return (self.thinking_samples if name == "thinking" else None) or self.samples
+        if name != "thinking":
+            return self.samples
+        is_greedy = self.of_rung(name).temperature == 0
+        return self.thinking_samples or (1 if is_greedy else self.samples)
 
     @model_validator(mode="after")
     def _names_rungs(self) -> "HybridSettings":
@@ -520,6 +529,11 @@ class HybridSettings(_Settings):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> "HybridSettings":
+        if self.thinking_top_p is not None and self.of_rung("thinking").temperature == 0:
+            raise ValueError(
+                f"thinking_top_p {self.thinking_top_p} with temperature 0; expected "
+                "thinking_temperature above 0 with it"
+            )
         for name, prefix in (("hybrid", ""), ("thinking", "thinking_")):
             samples = self.samples_of(name)
             if samples > 1 and self.of_rung(name).temperature == 0:

@@ -7,6 +7,7 @@ compiled.
 import gc
 import weakref
 from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from weakref import WeakSet
 
 import pytest
@@ -50,7 +51,7 @@ def graphs() -> int:
 
 
 def decision_shapes() -> set[Hashable]:
-    return {shape for one in compiled._ALL for shape in one._shapes if isinstance(shape[0], tuple)}
+    return {shape for one in deciding._DECISIONS for shape in one._shapes}
 
 
 def test_shapes_are_rounded_up() -> None:
@@ -152,6 +153,20 @@ class Unsure(Base):
         return emit(context.base.token, context.uniforms[:, 0] < 0)
 
 
+@dataclass(frozen=True)
+class Listed(Base):
+    """Holds what cannot be compared."""
+
+    tokens: set[int] = field(default_factory=set)
+
+
+def test_a_rung_that_holds_anything_is_decided_without_a_graph(make_model: MakeModel) -> None:
+    how = HybridSettings(max_new_tokens=6, block_tokens=4, compile="trace")
+    found, plain = (decode(make_models(make_model), PROBLEMS[:2], rung, how)
+                    for rung in (Listed({3}), Base()))  # fmt: skip
+    assert [trace.ids for trace in found] == [trace.ids for trace in plain]
+
+
 def test_a_rung_that_cannot_be_compiled_says_what_to_do(make_model: MakeModel) -> None:
     how = HybridSettings(max_new_tokens=6, block_tokens=4, compile="trace")
     with pytest.raises(SettingsError, match="reads_host = True"):
@@ -202,7 +217,7 @@ def test_beyond_the_most_graphs_passes_are_not_compiled(
         expected = decode(models, PROBLEMS[:count], rung, how)
         traced = how.model_copy(update={"compile": "trace"})
         expect_equal(decode(models, PROBLEMS[:count], rung, traced), expected)
-    assert 0 < graphs() <= 5
+    assert 0 < graphs() <= 5 + 5  # of passes, and of decisions
 
 
 @pytest.mark.slow

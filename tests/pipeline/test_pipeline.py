@@ -312,7 +312,7 @@ def test_seeds_can_be_chosen_by_what_the_hybrid_recovers(finished: Path, tmp_pat
     found = step.read_object("selection.json")
     assert list(found) == ["base", "thinking", "0", "1", "2"]
     summary = step.read_record("training.json", ElicitReport).vectors
-    gap = found["thinking"] - found["base"] or 1.0
+    gap = abs(found["thinking"] - found["base"]) or 1.0
     assert summary.gaps == pytest.approx([(found[n] - found["base"]) / gap for n in "012"])
     best = max(summary.gaps)
     tied = [one for one, own in zip(summary.seeds, summary.gaps, strict=True) if own == best]

@@ -43,11 +43,21 @@ _BOX = "\\boxed{"
 
 
 def sliced(source: str) -> tuple[str, int, int | None]:
-    """A source of problems, and which of them are meant: the first, and where they end."""
-    match = _SLICE.fullmatch(source)
-    if match is None or Path(source).exists():
+    """A source of problems, and which of them are meant: the first, and where they end.
+
+    Raises:
+        ProblemError: brackets that mean no problems.
+    """
+    if not source.endswith("]") or Path(source).exists():
         return source, 0, None
-    return match[1], int(match[2] or 0), int(match[3]) if match[3] else None
+    match = _SLICE.fullmatch(source)
+    first, last = (match[2], match[3]) if match else ("", "0")
+    if match is None or (last and int(last) <= int(first or 0)):
+        raise ProblemError(
+            f"found problems {source!r}; expected the numbers of the first problem and of the one "
+            "after the last, from 0, such as gsm8k[:500] or math500[100:200]"
+        )
+    return match[1], int(first or 0), int(last) if last else None
 
 
 def read_problems(
@@ -55,7 +65,7 @@ def read_problems(
 ) -> list[Problem]:
     """The first `limit` problems of a file, a published set or a set on the hub.
 
-    `SOURCE[100:200]` means the problems 100 to 199 of a source, from 0.
+    `SOURCE[100:200]` means the problems 100 to 199 of a source, from 0, whatever the limit.
 
     A row is an object with a question (`question` or `problem`, after a `Body` if there is one) and
     a gold answer (`answer` or `gold`, text or number), and optionally `id` and `options`. If the
@@ -78,10 +88,10 @@ def read_problems(
     is_file = source.exists() or not (name in PUBLISHED or name.startswith("hub:"))
     rows = file_rows(source, "problems") if is_file else _hub_rows(PUBLISHED.get(name, name))
     dataset = source.name.split(".")[0] if is_file else name
-    ends = [end for end in (last, None if limit is None else first + limit) if end is not None]
+    end = first + limit if last is None and limit is not None else last
     problems = [
         _make_problem(name, dataset, number, row, options)
-        for number, row in islice(rows, first, min(ends, default=None))
+        for number, row in islice(rows, first, end)
     ]
     if not problems:
         raise ProblemError(
@@ -235,9 +245,18 @@ def _make_problem(source: str, dataset: str, number: int, row: Any, with_choices
     if with_choices and (options := fields.get("options")):
         question = with_options(question, _read_options(source, number, options))
     answer = read_gold(source, number, fields)
+    if not with_choices and (options := fields.get("options")):
+        answer = _option_text(answer, _read_options(source, number, options))
     given_id = fields.get("id")
     problem_id = f"{dataset}-{number}" if given_id is None else str(given_id)
     return Problem(problem_id, question, answer, dataset=dataset)
+
+
+def _option_text(answer: str, options: Sequence[str]) -> str:
+    """The gold answer of a question that is asked without its options: what a letter stands for."""
+    letter = answer.removeprefix("(").removesuffix(")")
+    named = dict(zip(LETTERS, options, strict=False))
+    return named.get(letter, answer) if answer != letter else answer
 
 
 def _boxed(solution: Any) -> str | None:

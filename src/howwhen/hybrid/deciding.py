@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float, Int
@@ -119,8 +120,12 @@ class Decider:
             base.padded(size),
             None if thinking is None else thinking.padded(size),
         )
-        graphs = _graphs(how)
-        if not graphs.has_graph(_outline((self, *padded))):
+        graphs, outline = _graphs(how), _outline((self, *padded))
+        try:
+            hash(outline)
+        except TypeError:  # a rung that holds what cannot be compared
+            return None
+        if not graphs.has_graph(outline):
             return None
         try:
             numbers, has_bits = graphs(self, *padded)
@@ -140,12 +145,16 @@ def _outline(value: Any) -> Hashable:
         return type(value), *(_outline(part) for part in vars(value).values())
     if isinstance(value, dict):
         return tuple((key, _outline(part)) for key, part in value.items())
-    return tuple(map(_outline, value)) if isinstance(value, tuple) else value
+    return tuple(map(_outline, value)) if isinstance(value, tuple | list) else value
+
+
+_DECISIONS: "WeakSet[Graphs]" = WeakSet()
+"""Counted apart from passes of models, since every rung has its own."""
 
 
 @cache
 def _graphs(how: Compilation) -> Graphs:
-    return Graphs(_decide, how)
+    return Graphs(_decide, how, _DECISIONS)
 
 
 def _on_host() -> None:

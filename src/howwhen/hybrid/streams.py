@@ -350,7 +350,7 @@ class Streams:
                 positions.to(steered.device),
                 self.cache,
             )
-        return Branch(places, logits.float()[rows], start, None)
+        return Branch(places, logits.float()[rows.to(logits.device)], start, None)
 
     def forget_branches(self) -> None:
         """Free what branches left: copies, and states behind the streams.

@@ -83,8 +83,8 @@ LEARNED = fixed(1.0)
 
 
 def sweep(strengths: Sequence[float], windows: Sequence[Window] = (1,)) -> Strength:
-    """Every strength with every window; of equally good ones the lowest strength is taken.
+    """Every strength with every window; of equally good candidates the first is taken.
 
-    That is the order of the paper's code.
+    All windows of a strength come before the next strength, as in the paper's code.
     """
     return Strength(tuple((strength, window) for strength in strengths for window in windows))

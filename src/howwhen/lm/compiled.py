@@ -23,7 +23,7 @@ SIZES = (1, 4, 16)
 MIN_COLUMNS = 512
 """Fewest columns of a cache that there is a graph for; then four times as many, and so on."""
 MAX_GRAPHS = 128
-"""Graphs of all models and shapes that one process may compile."""
+"""Graphs of all models and shapes that one process may compile, and as many of decisions."""
 _LOG = logging.getLogger(__name__)
 _ALL: "WeakSet[Graphs]" = WeakSet()
 _PASSES: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], "CompiledPass"]] = WeakKeyDictionary()
@@ -60,8 +60,11 @@ def _say_full() -> None:
 class Graphs:
     """A function of tensors with one graph for every shape; it makes no others."""
 
-    def __init__(self, run: Callable[..., Any], how: Compilation) -> None:
-        self._how = how
+    def __init__(
+        self, run: Callable[..., Any], how: Compilation, among: "WeakSet[Graphs] | None" = None
+    ) -> None:
+        """Of a function, counted among others up to `MAX_GRAPHS`; by default among all passes."""
+        self._how, self._among = how, _ALL if among is None else among
         config: Any = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 2 * MAX_GRAPHS)
         options: dict[Compilation, dict[str, Any]] = {
@@ -74,11 +77,11 @@ class Graphs:
         )
         self._shapes: set[tuple[Hashable, ...]] = set()
         """Shapes that it has graphs for."""
-        _ALL.add(self)
+        self._among.add(self)
 
     def has_graph(self, *shape: Hashable) -> bool:
         """Whether there is a graph for a shape, or one more may be made."""
-        if shape not in self._shapes and sum(len(one._shapes) for one in _ALL) >= MAX_GRAPHS:
+        if shape not in self._shapes and sum(len(one._shapes) for one in self._among) >= MAX_GRAPHS:
             _say_full()
             return False
         self._shapes.add(shape)

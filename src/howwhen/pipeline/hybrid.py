@@ -57,7 +57,7 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
     """Decode the test problems on every rung of the ladder."""
     problems = run.problems(Split.TEST)
     check_test_problems(problems)
-    if run.settings.hybrid.temperature == 0:
+    if run.settings.hybrid.of_rung("thinking").temperature == 0:
         warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     ladder = _Ladder(run, step, run.models(), problems, run.phrases(), rungs.probe)

@@ -32,11 +32,18 @@ ADDITIVE: dict[StepName, tuple[str, ...]] = {
         for name in DiscoverSettings.model_fields
         if name.startswith(("chosen_", "judge_")) and name not in RESULT_NEUTRAL
     ),
-    "hybrid": ("rungs", "random_seeds", "samples", "knock_outs", "budgets"),
+    "hybrid": (
+        "rungs",
+        "random_seeds",
+        "samples",
+        "thinking_samples",
+        "knock_outs",
+        "budgets",
+    ),
 }
 """Settings that say how much a step does, or which of its results it takes. What is there stays."""
 OF_CONTROLS = (
-    "guardrail_top_k", "logit_alpha", "thinking_temperature", "thinking_top_p", "thinking_samples",
+    "guardrail_top_k", "logit_alpha", "thinking_temperature", "thinking_top_p",
 )  # fmt: skip
 """Settings of the hybrid's step that change other rungs than the hybrid itself."""
 RECOMPUTED: tuple[StepName, ...] = ("measure", "present")

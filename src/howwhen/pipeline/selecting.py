@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from howwhen.errors import SettingsError
 from howwhen.hybrid.choice import Base, Rung, Steer, Thinking
 from howwhen.hybrid.decoder import decode
 from howwhen.measure.grade import open_grader
@@ -21,25 +20,17 @@ SELECTION = "selection.json"
 def selection_gaps(
     run: Run, step: StepFolder, gate: Gate, candidates: Mapping[int, VectorSet]
 ) -> dict[int, float]:
-    """The share of the gap that the hybrid of every seed recovers, signed.
+    """What the hybrid of every seed gains over the base, as a share of the gap's size, signed.
 
-    Without a gap on these problems it is the difference from the base. What was decoded before is
-    not decoded again.
+    More is better even where the thinking model is the weaker one on these problems. Without a gap
+    it is the difference from the base. What was decoded before is not decoded again.
 
     Args:
         run: whose selection problems are answered.
         step: where the accuracies are kept, one by one.
         gate: of the hybrid.
         candidates: vectors by seed.
-
-    Raises:
-        SettingsError: no problem was set aside for the selection.
     """
-    if not run.problems(Split.SELECTION):
-        raise SettingsError(
-            "elicit.choose_by is gap, but no problem is set aside for the selection among seeds; "
-            "expected --collect.selection-fraction above 0, or --elicit.choose-by loss"
-        )
     strength = chosen_strength(run.settings)
     rungs: dict[str, Rung] = {"base": Base(), "thinking": Thinking()}
     rungs |= {str(seed): Steer(gate, one, strength) for seed, one in candidates.items()}
@@ -52,7 +43,7 @@ def selection_gaps(
                 found[name] = _accuracy(run, rung)
                 step.write_json(SELECTION, found)
             advance(number)
-    base, gap = found["base"], found["thinking"] - found["base"]
+    base, gap = found["base"], abs(found["thinking"] - found["base"])
     return {seed: (found[str(seed)] - base) / (gap or 1.0) for seed in candidates}
 
 
