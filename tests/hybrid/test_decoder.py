@@ -377,7 +377,7 @@ def test_a_strength_that_steers_nothing_is_refused(make: object, message: str) -
         make()
 
 
-def test_of_equally_good_candidates_the_lowest_strength_counts(make_model: MakeModel) -> None:
+def test_of_equally_good_candidates_the_first_counts(make_model: MakeModel) -> None:
     """As in the paper's code, whose sweep goes through all windows of a strength in turn."""
     nothing = replace(make_forms()["linear"], vectors=torch.zeros(4, 32))
     rung = Steer(make_gate(), nothing, sweep([0.3, 0.9], ["everything", 1, "text-6"]))

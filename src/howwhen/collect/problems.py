@@ -242,11 +242,13 @@ def _make_problem(source: str, dataset: str, number: int, row: Any, with_choices
     question = _field(source, number, fields, "question", _QUESTIONS)
     if isinstance(fields.get("Body"), str):
         question = f"{fields['Body'].strip()} {question}"
-    if with_choices and (options := fields.get("options")):
-        question = with_options(question, _read_options(source, number, options))
     answer = read_gold(source, number, fields)
-    if not with_choices and (options := fields.get("options")):
-        answer = _option_text(answer, _read_options(source, number, options))
+    if given := fields.get("options"):
+        options = _read_options(source, number, given)
+        if with_choices:
+            question = with_options(question, options)
+        else:
+            answer = _option_text(answer, options)
     given_id = fields.get("id")
     problem_id = f"{dataset}-{number}" if given_id is None else str(given_id)
     return Problem(problem_id, question, answer, dataset=dataset)

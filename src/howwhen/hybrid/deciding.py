@@ -62,6 +62,12 @@ class Reading:
         )
 
 
+ABOUT_RUNG = 4
+"""Numbers of a position that say what the rung does there."""
+PER_MODEL = 6
+"""Numbers of a position that say what one model thinks."""
+
+
 class Decided(NamedTuple):
     """Of every position of a draft."""
 

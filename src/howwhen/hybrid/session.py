@@ -19,7 +19,7 @@ from torch import Tensor
 
 from howwhen.hybrid.choice import Rung
 from howwhen.hybrid.context import AnswerSoFar
-from howwhen.hybrid.deciding import Decider, Reading
+from howwhen.hybrid.deciding import ABOUT_RUNG, PER_MODEL, Decider, Reading
 from howwhen.hybrid.drafting import Draft, Drafter, OpenAnswer
 from howwhen.hybrid.ledger import Opinion, Round, log_probs_of
 from howwhen.hybrid.notes import Notes, Watch
@@ -55,7 +55,7 @@ class _Plan:
 def _opinions(rows: list[list[list[float]]], own: int, rounding: float) -> list[list[Opinion]]:
     """One model's opinions, from where its token is, with its numbers behind it."""
     return [
-        [Opinion.of(row[own], row[own + 1 : own + 6], rounding) for row in stream]
+        [Opinion.of(row[own], row[own + 1 : own + PER_MODEL], rounding) for row in stream]
         for stream in rows
     ]
 
@@ -187,15 +187,17 @@ class Session:
             look_up_answers=self._so_far,
         )
         rows: list[list[list[float]]] = decided.numbers.tolist()
+        other = ABOUT_RUNG + PER_MODEL
+        noted = other if verdict is None else other + PER_MODEL
         return _Plan(
             drafted=[[int(row[0]) for row in stream] for stream in rows],
             token=[[int(row[1]) for row in stream] for stream in rows],
             is_decision=[[bool(row[2]) for row in stream] for stream in rows],
             category=[[int(row[3]) for row in stream] for stream in rows],
-            base=_opinions(rows, 4, self.base_rounding),
-            thinking=None if verdict is None else _opinions(rows, 10, self.thinking_rounding),
+            base=_opinions(rows, ABOUT_RUNG, self.base_rounding),
+            thinking=None if verdict is None else _opinions(rows, other, self.thinking_rounding),
             notes=lambda stream, place: self.watch.notes(
-                rows[stream][place][10 if verdict is None else 16 :],
+                rows[stream][place][noted:],
                 has_bits=decided.has_bits,
                 has_thinking=verdict is not None,
             ),

@@ -320,11 +320,8 @@ class Streams:
         There is one for single positions, one of each stream at most.
         """
         _, candidates, window, _ = delta.shape
-        streams, start, is_one_each = (
-            len(self.lengths),
-            self.width + skip,
-            len(set(places.streams)) == len(places.streams),
-        )
+        streams, start = len(self.lengths), self.width + skip
+        is_one_each = len(set(places.streams)) == len(places.streams)
         if upper is None or self.compilation is None or window > 1 or not is_one_each:
             return None
         run = compiled_upper(upper, self.compilation)

@@ -42,10 +42,10 @@ ADDITIVE: dict[StepName, tuple[str, ...]] = {
     ),
 }
 """Settings that say how much a step does, or which of its results it takes. What is there stays."""
-OF_CONTROLS = (
-    "guardrail_top_k", "logit_alpha", "thinking_temperature", "thinking_top_p",
-)  # fmt: skip
-"""Settings of the hybrid's step that change other rungs than the hybrid itself."""
+OF_CONTROLS = ("guardrail_top_k", "logit_alpha")
+"""Settings of the hybrid's step that change neither the hybrid nor either model alone."""
+OF_THINKING = ("thinking_temperature", "thinking_top_p")
+"""Settings that change the rung `thinking` alone."""
 RECOMPUTED: tuple[StepName, ...] = ("measure", "present")
 """Steps made in seconds from what the others keep. They are redone without a question."""
 
@@ -68,10 +68,10 @@ def _hybrid_settings_used(settings: RunSettings) -> Json:
     """What the elicit step reads of the hybrid's settings."""
     used: Json = {"one_sided_tokens": settings.hybrid.one_sided_tokens}
     if settings.elicit.on_policy_rounds:
-        unused = {*ADDITIVE["hybrid"], *OF_CONTROLS}
+        unused = {*ADDITIVE["hybrid"], *OF_CONTROLS, *OF_THINKING}
         used["on_policy"] = settings.hybrid.model_dump(mode="json", exclude=unused)
     if settings.elicit.choose_by == "gap":
-        unused = {*ADDITIVE["hybrid"], "guardrail_top_k", "logit_alpha"}
+        unused = {*ADDITIVE["hybrid"], *OF_CONTROLS}
         used["selection"] = settings.hybrid.model_dump(mode="json", exclude=unused)
     return used
 
