@@ -146,6 +146,9 @@ class Shortcuts:
     """Short for --collect.problems."""
     traces: tuple[str, ...] | None = None
     """Short for --collect.traces."""
+    from_run: str | None = None
+    """Short for --discover.taxonomy and --elicit.vectors: take both from another run's folder, and
+    train nothing."""
     limit: int | None = None
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
@@ -177,6 +180,8 @@ class Shortcuts:
         }
         sections = {
             "collect": collect,
+            "discover": {"taxonomy": self.from_run},
+            "elicit": {"vectors": self.from_run},
             "hybrid": hybrid,
             "measure": {"audit": self.audit},
             "models": vars(self.placing),

@@ -236,6 +236,9 @@ class CollectSettings(_Settings):
 class DiscoverSettings(JudgeSettings):
     """Discover: the model read, the grid of taxonomies, how one is chosen, and who names it."""
 
+    taxonomy: str | None = None
+    """A taxonomy that exists: the folder of another run, or a file of howwhen. It is taken as it
+    is, with its titles, and no other is tried."""
     reader: str | None = None
     """Model whose activations are read: a hub id, a folder or an embedded name such as `smollm2`.
     Defaults to the thinking model."""
@@ -303,12 +306,25 @@ class DiscoverSettings(JudgeSettings):
                 raise ValueError(f"{name} {list(values)}; expected one or more, each once")
         wishes = {"layer": self.layers, "size": self.sizes, "k": self.ks, "method": self.methods}
         for name, values in wishes.items():
-            wish = getattr(self, f"chosen_{name}")
+            wish = self._wish(name)
             if wish is not None and values is not None and wish not in values:
                 raise ValueError(
                     f"chosen_{name} {wish} is not in the grid; expected one of {list(values)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _chooses_or_takes(self) -> "DiscoverSettings":
+        chosen = [name for name in ("layer", "size", "k", "method") if self._wish(name) is not None]
+        if self.taxonomy is not None and chosen:
+            raise ValueError(
+                f"taxonomy {self.taxonomy!r} with chosen_{chosen[0]}; expected one of them, as "
+                "there is nothing to choose where a taxonomy is given"
+            )
+        return self
+
+    def _wish(self, name: str) -> object:
+        return getattr(self, f"chosen_{name}")
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> "DiscoverSettings":
@@ -320,6 +336,9 @@ class DiscoverSettings(JudgeSettings):
 class ElicitSettings(_Settings):
     """Elicit: steering vectors by one of the two published methods, and the self-gate."""
 
+    vectors: str | None = None
+    """Vectors that exist: the folder of another run, with its gate and probe, or a file of howwhen.
+    They are taken as they are, and nothing is trained."""
     method: Literal["decision", "span"] = "decision"
     """`decision` (second version) trains at single positions where the two models disagree; `span`
     (first version) trains on whole sentences, after a bias vector."""
@@ -613,6 +632,11 @@ class RunSettings(_Settings):
     """Step 6."""
     models: ModelSettings = ModelSettings()
     """Where the models are."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is found or trained. Where not, the test problems are all there is."""
+        return self.discover.taxonomy is None or self.elicit.vectors is None
 
     @model_validator(mode="after")
     def _places_only_what_there_is(self) -> "RunSettings":

@@ -311,7 +311,9 @@ def test_seeds_can_be_chosen_by_what_the_hybrid_recovers(finished: Path, tmp_pat
     step = StepFolder(folder / "3-elicit", "elicit")
     found = step.read_object("selection.json")
     assert list(found) == ["base", "thinking", "0", "1", "2"]
-    summary = step.read_record("training.json", ElicitReport).vectors
+    report = step.read_record("training.json", ElicitReport)
+    summary, shared = report.vectors, report.shared
+    assert summary is not None and shared is not None
     gap = abs(found["thinking"] - found["base"]) or 1.0
     assert summary.gaps == pytest.approx([(found[n] - found["base"]) / gap for n in "012"])
     best = max(summary.gaps)
@@ -320,9 +322,9 @@ def test_seeds_can_be_chosen_by_what_the_hybrid_recovers(finished: Path, tmp_pat
     kept = step.read_vectors("vectors.safetensors")
     part = step.read_vectors(f"parts/vectors-{summary.chosen_seed}.safetensors")
     assert torch.equal(kept.vectors, part.vectors)
-    assert step.read_record("training.json", ElicitReport).shared.gaps == ()
-    report = (folder / "6-present" / "report.md").read_text()
-    assert f"kept seed {summary.chosen_seed}, by the gap that its hybrid recovers on" in report
+    assert shared.gaps == ()
+    text = (folder / "6-present" / "report.md").read_text()
+    assert f"kept seed {summary.chosen_seed}, by the gap that its hybrid recovers on" in text
     pair = find_pair("tally-rl")
     longer = {"max_new_tokens": 99}
     keys = [

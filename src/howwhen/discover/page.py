@@ -29,6 +29,7 @@ class PageInput:
     reader: str
     counts: "DiscoverCounts"
     rows: "Sequence[GridRow]"
+    """Of the grid; none where the taxonomy was given."""
     summaries: Sequence[CategorySummary]
     transitions: Transitions
     truth: Mapping[str, Any] | None = None
@@ -76,7 +77,7 @@ def page_context(given: PageInput) -> dict[str, Any]:
     """What `taxonomy.html` shows, by the names it knows."""
     return {
         "given": given,
-        "chosen": next(row.scores for row in given.rows if row.is_chosen),
+        "chosen": next((row.scores for row in given.rows if row.is_chosen), None),
         "heat_maps": _heat_maps(given.rows),
         "judged": [row for row in given.rows if row.scores.judged is not None],
         "baselines": _best_of_each_method([row.scores for row in given.rows]),

@@ -60,19 +60,23 @@ class ProbeScores:
 class ElicitReport:
     """Everything that later steps show of this one."""
 
-    vectors: TrainingSummary
-    shared: TrainingSummary
+    vectors: TrainingSummary | None
+    """None where they were given, and nothing is known of their training."""
+    shared: TrainingSummary | None
     """Of the single vector for all categories."""
     gate_sentence_agreement: Mapping[str, GateAgreement]
     """By kind of gate."""
-    self_gate: ProbeScores
-    decisions_per_category: tuple[int, ...]
-    """Disagreements of all rollouts, as the gate names them."""
+    self_gate: ProbeScores | None
+    """None where vectors were given without a probe."""
+    decisions_per_category: tuple[int, ...] | None
+    """Disagreements of all rollouts, as the gate names them; None where that is not known."""
     bias: TrainingSummary | None = None
     """Of the first version's bias vector; None for the second version."""
+    given: str | None = None
+    """Where the vectors were taken from; None where this run trained them."""
 
     @property
     def trainings(self) -> dict[str, TrainingSummary]:
         """Every training by name, in the order in which they ran."""
-        both = {"vectors": self.vectors, "shared": self.shared}
-        return both if self.bias is None else {"bias": self.bias, **both}
+        every = {"bias": self.bias, "vectors": self.vectors, "shared": self.shared}
+        return {name: training for name, training in every.items() if training is not None}

@@ -1,12 +1,16 @@
 """One run as every step sees it: pair, settings, folder, and typed readers of its records."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from howwhen.elicit.report import ElicitReport
+from howwhen.errors import SettingsError
+from howwhen.formats.safetensors import load_taxonomy
 from howwhen.hybrid.guesses import Phrases
 from howwhen.lm.alignment import ModelPair
 from howwhen.lm.models import LanguageModel
+from howwhen.pipeline.given import TRAINING, taxonomy_file
 from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.probes import Taxonomy
 from howwhen.progress import Reporter
@@ -14,8 +18,6 @@ from howwhen.records import Annotation, HybridSummary, Measurement, Problem, Rol
 from howwhen.settings import RunSettings
 from howwhen.zoo.pairs import Pair
 
-ELICIT_REPORT = "training.json"
-"""File of the step elicit with its report."""
 HYBRID_SUMMARY = "summary.json"
 """File of the step hybrid with its summary."""
 REPORT = "report.html"
@@ -80,7 +82,29 @@ class Run:
     def taxonomy_layers(self) -> tuple[int, ...]:
         """The blocks of the reader that are read."""
         discover = self.settings.discover
+        if discover.taxonomy is not None:
+            return (self.given_taxonomy.layer,)
         return self.pair.reading_layers(discover.reader, discover.layers)
+
+    @cached_property
+    def given_taxonomy(self) -> Taxonomy:
+        """The taxonomy that the settings name.
+
+        Raises:
+            SettingsError: it is not there, or reads another model than this run does.
+            StoreError: the file is damaged.
+        """
+        source = str(self.settings.discover.taxonomy)
+        taxonomy = load_taxonomy(taxonomy_file(source))
+        reader = self.settings.discover.reader or self.pair.thinking_source
+        width = self.pair.reader_outline(self.settings.discover.reader).model.config.hidden_size
+        if taxonomy.model != reader or len(taxonomy.mean) != width:
+            raise SettingsError(
+                f"the taxonomy {source} reads {taxonomy.model} (width {len(taxonomy.mean)}), but "
+                f"this run reads {reader} (width {width}); expected a taxonomy of that model, or "
+                "--discover.reader with the one that it reads"
+            )
+        return taxonomy
 
     @property
     def gate_layer(self) -> int:
@@ -106,7 +130,7 @@ class Run:
 
     def elicit_report(self) -> ElicitReport:
         """How gates and trainings turned out."""
-        return self.folder.step("elicit").read_record(ELICIT_REPORT, ElicitReport)
+        return self.folder.step("elicit").read_record(TRAINING, ElicitReport)
 
     def hybrid_summary(self) -> HybridSummary:
         """What the hybrid did, in numbers."""

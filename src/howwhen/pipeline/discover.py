@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from pydantic import TypeAdapter
 
 from howwhen.discover.activations import ReaderInput
@@ -47,6 +48,8 @@ PAGE = "taxonomy.html"
 def discover(run: Run, step: StepFolder) -> DiscoverCounts:
     """Read the sentences, train the grid of taxonomies, choose one and name its categories."""
     settings, report = run.settings.discover, run.reporter.say
+    if settings.taxonomy is not None:
+        return _take(run, step, settings.taxonomy)
     # A judge that cannot be used is refused before anything is read.
     judge = open_judge(
         settings, run.folder.judge_cache, report, Placement.of(run.settings.models, "judge")
@@ -83,6 +86,33 @@ def discover(run: Run, step: StepFolder) -> DiscoverCounts:
         named_without_judge=naming.fell_back,
     )
     step.write_text(PAGE, make_page(taxonomy_page(run, step, counts, rows)))
+    return counts
+
+
+def _take(run: Run, step: StepFolder, source: str) -> DiscoverCounts:
+    """Categorise the sentences, if there are any, by a taxonomy that exists."""
+    taxonomy = run.given_taxonomy
+    rollouts, questions = run.rollouts_with_questions()
+    corpus = Corpus(rollouts, _labels(run, rollouts), run.settings.discover.min_words)
+    activations = _read(run, step, corpus, questions) if corpus.texts else None
+    names = [Name(title, "", Path(source).name, ()) for title in taxonomy.titles]
+    categories = _write_taxonomy(step, corpus, activations, taxonomy, names)
+    _write_truth(step, corpus, categories, taxonomy.size)
+    step.write_json("scores.json", [])
+    counts = DiscoverCounts(
+        sentences=len(corpus.texts),
+        sentences_trained_on=0,
+        sentences_too_short=0,
+        sentences_per_category=count_per_category(categories, taxonomy.size),
+        cells=0,
+        choice=f"{taxonomy.size} categories at layer {taxonomy.layer}, given as {source}",
+        judge="none asked",
+        unparsable_names=0,
+        unparsable_scores=None,
+        named_without_judge=(),
+    )
+    run.reporter.say(f"  taxonomy: {counts.choice}")
+    step.write_text(PAGE, make_page(taxonomy_page(run, step, counts, [])))
     return counts
 
 
@@ -155,12 +185,22 @@ def _grid_of_layer(
 def _write_taxonomy(
     step: StepFolder,
     corpus: Corpus,
-    activations: Activations,
+    activations: Activations | None,
     taxonomy: Taxonomy,
     names: Sequence[Name],
 ) -> list[int]:
-    """Write the chosen taxonomy and its categories; returns the category of every sentence."""
-    scores = score_all(activations, taxonomy)
+    """Write the chosen taxonomy and its categories; returns the category of every sentence.
+
+    Args:
+        step: its folder.
+        corpus: the sentences.
+        activations: of them; None if there is no sentence.
+        taxonomy: the chosen one.
+        names: of its categories.
+    """
+    scores = (
+        torch.zeros(0, taxonomy.size) if activations is None else score_all(activations, taxonomy)
+    )
     annotations = annotate(corpus.rollouts, scores)
     step.write_taxonomy(taxonomy)
     step.discard(SAELENS)
@@ -177,6 +217,8 @@ def _write_taxonomy(
 
 def _write_truth(step: StepFolder, corpus: Corpus, categories: Sequence[int], size: int) -> None:
     """Compare the training sentences with the truth, if it is known."""
+    if not categories:
+        return
     trained, labels = corpus.select_trained(categories), corpus.trained_labels
     if truth := compare_with_truth(trained, labels):
         tables = {level: confusion(trained, labels[level], size) for level in truth}

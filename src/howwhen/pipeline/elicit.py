@@ -32,11 +32,13 @@ from howwhen.elicit.training import DataSplit, choose_training, new_vectors, tra
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
-from howwhen.pipeline.context import ELICIT_REPORT, Run
+from howwhen.pipeline.context import Run
 from howwhen.pipeline.decisions import FOLDER, Comparison, StoredDecisions, read_decisions
+from howwhen.pipeline.given import GATE, SELF_GATE, TRAINING
 from howwhen.pipeline.rungs import chosen_strength
 from howwhen.pipeline.selecting import selection_gaps
 from howwhen.pipeline.store import StepFolder
+from howwhen.pipeline.taking import TakenCounts, take_vectors
 from howwhen.pipeline.traces import grow_traces
 from howwhen.probes import Gate
 from howwhen.progress import Advance
@@ -62,12 +64,17 @@ class ElicitCounts:
     categories_without_training: tuple[int, ...]
 
 
-def elicit(run: Run, step: StepFolder) -> ElicitCounts:
-    """Find disagreements, name them with a gate, train vectors and the self-gate."""
+def elicit(run: Run, step: StepFolder) -> ElicitCounts | TakenCounts:
+    """Find disagreements, name them with a gate, train vectors and the self-gate.
+
+    Where vectors are given, they are taken as they are.
+    """
     settings = run.settings.elicit
+    if settings.vectors is not None:
+        return take_vectors(run, step, settings.vectors)
     answers = _read(run, step)
     gate, agreement = _choose_gate(run, answers)
-    step.write_gate("gate.safetensors", gate)
+    step.write_gate(GATE, gate)
     if not settings.on_policy_rounds:
         run.pair.release("base")
     run.pair.base.check_steering(run.steer_layer)
@@ -87,7 +94,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts:
     fit.states.clear()
     per_category = _per_category(named, gate.size)
     step.write_record(
-        ELICIT_REPORT,
+        TRAINING,
         ElicitReport(
             vectors=fit.summaries["vectors"],
             shared=fit.summaries["shared"],
@@ -269,7 +276,7 @@ def _train_self_gate(
     probe, scores = train_self_gate(
         run.pair.base.name, _probe_layers(run), gate.size, train, heldout, run.settings.elicit
     )
-    step.write_gate("self_gate.safetensors", probe)
+    step.write_gate(SELF_GATE, probe)
     return scores
 
 

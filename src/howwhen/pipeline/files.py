@@ -44,12 +44,20 @@ class Key:
     @property
     def digest(self) -> str:
         """A short hash of all of it."""
-        return _digest(asdict(self))
+        return _digest(self._parts())
 
     @property
     def content_digest(self) -> str:
         """A short hash of all but the additive settings."""
-        return _digest({**asdict(self), "additive": {}})
+        return _digest({**self._parts(), "additive": {}})
+
+    def _parts(self) -> Json:
+        """All of it but settings that are not set, so that a new one spoils no finished work."""
+        settings, additive = (
+            {name: value for name, value in part.items() if value is not None}
+            for part in (self.settings, self.additive)
+        )
+        return {**asdict(self), "settings": settings, "additive": additive}
 
 
 StepState = Literal["new", "done", "resumable", "other"]
@@ -131,7 +139,7 @@ class StepFiles:
         """In words, which earlier steps or files differ from those the files were made from."""
         begun = self._read_if_there("started.json").get("upstream", {})
         return [
-            f"the {name} {'files' if name == 'problems' else 'step'} changed"
+            f"the {name} {'step' if name in STEPS else 'files'} changed"
             for name, digest in upstream.items()
             if digest != begun.get(name)
         ]

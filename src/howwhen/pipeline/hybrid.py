@@ -105,6 +105,7 @@ def _budgets(ladder: "_Ladder", rungs: Rungs, others: Sequence[RungPass]) -> lis
     full = [
         RungPass(rung, sample=sample)
         for rung in (rungs.full, rungs.self_gate, Takeover())
+        if rung is not None
         for sample in range(rungs.settings.samples)
     ]
     traces: dict[str, list[HybridTrace]] = defaultdict(list)
@@ -126,8 +127,8 @@ def _match(
     """What the controls of every sample are matched to: the same sample of hybrid and base."""
     ends = sentence_ends_of(ladder.models.base)
     matched = [Matched.of(*pair, ends) for pair in zip(hybrid, base, strict=True)]
-    if "entropy-gate" not in rungs.wanted:
-        return matched
+    if "entropy-gate" not in rungs.wanted or not run.settings.trains:
+        return matched  # where nothing is trained there are only test problems
     if not (ladder.step.path / ENTROPY_GATE).exists():  # as in a step that is being resumed
         ladder.step.write_record(ENTROPY_GATE, _entropy_threshold(run, ladder, rungs))
     chosen = ladder.step.read_record(ENTROPY_GATE, EntropyThreshold)
@@ -170,7 +171,7 @@ class _Ladder:
     models: ModelPair
     problems: Sequence[Problem]
     phrases: Phrases
-    probe: SelfGate
+    probe: SelfGate | None
     """Reads along on rungs that the thinking model tells something."""
     prompts: PromptCache = field(default_factory=PromptCache)
     known: dict[tuple[int, str], list[Answer]] = field(default_factory=lambda: defaultdict(list))

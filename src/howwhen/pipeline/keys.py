@@ -8,6 +8,7 @@ from howwhen.lm.models import LanguageModel
 from howwhen.lm.placement import Role
 from howwhen.pipeline.context import Run
 from howwhen.pipeline.files import STEPS, Key, StepName
+from howwhen.pipeline.given import given_digests
 from howwhen.pipeline.plan import problems_digest, step_settings
 
 GRADING = 4
@@ -34,6 +35,7 @@ def step_key(run: Run, name: StepName) -> Key:
         upstream[earlier] = folder.digest
     if name == "collect":
         upstream["problems"] = problems_digest(run.pair, run.settings)
+    upstream |= given_digests(run.settings, name)
     settings, additive = step_settings(run.pair, run.settings, name)
     outlines = {"base": run.pair.base_outline, "thinking": run.pair.thinking_outline}
     models: Json = {role: describe_model(outlines[role]) for role in MODELS_USED.get(name, ())}
@@ -57,6 +59,6 @@ def _beside_settings(run: Run, name: StepName) -> Json:
         return {
             "sampler": asdict(rollout_sampling(run.pair.thinking_outline, run.settings.collect))
         }
-    if name == "discover":
+    if name == "discover" and run.settings.discover.taxonomy is None:
         return {"layers": list(run.taxonomy_layers)}
     return {"layer": run.steer_layer} if name == "elicit" else {}

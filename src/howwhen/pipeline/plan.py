@@ -20,8 +20,9 @@ from howwhen.errors import MissingExtraError, ModelError, RedoError, SettingsErr
 from howwhen.formats.files import Json
 from howwhen.pipeline.files import STEPS, StepName, settings_changes
 from howwhen.pipeline.folders import Owner, RunFiles
+from howwhen.pipeline.given import given_digests, taxonomy_file, vector_files
 from howwhen.pipeline.problems import FileState, check_test_problems, draw_split, file_state
-from howwhen.settings import DiscoverSettings, JudgeSettings, RunSettings
+from howwhen.settings import DiscoverSettings, ElicitSettings, JudgeSettings, RunSettings
 from howwhen.zoo.pairs import Pair, local_folder
 
 RESULT_NEUTRAL = ("judge_key_variable", "judge_prices", "judge_threads", "judge_timeout_seconds")
@@ -102,6 +103,7 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
         differences += step.model_changes(asked)
         if name == "collect":
             differences += step.upstream_changes({"problems": problems_digest(pair, settings)})
+        differences += step.upstream_changes(given_digests(settings, name))
         if differences:
             changes[name] = differences
     return changes
@@ -110,6 +112,9 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
 def problems_digest(pair: Pair, settings: RunSettings) -> str:
     """Hash of the content of all problem and trace files. A named set is hashed by its name."""
     collect = settings.collect
+    if not settings.trains:
+        trained = settings.model_copy(update={"elicit": ElicitSettings()})
+        return f"only for tests: {problems_digest(pair, trained)}"
     given = (collect.problems, *(collect.traces or ()), collect.test_problems)
     sources = tuple(source for source in given if source is not None)
     if not sources:
@@ -184,6 +189,10 @@ def check_plan(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = ST
         InputError: problems, models, layers or gates that cannot be used.
         MissingExtraError: a package that a step needs is not installed.
     """
+    if settings.discover.taxonomy is not None:
+        taxonomy_file(settings.discover.taxonomy)
+    if settings.elicit.vectors is not None:
+        vector_files(settings.elicit.vectors)
     _check_problems(pair, settings, steps)
     _check_packages(settings, steps)
     _check_judges(settings, steps)

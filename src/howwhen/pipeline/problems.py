@@ -5,6 +5,7 @@ after it has changed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,12 +50,19 @@ def read_written(settings: CollectSettings) -> Traces | None:
 def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
     """The run's problems, each marked train, selection or test.
 
+    Where taxonomy and vectors are given, nothing is trained, and only the test problems are needed.
+
     Raises:
         SettingsError: a pair without problems of its own, and no file.
         ProblemError: problems that cannot be used, or that are trained on and tested on.
     """
-    chosen = settings.collect
-    return split_problems(_draw_problems(pair, chosen), chosen, _draw_test_problems(pair, chosen))
+    chosen, test = settings.collect, _draw_test_problems(pair, settings.collect)
+    if not settings.trains and test:
+        return [replace(problem, split=Split.TEST) for problem in test]
+    problems = split_problems(_draw_problems(pair, chosen), chosen, test)
+    if settings.trains:
+        return problems
+    return [problem for problem in problems if problem.split is Split.TEST]
 
 
 def check_test_problems(problems: Sequence[Problem]) -> None:

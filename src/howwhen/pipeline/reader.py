@@ -14,6 +14,7 @@ from howwhen.elicit.report import ElicitReport
 from howwhen.errors import SettingsError, StoreError
 from howwhen.pipeline.files import STEPS, StepFiles, StepName
 from howwhen.pipeline.folders import Owner, RunFiles
+from howwhen.pipeline.given import GATE, TRAINING, VECTORS
 from howwhen.records import Annotation, HybridTrace, Measurement, Problem, Rollout, Split
 from howwhen.settings import RunSettings, make_settings
 from howwhen.zoo.pairs import Pair, find_pair, list_pairs, own_pair
@@ -122,17 +123,18 @@ class RunReader:
     def vectors(self) -> "VectorSet":
         """The steering vectors, one per category."""
         self.finished("elicit")
-        return self._folder.step("elicit").read_vectors("vectors.safetensors")
+        return self._folder.step("elicit").read_vectors(VECTORS)
 
     def titles(self) -> tuple[str, ...]:
         """Titles of the categories that the hybrid steers with."""
         self.finished("elicit")
-        return self._folder.step("elicit").read_gate("gate.safetensors").titles
+        return self._folder.step("elicit").read_gate(GATE).titles
 
-    def decisions_per_category(self) -> list[int]:
-        """Disagreements that each vector was trained for."""
-        report = self.finished("elicit").read_record("training.json", ElicitReport)
-        return list(report.decisions_per_category)
+    def decisions_per_category(self) -> list[int] | None:
+        """Disagreements that each vector was trained for; None where that is not known."""
+        report = self.finished("elicit").read_record(TRAINING, ElicitReport)
+        counts = report.decisions_per_category
+        return None if counts is None else list(counts)
 
     def rungs(self) -> list[str]:
         """The rungs that were decoded, in that order."""

@@ -193,7 +193,7 @@ class RunResults:
         """The steering vectors, with the titles of their categories."""
         from howwhen.pipeline.shown import RunVectors
 
-        counts = tuple(self.reader.decisions_per_category())
+        counts = tuple(self.reader.decisions_per_category() or ())
         return RunVectors(**vars(self.reader.vectors()), titles=self.reader.titles(), counts=counts)
 
     @property

@@ -37,6 +37,7 @@ from howwhen.hybrid.controls import (
     randomise,
 )
 from howwhen.hybrid.strength import LEARNED, Strength, Window, fixed, sweep
+from howwhen.pipeline.given import GATE, SELF_GATE, SHARED, VECTORS
 from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate, SelfGate
@@ -88,8 +89,10 @@ class Rungs:
     pair: Pair
     gate: Gate
     vectors: VectorSet
-    shared: VectorSet
-    probe: SelfGate
+    shared: VectorSet | None
+    """The single vector for all categories; None where vectors were given without it."""
+    probe: SelfGate | None
+    """The same of the self-gate's probe."""
     strength: Strength
     settings: HybridSettings
 
@@ -98,10 +101,10 @@ class Rungs:
         """From a finished elicit step."""
         return cls(
             pair,
-            elicited.read_gate("gate.safetensors"),
-            elicited.read_vectors("vectors.safetensors"),
-            elicited.read_vectors("shared.safetensors"),
-            elicited.read_self_gate("self_gate.safetensors"),
+            elicited.read_gate(GATE),
+            elicited.read_vectors(VECTORS),
+            elicited.read_vectors(SHARED) if elicited.holds(SHARED) else None,
+            elicited.read_self_gate(SELF_GATE) if elicited.holds(SELF_GATE) else None,
             chosen_strength(settings),
             settings.hybrid,
         )
@@ -148,14 +151,14 @@ class Rungs:
             thresholds: of every full rung, by budget.
         """
         gate, vectors, strength = self.gate, self.vectors, self.strength
-        own = self.self_gate
         make: dict[str, Callable[[float], Rung]] = {
             "hybrid": lambda threshold: HybridBudget(gate, vectors, strength, threshold),
-            "self-gate": lambda threshold: SelfGateBudget(
-                replace(own.probe, threshold=threshold), own.vectors, own.strength
-            ),
             "takeover": TakeoverBudget,
         }
+        if (own := self.self_gate) is not None:
+            make["self-gate"] = lambda threshold: SelfGateBudget(
+                replace(own.probe, threshold=threshold), own.vectors, own.strength
+            )
         return [
             RungPass(make[name](threshold), sample=sample, budget=budget)
             for name, by_budget in thresholds.items()
@@ -164,8 +167,10 @@ class Rungs:
         ]
 
     @property
-    def self_gate(self) -> SelfGated:
-        """The hybrid without the thinking model."""
+    def self_gate(self) -> SelfGated | None:
+        """The hybrid without the thinking model; None where there is no probe."""
+        if self.probe is None:
+            return None
         strength = LEARNED if self.strength.is_sweep else self.strength
         return SelfGated(self.probe, self.vectors, strength)
 
@@ -203,7 +208,8 @@ class Rungs:
         yield LogitDifference(self.settings.logit_alpha), 0
         if vectors.bias is not None:
             yield BiasOnly(gate, bias_only(vectors), strength), 0
-        yield SharedVector(gate, self.shared, strength), 0
+        if self.shared is not None:
+            yield SharedVector(gate, self.shared, strength), 0
         yield MagnitudeOnly(gate, mean_direction(vectors), strength), 0
         for seed in self.settings.random_seeds:
             yield RandomCategory(gate, vectors, strength), seed
@@ -217,7 +223,8 @@ class Rungs:
             yield self.entropy_gate(matched.entropy), 0
         halves = matched.limits(0.5)
         yield EarlyOnly(gate, vectors, strength, halves, ceil(matched.limit / 2)), 0
-        yield self.self_gate, 0
+        if self.self_gate is not None:
+            yield self.self_gate, 0
         yield ReverseTakeover(matched.limits(1.0), matched.limit), 0
         yield Takeover(), 0
         yield Thinking(), 0

@@ -173,10 +173,15 @@ def draw_losses(training: "ElicitReport") -> str:
 
     Args:
         training: report of the elicit step.
+
+    Returns:
+        Nothing where nothing is known of a training.
     """
+    trainings = training.trainings
+    if not trainings:
+        return ""
     import matplotlib.pyplot as plt
 
-    trainings = training.trainings
     with plt.rc_context(_STYLE):
         figure, panels = plt.subplots(
             1, len(trainings), figsize=(8, 2.6), sharey=True, squeeze=False, layout="constrained"

@@ -97,7 +97,8 @@ class VectorRow:
     """One steering vector."""
 
     title: str
-    decisions: int
+    decisions: int | None
+    """Disagreements that it was trained on; None where that is not known."""
     norm: float
     cosines: Sequence[Shaded]
     """With every vector, in hundredths."""
@@ -185,11 +186,10 @@ def vector_rows(given: HtmlInput) -> list[VectorRow]:
     """Norm of every vector, and its cosines with all of them."""
     cosines = given.vectors.similarity().tolist()
     norms = given.vectors.vectors.norm(dim=1).tolist()
+    counts: Sequence[int | None] = given.report.decisions_per_category or [None] * len(norms)
     return [
         VectorRow(title, decisions, norm, [_cosine(cosine) for cosine in row])
-        for title, decisions, norm, row in zip(
-            given.titles, given.report.decisions_per_category, norms, cosines, strict=True
-        )
+        for title, decisions, norm, row in zip(given.titles, counts, norms, cosines, strict=True)
     ]
 
 

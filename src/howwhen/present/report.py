@@ -71,7 +71,8 @@ class ReportInput:
     """The grid of taxonomies."""
     categories: Sequence[CategorySummary]
     training: "ElicitReport"
-    decisions_per_category: Sequence[int]
+    decisions_per_category: Sequence[int] | None
+    """None where vectors were given, and it is not known."""
     examples: Sequence[tuple[str, HybridTrace]]
     """Questions with the hybrid's answers."""
     prompts: Mapping[str, str | None]
@@ -185,6 +186,8 @@ def _knock_out_parts(given: ReportInput) -> list[str]:
 
 
 def _taxonomy_text(given: ReportInput) -> str:
+    if not given.rows:
+        return "Given, so no other was tried."
     cell = next(row.scores for row in given.rows if row.is_chosen)
     offline = cell.offline
     parts = [
@@ -210,15 +213,17 @@ def prompt_table(prompts: Mapping[str, str | None]) -> Table:
 
 
 def _category_table(given: ReportInput) -> Table:
+    counts = given.decisions_per_category
+    shown = [""] * len(given.categories) if counts is None else [str(count) for count in counts]
     rows = [
         (
             str(row.category),
             row.title,
             f"{row.sentences} ({row.share:.0%})",
-            str(decisions),
+            decisions,
             row.typical[0].text if row.typical else "",
         )
-        for row, decisions in zip(given.categories, given.decisions_per_category, strict=True)
+        for row, decisions in zip(given.categories, shown, strict=True)
     ]
     return Table(("category", "title", "sentences", "disagreements", "example"), rows)
 
@@ -226,6 +231,9 @@ def _category_table(given: ReportInput) -> Table:
 def training_lines(training: "ElicitReport") -> list[str]:
     """Losses of the vectors, and how well the gates predict."""
     lines: list[str] = []
+    if training.given is not None:
+        known = " The rest of this list is of the training there." if training.trainings else ""
+        lines.append(f"taken as they are from {training.given}.{known}")
     for name, summary in training.trainings.items():
         losses = ", ".join(
             f"seed {notes.seed}: {notes.selection_loss:.3f}" for notes in summary.seeds
@@ -240,12 +248,12 @@ def training_lines(training: "ElicitReport") -> list[str]:
                 f"gate {kind}: its category equals that of the sentence that follows in "
                 f"{agreement.share:.0%} of {agreement.decisions} held-out disagreements"
             )
-    probe = training.self_gate
-    lines.append(
-        "self-gate (probe gate), on the answers that its threshold was chosen on: precision "
-        f"{probe.precision:.0%}, recall {probe.recall:.0%}, right category in "
-        f"{probe.category_accuracy:.0%} of {probe.decisions} disagreements"
-    )
+    if (probe := training.self_gate) is not None:
+        lines.append(
+            "self-gate (probe gate), on the answers that its threshold was chosen on: precision "
+            f"{probe.precision:.0%}, recall {probe.recall:.0%}, right category in "
+            f"{probe.category_accuracy:.0%} of {probe.decisions} disagreements"
+        )
     return lines
 
 

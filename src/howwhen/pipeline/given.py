@@ -1,0 +1,87 @@
+"""Taxonomies and vectors that exist already, in place of those that a run would find and train.
+
+Each is named by the folder of another run (also one that `howwhen convert --to run` wrote) or by a
+single file of howwhen. Nothing here needs torch.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from howwhen.errors import SettingsError
+from howwhen.formats.files import Json
+from howwhen.pipeline.files import StepName
+from howwhen.pipeline.problems import FileState, file_state
+from howwhen.settings import RunSettings
+
+GATE, VECTORS, SHARED, SELF_GATE = (
+    f"{name}.safetensors" for name in ("gate", "vectors", "shared", "self_gate")
+)
+"""Files of the step elicit."""
+TRAINING = "training.json"
+"""File of the step elicit with its report."""
+_TAXONOMY = "taxonomy.safetensors"
+
+
+def taxonomy_file(source: str) -> Path:
+    """The taxonomy that `discover.taxonomy` names.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    path = Path(source).expanduser()
+    places = [path / "2-discover" / _TAXONOMY, path / _TAXONOMY] if path.is_dir() else [path]
+    return _existing(places, "--discover.taxonomy", source)
+
+
+def vector_files(source: str) -> dict[str, Path]:
+    """The files that `elicit.vectors` names, by their names in the step elicit.
+
+    Of a folder: the vectors, and whatever else of the step there is. A file holds the vectors.
+
+    Raises:
+        SettingsError: there are none.
+    """
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return {VECTORS: _existing([path], "--elicit.vectors", source)}
+    places = [path / "3-elicit" / VECTORS, path / VECTORS]
+    folder = _existing(places, "--elicit.vectors", source).parent
+    names = (VECTORS, GATE, SHARED, SELF_GATE, TRAINING)
+    return {name: folder / name for name in names if (folder / name).exists()}
+
+
+def _existing(places: list[Path], flag: str, source: str) -> Path:
+    for place in places:
+        if place.is_file():
+            return place
+    raise SettingsError(
+        f"{flag} {source}: there is no {' and no '.join(map(str, places))}; expected the folder of "
+        "a run, or a .safetensors file that howwhen wrote (`howwhen convert` makes one of "
+        "published files)"
+    )
+
+
+def given_digests(settings: RunSettings, step: StepName) -> Json:
+    """Hashes of the files that this step takes as they are, by what they hold.
+
+    Raises:
+        SettingsError: a file that is named and not there.
+    """
+    files: list[Path] = []
+    kind = {"discover": "taxonomy", "elicit": "vectors"}.get(step)
+    if step == "discover" and settings.discover.taxonomy is not None:
+        files = [taxonomy_file(settings.discover.taxonomy)]
+    if step == "elicit" and settings.elicit.vectors is not None:
+        files = list(vector_files(settings.elicit.vectors).values())
+    if kind is None or not files:
+        return {}
+    return {kind: _digest(tuple(files), tuple(file_state(str(file)) for file in files))}
+
+
+@lru_cache(maxsize=8)
+def _digest(files: tuple[Path, ...], _states: tuple[FileState | None, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
