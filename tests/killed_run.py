@@ -52,7 +52,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "on-policy": (elicit, "decode", 2),
     "self-gate": (elicit, "train_self_gate", 1),
     "hybrid": (hybrid, "decode", 4),
-    "before a rename": (files, "_hash", 4),
+    "before a rename": (files, "content_hash", 4),
     "measure": (measure, "measure_ladder", 1),
     "present": (present, "make_report", 1),
 }

@@ -28,6 +28,7 @@ from howwhen.pipeline.folders import RunFiles, locked
 from howwhen.records import LadderRungName, Measurement
 from howwhen.settings import (
     PRESETS,
+    AskedRung,
     Attention,
     ConvertFormat,
     ExportFormat,
@@ -153,7 +154,7 @@ class Shortcuts:
     """Short for --collect.limit."""
     max_new_tokens: int | None = None
     """Short for --collect.max-new-tokens and --hybrid.max-new-tokens."""
-    rungs: tuple[LadderRungName | Literal["all"], ...] | None = None
+    rungs: tuple[AskedRung, ...] | None = None
     """Short for --hybrid.rungs."""
     knock_outs: bool | None = None
     """Short for --hybrid.knock-outs."""
@@ -633,6 +634,7 @@ def convert(
     titles: Path | None = None,
     mean: Path | None = None,
     to: ConvertFormat = "safetensors",
+    pair: str | None = None,
 ) -> None:
     """Convert vectors or a taxonomy: published `.pt` files, SAELens folders, files of howwhen.
 
@@ -640,9 +642,10 @@ def convert(
     ----------
     paths:
         `.pt` files or folders of them (vectors under `bias`, `idx0`, `idx1`, ..., or one SAE), one
-        SAELens folder, or one `.safetensors` of howwhen.
+        SAELens folder, or one `.safetensors` of howwhen. With `--to run` an SAE and its vectors;
+        with `--to published` the folder of a run.
     out:
-        File to write; for GGUF and SAELens a folder.
+        File to write; for all other formats than safetensors a folder.
     model:
         Model that the vectors steer, or whose residuals the SAE reads.
     layer:
@@ -653,10 +656,20 @@ def convert(
     mean:
         Safetensors file with the corpus mean of an SAE's training sentences, under `mean`.
     to:
-        Format to write; `gguf` takes vectors, `saelens` a taxonomy.
+        Format to write; `gguf` takes vectors, `saelens` a taxonomy. `run` makes a folder that
+        `howwhen run PAIR --from-run FOLDER` decodes with at once, `published` the `.pt` files of
+        the paper's first version.
+    pair:
+        With `--to run`: the pair of `howwhen zoo list` that SAE and vectors are of.
     """
-    from howwhen.formats.convert import FileInfo, read_any, write_any
+    from howwhen.formats.convert import FileInfo, convert_bundle, read_any, write_any
 
+    if to in ("run", "published") or pair is not None:
+        info = FileInfo(model, layer, titles, mean)
+        found = None if pair is None else PairOptions().pair(pair)
+        names = None if found is None else (found.base_source, found.thinking_source)
+        print("\n".join(convert_bundle(paths, out, info, to, names)))
+        return
     content = read_any(paths, FileInfo(model, layer, titles, mean))
     print("\n".join(write_any(out, content, to)))
 

@@ -159,13 +159,31 @@ LadderRungName = Literal[
     "takeover",
     "thinking",
 ]
+PaperRungName = Literal[
+    "random-guardrail",
+    "base-guardrail",
+    "random-unit-vectors",
+    "random-category-not-top-3",
+    "least-similar-category",
+    "random-vectors-and-category",
+    "random-positions-at-rate",
+]
+"""Ablations of the paper that the ladder has in another form."""
 KnockOutName = Literal["without-category", "one-category"]
 """The hybrid without one category, and with one alone."""
 BudgetName = Literal["hybrid-budget", "self-gate-budget", "takeover-budget"]
 """Rungs that intervene only where it matters most, by some threshold."""
-RungName = LadderRungName | KnockOutName | BudgetName
+RungName = LadderRungName | PaperRungName | KnockOutName | BudgetName
 LADDER: tuple[RungName, ...] = get_args(LadderRungName)
 """The rungs of the ladder of controls, in the order they are shown."""
+PAPER_RUNGS: tuple[RungName, ...] = get_args(PaperRungName)
+PAPER_ABLATIONS: tuple[RungName, ...] = (
+    "bias-only",
+    "random-category",
+    "random-vectors",
+    *PAPER_RUNGS,
+)
+"""All ablations that either version of the paper has."""
 BUDGETS: tuple[RungName, ...] = get_args(BudgetName)
 WRITTEN_BY_THINKING: tuple[RungName, ...] = ("reverse-takeover", "thinking")
 """Rungs that the thinking model writes, rather than the base."""

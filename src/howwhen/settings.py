@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from howwhen.errors import SettingsError
-from howwhen.records import LadderRungName
+from howwhen.records import LADDER, LadderRungName, PaperRungName
 
 Count = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -31,8 +31,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float, Field(ge=0)]
 Gib = Annotated[float, Field(gt=0)]
 Preset = Literal["smoke", "small", "paper"]
-ConvertFormat = Literal["safetensors", "gguf", "saelens"]
-"""What `howwhen convert` writes."""
+ConvertFormat = Literal["safetensors", "gguf", "saelens", "run", "published"]
+"""What `howwhen convert` writes; the last two hold a taxonomy and its vectors together."""
 ExportFormat = Literal["parquet", "arrow", "csv"]
 """What `howwhen export` writes."""
 Size = Annotated[int, Field(gt=1)]
@@ -447,6 +447,10 @@ Window = Count | Literal["answer", "everything"] | Annotated[str, Field(pattern=
 """Positions that are steered together."""
 
 
+AskedRung = LadderRungName | PaperRungName | Literal["all", "paper"]
+"""A rung that can be asked for, or a group of them."""
+
+
 class HybridSettings(_Settings):
     """Hybrid: decoding the test problems on every rung of the ladder."""
 
@@ -510,9 +514,9 @@ class HybridSettings(_Settings):
     """Seeds of every random rung."""
     samples: Count = 1
     """Answers per problem; more than one needs a temperature above 0."""
-    rungs: tuple[LadderRungName | Literal["all"], ...] | None = None
-    """Rungs to decode in addition to `base`, `hybrid` and `thinking`, or `all`. By default those
-    that the ladder needs most."""
+    rungs: tuple[AskedRung, ...] | None = None
+    """Rungs to decode in addition to `base`, `hybrid` and `thinking`: names, `all` of the ladder,
+    or the ablations of the `paper`. By default those that the ladder needs most."""
     knock_outs: bool = False
     """Whether to decode the hybrid again without each of its categories, and with each alone."""
     budgets: bool = False
@@ -541,9 +545,12 @@ class HybridSettings(_Settings):
 
     @model_validator(mode="after")
     def _names_rungs(self) -> "HybridSettings":
-        if self.rungs is not None and "all" in self.rungs and len(self.rungs) > 1:
-            others = ", ".join(name for name in self.rungs if name != "all")
-            raise ValueError(f"rungs all and {others}; expected all, or names of rungs")
+        if self.rungs is not None and "all" in self.rungs:
+            others = [name for name in self.rungs if name in LADDER]
+            if others:
+                raise ValueError(
+                    f"rungs all and {', '.join(others)}; expected all, or names of rungs"
+                )
         return self
 
     @model_validator(mode="after")

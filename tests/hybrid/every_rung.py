@@ -1,8 +1,16 @@
 """One rung of every kind, what equal answers are, and a look at drafts."""
 
+from dataclasses import replace
+
 import pytest
 from torch import Tensor
 
+from howwhen.hybrid.ablations import (
+    BaseGuardrail,
+    LeastSimilarCategory,
+    RandomCategoryNotTop3,
+    RandomGuardrail,
+)
 from howwhen.hybrid.choice import (
     Base,
     Guardrail,
@@ -43,6 +51,14 @@ EVERY_RUNG: dict[str, Rung] = {
     "reverse takeover": ReverseTakeover(limit=3),
     "steer": Steer(make_gate(), make_vectors()),
     "sweep": Steer(make_gate(), make_vectors(), sweep([0.3, 1.0], [1, 3, "answer"])),
+    "random guardrail": RandomGuardrail(
+        make_gate(), make_vectors(), replace(sweep([0.3, 1.0, 2.0]), picked_by="random")
+    ),
+    "base guardrail": BaseGuardrail(
+        make_gate(), make_vectors(), replace(sweep([0.3, 1.0, 2.0]), picked_by="base")
+    ),
+    "not top 3": RandomCategoryNotTop3(make_gate(), make_vectors()),
+    "least similar": LeastSimilarCategory(make_gate(), make_vectors()),
     "self-gate": SelfGated(make_probe(0.0), make_vectors()),
 }
 

@@ -101,6 +101,7 @@ POLICIES: dict[str, Strength] = {
     "window": fixed(0.7, 3),
     "sweep": sweep([0.2, 0.6, 1.5]),
     "windows": sweep([0.3, 1.0], [1, 4, "answer", "everything", "text-6"]),
+    "picked by the base": replace(sweep([0.2, 0.6, 1.5], [1, "answer"]), picked_by="base"),
 }
 
 

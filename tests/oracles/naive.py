@@ -107,7 +107,8 @@ class NaiveHybrid:
             steered = next_logits_with(self.models.base, ids, layer, everything)
             one = self.pick(steered, problem, len(said))
             tried.append((strength, len(deltas), one))
-            score = float(thinking.log_softmax(0)[one])
+            judge = plain if self.strength.picked_by == "base" else thinking
+            score = float(judge.log_softmax(0)[one])
             if score > best_score:
                 best, best_score, best_deltas = one, score, everything
         if self.settings.cache_policy == "persistent":

@@ -8,7 +8,6 @@ import torch
 from howwhen import Pipeline, Reporter, find_pair, load, make_settings, open_run
 from howwhen.errors import SettingsError
 from howwhen.formats.safetensors import load_vectors, save_vectors
-from howwhen.pipeline.keys import step_key
 from howwhen.pipeline.plan import find_changes
 from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.records import HybridTrace, Measurement, Problem, Split
@@ -66,7 +65,8 @@ def test_pages_say_where_it_was_taken_from(finished: Path, again: Path) -> None:
     )
     assert "Given, so no other was tried." in report
     page = (again / "6-present" / "report.html").read_text()
-    assert f"given as {finished}" in page and "The grid" not in page
+    assert f"given as {finished}" in page
+    assert "The grid" not in page
     assert "What leads to what" not in page  # there is no sentence
     assert load(again).vectors.titles == load(finished).vectors.titles
 
@@ -82,7 +82,8 @@ def test_a_taxonomy_alone_is_taken_and_vectors_are_trained(finished: Path, tmp_p
     )
     assert torch.equal(trained.vectors, before.vectors)
     page = (folder / "2-discover" / "taxonomy.html").read_text()
-    assert "What leads to what" in page and "taxonomy.safetensors" in page
+    assert "What leads to what" in page
+    assert "taxonomy.safetensors" in page
 
 
 def test_a_file_of_vectors_has_neither_probe_nor_shared_vector(
@@ -119,7 +120,8 @@ def test_other_files_are_a_change_that_needs_redo(
     copy.write_bytes((finished / "3-elicit" / "vectors.safetensors").read_bytes())
     other = make_settings(SETTINGS, both(finished), {"elicit": {"vectors": str(copy)}})
     found = find_changes(pair, other, RunFolder(again))
-    assert list(found) == ["elicit"] and "the vectors files changed" in found["elicit"]
+    assert list(found) == ["elicit"]
+    assert "the vectors files changed" in found["elicit"]
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,8 @@ def test_seeds_can_be_chosen_by_what_the_hybrid_recovers(finished: Path, tmp_pat
     assert list(found) == ["base", "thinking", "0", "1", "2"]
     report = step.read_record("training.json", ElicitReport)
     summary, shared = report.vectors, report.shared
-    assert summary is not None and shared is not None
+    assert summary is not None
+    assert shared is not None
     gap = abs(found["thinking"] - found["base"]) or 1.0
     assert summary.gaps == pytest.approx([(found[n] - found["base"]) / gap for n in "012"])
     best = max(summary.gaps)

@@ -257,6 +257,7 @@ class Session:
             columns=[read[stream] + n for stream, n in places],
             categories=[plan.category[stream][n] for stream, n in places],
             answered=[self.answers[stream].written + n for stream, n in places],
+            draws=self._draws(draft, places) if steering.strength.picked_by == "random" else [],
         )
 
         def pick(logits: Tensor, cut: slice) -> Tensor:
@@ -278,6 +279,11 @@ class Session:
             is_persistent=self.settings.cache_policy == "persistent",
         )
         return dict(zip(places, found, strict=True))
+
+    def _draws(self, draft: Draft, places: Sequence[tuple[int, int]]) -> list[float]:
+        """A number between 0 and 1 for each place, that depends on seed, problem and position."""
+        numbers = self._uniforms(draft.length)[:, 0].tolist()
+        return [numbers[stream * draft.length + n] for stream, n in places]
 
     def _log_probs(
         self,

@@ -56,6 +56,8 @@ class SteeredPlaces:
     categories: list[int]
     answered: list[int]
     """Tokens of the answer that come before it."""
+    draws: list[float]
+    """A number between 0 and 1 for each, where candidates are picked at random; else none."""
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -63,7 +65,11 @@ class SteeredPlaces:
     def cut(self, rows: slice) -> "SteeredPlaces":
         """Some of them."""
         return SteeredPlaces(
-            self.streams[rows], self.columns[rows], self.categories[rows], self.answered[rows]
+            self.streams[rows],
+            self.columns[rows],
+            self.categories[rows],
+            self.answered[rows],
+            self.draws[rows],
         )
 
     def reaching(self, window: Window, device: torch.device) -> Places:
@@ -214,6 +220,8 @@ class _One(NamedTuple):
     candidate: Candidate
     log_prob: float
     """Under the thinking model, not rounded."""
+    base_log_prob: float
+    """Under the unsteered base."""
     branch: int
     number: int
     """In its branch."""
@@ -222,10 +230,10 @@ class _One(NamedTuple):
     size: int
     """Candidates of its branch."""
 
-    @property
-    def score(self) -> float:
+    def score(self, picked_by: str) -> float:
         """What the best one has most of."""
-        return -math.inf if math.isnan(self.log_prob) else self.log_prob
+        found = self.base_log_prob if picked_by == "base" else self.log_prob
+        return -math.inf if math.isnan(found) else found
 
 
 @dataclass(frozen=True)
@@ -236,6 +244,8 @@ class _Tried:
     """Of every window."""
     strength: Strength
     """What was tried."""
+    draws: list[float]
+    """As those of the places."""
     numbers: Float[Tensor, "place number"]
     """The coefficient at strength 1, then for every window each candidate's tokens and their
     log-probabilities under base and thinking model."""
@@ -251,12 +261,18 @@ class _Tried:
             for number, strength in enumerate(strengths):
                 log_prob = row[at + 2 * count + number]
                 one = Candidate(strength, reached, int(row[at + number]), rounded(log_prob))
-                found[strength, window] = _One(one, log_prob, branch, number, at + number, count)
+                own = row[at + count + number]
+                found[strength, window] = _One(
+                    one, log_prob, own, branch, number, at + number, count
+                )
             at += 3 * count
         return [found[candidate] for candidate in self.strength.candidates]
 
     def _best(self, index: int, row: list[float]) -> _One:
-        return max(self._candidates(index, row), key=lambda one: one.score)
+        candidates, picked_by = self._candidates(index, row), self.strength.picked_by
+        if picked_by == "random":
+            return candidates[int(self.draws[index] * len(candidates))]
+        return max(candidates, key=lambda one: one.score(picked_by))
 
     def commit(self, base: Streams, rows: Sequence[list[float]]) -> None:
         """Let the cache hold the best candidates' states."""
@@ -319,4 +335,4 @@ def _try(
     numbers = torch.cat([part.to(device) for part in parts], dim=1)
     if not is_persistent:
         branches = [replace(branch, copies=None) for branch in branches]
-    return _Tried(branches, steering.strength, numbers)
+    return _Tried(branches, steering.strength, places.draws, numbers)

@@ -7,6 +7,7 @@ taken (paper, first version, section 4).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from howwhen.errors import SettingsError
 
@@ -20,6 +21,8 @@ class Strength:
     """Pairs of strength (multiple of what the vector set adds) and window to try."""
 
     candidates: tuple[tuple[float, Window], ...]
+    picked_by: Literal["thinking", "base", "random"] = "thinking"
+    """Who picks among several: either model takes the token that it finds likeliest."""
 
     def __post_init__(self) -> None:
         for strength, window in self.candidates:

@@ -47,6 +47,13 @@ TELLS: dict[RungName, tuple[Part, ...]] = {
     "random-positions": ("which",),
     "random-positions-anywhere": ("which",),
     "random-vectors": ("when", "which"),
+    "random-guardrail": ("when", "which"),
+    "base-guardrail": ("when", "which"),
+    "random-unit-vectors": ("when", "which"),
+    "random-category-not-top-3": ("when", "which"),
+    "least-similar-category": ("when", "which"),
+    "random-vectors-and-category": ("when",),
+    "random-positions-at-rate": ("which",),
     "entropy-gate": ("which",),
     "early-only": ("when", "which"),
     "hybrid": ("when", "which"),
@@ -58,6 +65,8 @@ TELLS: dict[RungName, tuple[Part, ...]] = {
     **dict.fromkeys(("base", "base-step-by-step", "self-gate", "self-gate-budget"), ()),
 }
 """What the thinking model tells on each rung. Knock-outs are not reckoned."""
+PICKED_WITHOUT_THINKING: tuple[RungName, ...] = ("random-guardrail", "base-guardrail")
+"""Rungs on which the thinking model does not pick among the candidates of a sweep."""
 READ_ALONG = frozenset(
     ["self-gate", *(rung for rung, parts in TELLS.items() if {"when", "which"} & {*parts})]
 )
@@ -79,7 +88,9 @@ def bits_of(rung: RungName, traces: Sequence[HybridTrace]) -> list[Bits] | None:
         return None
     parts = TELLS[rung]
     zeros = [0.0] * len(traces)
-    is_swept = any(token.candidates for trace in traces for token in trace.tokens)
+    is_swept = rung not in PICKED_WITHOUT_THINKING and any(
+        token.candidates for trace in traces for token in trace.tokens
+    )
     told = told_differently if rung in WRITTEN_BY_THINKING else intervened
     what = [_what(trace, told) for trace in traces] if "what" in parts or is_swept else zeros
     if not {"when", "which"} & {*parts}:

@@ -8,7 +8,7 @@ from howwhen.measure.ladder import GradedTrace, find_outcomes
 from howwhen.measure.recovery import Bootstrap
 from howwhen.pipeline.files import grades_file
 from howwhen.pipeline.store import RunFolder
-from howwhen.records import BUDGETS, KNOCK_OUTS, LADDER, Comparison
+from howwhen.records import BUDGETS, KNOCK_OUTS, LADDER, PAPER_RUNGS, Comparison
 from howwhen.settings import MeasureSettings
 
 
@@ -79,6 +79,6 @@ def _read(name: str, out: Path) -> list[GradedTrace]:
     if not (step.path / grades_file(rung)).exists():
         files = (path.stem for path in (step.path / "grades").glob("*.jsonl"))
         measured = sorted(set(files) - {*KNOCK_OUTS, *BUDGETS})
-        what = "was not measured there" if rung in LADDER else "is no rung"
+        what = "was not measured there" if rung in (*LADDER, *PAPER_RUNGS) else "is no rung"
         raise SettingsError(f"{rung!r} {what}; expected one of {', '.join(measured)}")
     return step.read_records(grades_file(rung), GradedTrace)

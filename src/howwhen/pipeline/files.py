@@ -135,7 +135,7 @@ class StepFiles:
             if _plain(value) != _kept(begun[role], name)
         ]
 
-    def upstream_changes(self, upstream: Mapping[str, str | None]) -> list[str]:
+    def upstream_changes(self, upstream: Mapping[str, Any]) -> list[str]:
         """In words, which earlier steps or files differ from those the files were made from."""
         begun = self._read_if_there("started.json").get("upstream", {})
         return [
@@ -219,7 +219,7 @@ class StepFiles:
         """
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
         outputs = {
-            str(path.relative_to(self.path)): _hash(path)
+            str(path.relative_to(self.path)): content_hash(path)
             for path in files
             if path.suffix != ".partial" and path.name not in ("started.json", "provenance.json")
         }
@@ -249,7 +249,7 @@ class StepFiles:
             )
         for name, expected in self._provenance()["outputs"].items():
             file = self.path / name
-            content = _hash(file) if file.exists() else "nothing"
+            content = content_hash(file) if file.exists() else "nothing"
             if content != expected:
                 raise StoreError(
                     f"{file} is damaged: expected the content with hash {expected[:12]}, found "
@@ -321,6 +321,10 @@ class StepFiles:
         """Write a whole text file and return its path."""
         write_whole(self.path / name, text.encode())
         return self.path / name
+
+    def take(self, name: str, source: Path) -> None:
+        """Copy a file from elsewhere as it is."""
+        write_whole(self.path / name, source.read_bytes())
 
     def write_record(self, name: str, record: Any) -> None:
         """Write one record as a whole JSON file."""
@@ -487,13 +491,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
+    """Hash of a file's content. A file that was not touched since is not read again."""
     stat = path.stat()
     return _hash_of(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
 def _hash_of(path: Path, _inode: int, _size: int, _modified: int, _changed: int) -> str:
-    """Hash of a file's content. A file that was not touched since is not read again."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

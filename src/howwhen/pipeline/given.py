@@ -4,14 +4,11 @@ Each is named by the folder of another run (also one that `howwhen convert --to 
 single file of howwhen. Nothing here needs torch.
 """
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 
 from howwhen.errors import SettingsError
 from howwhen.formats.files import Json
-from howwhen.pipeline.files import StepName
-from howwhen.pipeline.problems import FileState, file_state
+from howwhen.pipeline.files import StepName, content_hash
 from howwhen.settings import RunSettings
 
 GATE, VECTORS, SHARED, SELF_GATE = (
@@ -76,12 +73,5 @@ def given_digests(settings: RunSettings, step: StepName) -> Json:
         files = list(vector_files(settings.elicit.vectors).values())
     if kind is None or not files:
         return {}
-    return {kind: _digest(tuple(files), tuple(file_state(str(file)) for file in files))}
-
-
-@lru_cache(maxsize=8)
-def _digest(files: tuple[Path, ...], _states: tuple[FileState | None, ...]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    hashes = {file.name: content_hash(file) for file in files}
+    return {kind: hashes}

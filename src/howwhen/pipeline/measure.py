@@ -29,6 +29,7 @@ from howwhen.records import (
     BUDGETS,
     KNOCK_OUTS,
     LADDER,
+    PAPER_RUNGS,
     Concentration,
     HybridTrace,
     RungName,
@@ -74,9 +75,9 @@ def measure(run: Run, step: StepFolder) -> MeasureCounts:
                 concentration = concentration or _concentration(run, traces)
             if rung not in BUDGETS:  # many passes that differ little
                 read.setdefault(rung, []).extend(zip(items, flexible, strict=True))
-        read = {rung: read[rung] for rung in (*LADDER, *KNOCK_OUTS) if rung in read}
+        read = {rung: read[rung] for rung in (*LADDER, *PAPER_RUNGS, *KNOCK_OUTS) if rung in read}
         audited = audit_answers(read, grader) if settings.reads_twice else None
-    ladder = {rung: graded[rung] for rung in LADDER if rung in graded}
+    ladder = {rung: graded[rung] for rung in (*LADDER, *PAPER_RUNGS) if rung in graded}
     knock_outs = {rung: graded[rung] for rung in KNOCK_OUTS if rung in graded}
     categories = _categories(run) if knock_outs else []
     summary = run.hybrid_summary()

@@ -5,6 +5,16 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from howwhen.errors import SettingsError
+from howwhen.hybrid.ablations import (
+    BaseGuardrail,
+    LeastSimilarCategory,
+    RandomCategoryNotTop3,
+    RandomGuardrail,
+    RandomPositionsAtRate,
+    RandomUnitVectors,
+    RandomVectorsAndCategory,
+    with_unit_norm,
+)
 from howwhen.hybrid.choice import (
     Base,
     BaseStepByStep,
@@ -41,7 +51,7 @@ from howwhen.pipeline.given import GATE, SELF_GATE, SHARED, VECTORS
 from howwhen.pipeline.matching import Matched
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Gate, SelfGate
-from howwhen.records import LADDER, OPTIONAL_RUNGS
+from howwhen.records import LADDER, OPTIONAL_RUNGS, PAPER_ABLATIONS
 from howwhen.settings import HybridSettings, RunSettings
 from howwhen.vectors import VectorSet
 from howwhen.zoo.pairs import Pair
@@ -71,7 +81,8 @@ class RungPass:
     @property
     def label(self) -> str:
         """What progress is reported under."""
-        is_random = isinstance(self.rung, RandomCategory | RandomPositions | RandomVectors)
+        kinds = RandomCategory | RandomPositions | RandomVectors | RandomGuardrail
+        is_random = isinstance(self.rung, kinds)
         parts = [
             self.rung.name,
             f"seed {self.seed}" if is_random else "",
@@ -129,8 +140,9 @@ class Rungs:
         """
         by_sample = [list(self._controls(one, sample)) for sample, one in enumerate(matched)]
         controls, wanted = by_sample[0], self.wanted
-        missing = wanted - {"hybrid", *(rung.name for rung, _ in controls)}
-        if self.settings.rungs not in (None, ("all",)) and missing:
+        named = set(self.settings.rungs or ()) - {"all", "paper"}
+        missing = named - {"hybrid", *(rung.name for rung, _ in controls)}
+        if missing:
             raise SettingsError(
                 f"this run has no rung {', '.join(sorted(missing))}; expected some of "
                 f"{', '.join(dict.fromkeys(rung.name for rung, _ in controls))}"
@@ -177,9 +189,11 @@ class Rungs:
     @property
     def wanted(self) -> set[str]:
         """Names of the rungs asked for; this run may not have all of them."""
-        asked: Iterable[str] = set(LADDER) - set(OPTIONAL_RUNGS)
-        if self.settings.rungs is not None:
-            asked = LADDER if "all" in self.settings.rungs else self.settings.rungs
+        if self.settings.rungs is None:
+            asked: list[str] = [name for name in LADDER if name not in OPTIONAL_RUNGS]
+        else:
+            groups: dict[str, Sequence[str]] = {"all": LADDER, "paper": PAPER_ABLATIONS}
+            asked = [one for name in self.settings.rungs for one in groups.get(name, [name])]
         return {"base", "thinking", "hybrid", *asked}
 
     def knock_outs(self, categories: Iterable[int]) -> list[RungPass]:
@@ -219,6 +233,7 @@ class Rungs:
                 ends = matched.sentence_ends if by_kind else frozenset()
                 yield kind(gate, vectors, strength, places, ends, matched.rate), seed
             yield RandomVectors(gate, randomise(vectors, seed), strength), seed
+            yield from self._ablations(matched, seed)
         if matched.entropy is not None:
             yield self.entropy_gate(matched.entropy), 0
         halves = matched.limits(0.5)
@@ -228,6 +243,23 @@ class Rungs:
         yield ReverseTakeover(matched.limits(1.0), matched.limit), 0
         yield Takeover(), 0
         yield Thinking(), 0
+
+    def _ablations(self, matched: Matched, seed: int) -> Iterator[tuple[Rung, int]]:
+        """Those of the paper that are no rung of the ladder, with one seed."""
+        gate, vectors, strength = self.gate, self.vectors, self.strength
+        is_first = seed == self.settings.random_seeds[0]
+        randomised = randomise(vectors, seed)
+        if strength.is_sweep:
+            yield RandomGuardrail(gate, vectors, replace(strength, picked_by="random")), seed
+            if is_first:
+                yield BaseGuardrail(gate, vectors, replace(strength, picked_by="base")), 0
+        if vectors.bias is not None:
+            yield RandomUnitVectors(gate, with_unit_norm(randomised), strength), seed
+        yield RandomCategoryNotTop3(gate, vectors, strength), seed
+        if is_first:
+            yield LeastSimilarCategory(gate, vectors, strength), 0
+        yield RandomVectorsAndCategory(gate, randomised, strength), seed
+        yield RandomPositionsAtRate(gate, vectors, strength, rate=matched.rate), seed
 
 
 def chosen_strength(settings: RunSettings) -> Strength:

@@ -1,13 +1,12 @@
 """Taking vectors that exist: those of another run with its gate and probe, or those of a file."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from howwhen.elicit.report import ElicitReport
 from howwhen.errors import SettingsError
-from howwhen.formats.files import write_whole
 from howwhen.pipeline.context import Run
+from howwhen.pipeline.files import StepFiles
 from howwhen.pipeline.given import GATE, TRAINING, VECTORS, vector_files
 from howwhen.pipeline.store import StepFolder
 
@@ -39,7 +38,7 @@ def take_vectors(run: Run, step: StepFolder, source: str) -> TakenCounts:
     files = vector_files(source)
     _check_method(run, files[VECTORS].parent)
     for name, file in files.items():
-        write_whole(step.path / name, file.read_bytes())
+        step.take(name, file)
     if GATE not in files:
         step.write_gate(GATE, run.taxonomy().gate())
     _check(run, step, source)
@@ -55,7 +54,7 @@ def _check_method(run: Run, folder: Path) -> None:
     """Refuse to use vectors of a run in another way than they were trained for."""
     if not (folder / "settings.json").exists():
         return
-    trained = json.loads((folder / "settings.json").read_bytes()).get("method")
+    trained = StepFiles(folder, "elicit").read_object("settings.json")["method"]
     chosen = run.settings.elicit.method
     if trained != chosen:
         raise SettingsError(

@@ -69,6 +69,17 @@ RUNG_NOTES: Mapping[RungName, str] = {
     "as many as the hybrid steers",
     "takeover": "one-token takeover: the thinking model's own token at each disagreement",
     "thinking": "the thinking model alone",
+    "random-guardrail": "the hybrid's candidates, one taken at random",
+    "base-guardrail": "the hybrid's candidates, picked by the base instead of the thinking model",
+    "random-unit-vectors": "random vectors of norm 1 on top of the bias vector, as in the paper's "
+    "first version",
+    "random-category-not-top-3": "the hybrid's vectors, category drawn at random outside the three "
+    "that the gate scores highest",
+    "least-similar-category": "the vector with the lowest cosine to the category's own",
+    "random-vectors-and-category": "random vectors with the hybrid's norms, category drawn at "
+    'random ("MLP only" of the paper)',
+    "random-positions-at-rate": "the hybrid's vectors, at every token with the hybrid's rate as "
+    "probability",
 }
 """What each rung is, in the terms of the literature."""
 READING_TEXT = (

@@ -1,0 +1,158 @@
+"""A taxonomy together with the vectors that belong to it: a run's folder, or published files.
+
+`howwhen convert --to run` makes of published files a folder that other runs take both from, and
+`--to published` writes a run's in the layout of the paper's first version.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from howwhen.errors import InputError
+from howwhen.formats.pickles import read_pickled_tensors
+from howwhen.formats.published import (
+    as_taxonomy,
+    as_vectors,
+    is_sae,
+    layer_in_name,
+    list_pt_files,
+    read_titles,
+)
+from howwhen.formats.sae import agree_on_layer, read_mean
+from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.probes import Sae, Taxonomy
+from howwhen.vectors import VectorSet
+
+TAXONOMY = Path("2-discover/taxonomy.safetensors")
+VECTORS = Path("3-elicit/vectors.safetensors")
+"""Where a run's folder holds them."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A taxonomy, and a vector for each of its categories."""
+
+    taxonomy: Taxonomy
+    vectors: VectorSet
+
+    def __post_init__(self) -> None:
+        if self.taxonomy.size != self.vectors.size:
+            raise InputError(
+                f"found {self.vectors.size} vectors for {self.taxonomy.size} categories; expected "
+                "a vector for every category"
+            )
+
+
+def read_bundle(
+    paths: Sequence[Path],
+    base: str,
+    thinking: str,
+    titles: Path | None = None,
+    mean: Path | None = None,
+) -> Bundle:
+    """Read an SAE and vectors from files that the paper's authors published.
+
+    Args:
+        paths: `.pt` files or folders of them: one SAE, and a vector for each of its latents.
+        base: name of the model that the vectors steer.
+        thinking: name of the model whose residuals the SAE reads.
+        titles: JSON file with one title per latent.
+        mean: safetensors file with the corpus mean of the SAE's training sentences.
+
+    Raises:
+        InputError: files that cannot be read, or are not one SAE and its vectors.
+        SteeringError: vectors that do not fit together.
+    """
+    files = list_pt_files(paths)
+    contents = dict(zip(files, read_pickled_tensors(files), strict=True)) if files else {}
+    saes = [file for file, content in contents.items() if is_sae(content)]
+    others = [file for file in contents if file not in saes]
+    if len(saes) != 1 or not others:
+        raise InputError(
+            f"found {len(saes)} SAEs and {len(others)} vectors in "
+            f"{', '.join(map(str, paths)) or 'no path at all'}; expected one SAE and a vector for "
+            "each of its latents, as .pt files or folders of them"
+        )
+    sae = saes[0]
+    layer = agree_on_layer(None, layer_in_name(sae), sae)
+    named = None if titles is None else read_titles(titles)
+    centre = None if mean is None else read_mean(mean)
+    return Bundle(
+        as_taxonomy(sae, contents[sae], thinking, layer, named, centre),
+        as_vectors(others, [contents[file] for file in others], base, None),
+    )
+
+
+def read_run(folder: Path) -> Bundle:
+    """Read the taxonomy and the vectors of a run.
+
+    Raises:
+        InputError: the folder lacks one of them.
+        StoreError: a damaged file.
+    """
+    missing = [str(name) for name in (TAXONOMY, VECTORS) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} lacks {' and '.join(missing)}; expected the folder of a run whose steps "
+            "discover and elicit are finished"
+        )
+    return Bundle(load_taxonomy(folder / TAXONOMY), load_vectors(folder / VECTORS))
+
+
+def write_run(out: Path, bundle: Bundle) -> list[str]:
+    """Write a folder that other runs take taxonomy and vectors from; returns what was written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already; type --out with a folder that is new or empty")
+    for name in (TAXONOMY, VECTORS):
+        (out / name).parent.mkdir(parents=True)
+    save_taxonomy(out / TAXONOMY, bundle.taxonomy)
+    save_vectors(out / VECTORS, bundle.vectors)
+    return [f"{out / name}" for name in (TAXONOMY, VECTORS)]
+
+
+def write_published(out: Path, bundle: Bundle) -> list[str]:
+    """Write `.pt` files as the paper's first version has them; returns what was written.
+
+    The SAE is `sae_THINKING_layerL_clustersK.pt`, and each vector `vectors/BASE_idxN_linear.pt`
+    under the key `idxN` (`bias` for the bias vector). The SAE's corpus mean has no place there.
+
+    Raises:
+        InputError: a taxonomy that is no SAE, or vectors that depend on the residual.
+    """
+    taxonomy, vectors = bundle.taxonomy, bundle.vectors
+    if not isinstance(taxonomy.scorer, Sae) or not vectors.is_static:
+        raise InputError(
+            f"found a taxonomy of method {taxonomy.scorer.method} and vectors that are "
+            f"{'static' if vectors.is_static else 'scaled by the residual'}; the published layout "
+            "holds an SAE and static vectors (--elicit.form linear)"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    name = Path(taxonomy.model).name.lower()
+    sae = out / f"sae_{name}_layer{taxonomy.layer}_clusters{taxonomy.size}.pt"
+    torch.save(_sae_content(taxonomy.scorer), sae)
+    rows = {f"idx{number}": row for number, row in enumerate(vectors.vectors)}
+    if vectors.bias is not None:
+        rows["bias"] = vectors.bias
+    folder = out / "vectors"
+    folder.mkdir(exist_ok=True)
+    base = Path(vectors.model).name.lower()
+    for key, row in rows.items():
+        torch.save({key: row.float().clone()}, folder / f"{base}_{key}_linear.pt")
+    return [str(sae), f"{len(rows)} vectors for layer {vectors.layer}: {folder}"]
+
+
+def _sae_content(sae: Sae) -> dict[str, Tensor | int]:
+    latents, width = sae.encoder.shape
+    return {
+        "encoder_weight": sae.encoder.clone(),
+        "encoder_bias": sae.encoder_bias.clone(),
+        "decoder_weight": sae.decoder.clone(),
+        "b_dec": sae.decoder_bias.clone(),
+        "input_dim": width,
+        "num_latents": latents,
+        "topk": sae.k,
+        "cluster_centers": sae.decoder.clone(),
+    }
