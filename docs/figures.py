@@ -85,6 +85,26 @@ def _cell(rung: RungName, measured: RungMeasurement | None) -> str:
     return f"{measured.gap_recovered:.0%} ({interval}); {right}{gained}"
 
 
+def brief_table(measurements: Mapping[str, Measurement]) -> str:
+    """The gap recovered on every rung, in Markdown, without accuracies and gains."""
+    ladders = [measurement.rungs for measurement in measurements.values()]
+    rungs = [rung for rung in LADDER if any(rung in ladder for ladder in ladders)]
+    rows = [("rung", *measurements), ("---",) * (1 + len(measurements))]
+    rows += [(rung, *(_brief(rung, ladder.get(rung)) for ladder in ladders)) for rung in rungs]
+    steered = (f"{ladder['hybrid'].steered_fraction:.1%}" for ladder in ladders)
+    rows.append(("*tokens steered by the hybrid*", *steered))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _brief(rung: RungName, measured: RungMeasurement | None) -> str:
+    if measured is None:
+        return ""
+    if rung in ENDS or measured.gap_recovered is None:
+        return f"{measured.accuracy:.1%} right"
+    interval = interval_text(measured.gap_recovered_ci).removesuffix(" %")
+    return f"{measured.gap_recovered:.0%} ({interval})"
+
+
 def main(name: str, runs: Sequence[Path]) -> None:
     """Write the figure and print the table."""
     measurements = {run.stem: read(run) for run in runs}
@@ -98,7 +118,7 @@ def main(name: str, runs: Sequence[Path]) -> None:
     figure.suptitle("Share of the gap recovered, by rung (95 % intervals)", fontsize=11)
     figure.tight_layout(w_pad=3)
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
-    print(table(measurements))
+    print(table(measurements), brief_table(measurements), sep="\n\n")
 
 
 if __name__ == "__main__":

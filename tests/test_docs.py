@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 import howwhen as hw
 from howwhen.cli import app
 from howwhen.present.verdict import explain
-from howwhen.records import Measurement
+from howwhen.records import Measurement, RungName
 from tests.conftest import MakeModel
 from tests.finished_run import make_run
 
@@ -64,6 +64,33 @@ def test_the_guardrail_does_on_smol_sft_what_the_readme_says() -> None:
     found = (guardrail.gap_recovered, guardrail.gains.shared, guardrail.gains.elsewhere)
     share, gained, elsewhere = (round(100 * (one or 0)) for one in found)
     assert tuple(map(int, told.groups())) == (share, gained, guardrail.gains.problems, elsewhere)
+
+
+def test_the_two_methods_are_the_measured_ones() -> None:
+    pytest.importorskip("matplotlib")
+    drawn = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+    page = (ROOT / "docs" / "two-methods.md").read_text()
+    [command] = re.findall(r"^python docs/figures\.py two-methods (.+)$", page, re.MULTILINE)
+    measured = {Path(one).stem: read(one) for one in shlex.split(command)}
+    shown = page[page.index("| rung |") :].partition("\n\n")[0].splitlines()
+    assert shown[2:] == drawn["brief_table"](measured).splitlines()[2:]
+    gates = re.findall(
+        r"^\| .*`(clusters|probe|taxonomy)`[^|]* \| (.+) \| \d+ % \|$", page, re.MULTILINE
+    )
+    assert len(gates) == 3
+    for gate, cells in gates:
+        rungs = read(f"docs/measurements/tally-rl-linear-{gate}.json").rungs
+        names: tuple[RungName, ...] = (
+            "hybrid",
+            "shared-vector",
+            "random-category",
+            "random-vectors",
+        )
+        assert cells.split(" | ") == [drawn["_brief"](name, rungs[name]) for name in names]
+    maps = read("docs/measurements/tally-rl-span-low-rank.json").rungs
+    for name, measured_rung in maps.items():
+        if name in ("shared-vector", "hybrid"):
+            assert drawn["_brief"](name, measured_rung) in " ".join(page.split())
 
 
 def test_the_calibration_is_the_measured_one() -> None:
