@@ -266,12 +266,20 @@ class DiscoverSettings(JudgeSettings):
     """Number of principal components that the `pca-...` methods cluster."""
     min_words: Count = 3
     """Sentences with fewer words are left out of the training."""
+    trainer: Literal["clusters", "paper"] = "clusters"
+    """How autoencoders are trained: from clusters of the sentences, in `steps`; or as in the
+    `paper`, from random directions, in `epochs`."""
     steps: Count = 2000
-    """Training steps of every autoencoder."""
+    """Training steps of every autoencoder (trainer `clusters`)."""
+    epochs: Count = 300
+    """Maximum number of passes over the sentences (trainer `paper`)."""
+    patience: Count = 10
+    """Epochs without a lower training loss before the training stops (trainer `paper`)."""
     sentences_per_step: Count = 1024
     """Sentences in one training batch."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
-    """Adam's learning rate at the start; it decays linearly to 0."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Adam's learning rate. Defaults to 0.01, decaying linearly to 0, for trainer `clusters`, and
+    to 2e-4 / sqrt(size / 2^14) for trainer `paper`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] = (0, 1)
     """Seeds of initialisation and batches. The autoencoder that explains most variance is kept, and
     the agreement between seeds is reported."""
@@ -374,6 +382,9 @@ class ElicitSettings(_Settings):
     shared vector is chosen by its loss."""
     steps: Count = 1000
     """Maximum number of training steps per seed."""
+    epochs: Count | None = None
+    """The same in epochs, each as many steps as take in as many rollouts as there are. Overrides
+    `steps`."""
     batch_size: Count = 32
     """Rollouts per step."""
     vector_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
@@ -384,12 +395,29 @@ class ElicitSettings(_Settings):
     """Largest norm of the gradient of everything but the vectors; larger ones are scaled down."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's weight decay."""
+    vector_start: Literal["zero", "unit"] = "zero"
+    """What vectors start from: zero, or a random direction of norm 1 (paper, first version)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rates over the training: constant, or falling to 0 as a cosine (paper, first
+    version)."""
+    logit_scale: Annotated[float, Field(gt=0)] = 1.0
+    """What the base's logits are multiplied by in the loss; 0.7 in the paper's first version."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the training rollouts held out for early stopping."""
-    validate_every: Count = 25
-    """Steps between two evaluations of the validation loss."""
+    """Share of the training questions that early stopping looks at."""
+    stop_by: Literal["held-out", "train", "selection"] = "held-out"
+    """Whose loss stops the training and chooses its best state: of questions `held-out` from it, of
+    as many that it is trained on too (`train`; paper, first version), or of the `selection`
+    questions (paper, second version)."""
+    validate_every: Count | Literal["epoch"] = 25
+    """Steps between two evaluations of that loss; `epoch` for as many as take in as many rollouts
+    as there are."""
     patience: Count = 4
     """Evaluations without improvement before the training stops."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest fall of that loss, in nats, that counts as an improvement."""
+    positions_per_category: Count | None = None
+    """Maximum number of disagreements of one category that are trained on in an answer, drawn at
+    random if there are more (`decision` only); 64 in the paper's second version."""
     probe_steps: Count = 2000
     """Training steps of the self-gate's probe."""
     probe_hidden: Count = 128

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from howwhen.discover.sae import Shape
+from howwhen.discover.sae import RATE, Shape
 from howwhen.probes import Sae
 from howwhen.settings import DiscoverSettings
 
@@ -17,11 +17,12 @@ def train_plainly(
     encoder_bias = torch.zeros(shape.size, requires_grad=True)
     decoder_bias = inputs.mean(0).clone().requires_grad_()
     parameters = [encoder, encoder_bias, decoder, decoder_bias]
-    optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
+    rate = settings.learning_rate or RATE
+    optimizer = torch.optim.Adam(parameters, lr=rate)
     generator = torch.Generator().manual_seed(seed)
     count = min(settings.sentences_per_step, len(inputs))
     for step in range(settings.steps):
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - step / settings.steps)
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / settings.steps)
         batch = inputs[torch.randint(len(inputs), (count,), generator=generator)]
         optimizer.zero_grad()
         sae = Sae(encoder, encoder_bias, decoder, decoder_bias, shape.k)

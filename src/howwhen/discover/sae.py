@@ -17,10 +17,13 @@ from scipy.cluster.hierarchy import ward
 from torch import Tensor
 from torch.nn import functional
 
+from howwhen.discover.paper_sae import Sentences, train_as_paper
 from howwhen.errors import InputError
 from howwhen.probes import Sae, in_parts, mean_in_parts
 from howwhen.settings import DiscoverSettings
 
+RATE = 1e-2
+"""Adam's learning rate at the start, unless the settings say otherwise."""
 MAX_MERGED = 4096
 """Maximum number of sentences in the hierarchy of the first latents; it looks at every pair."""
 SHARE_MERGED = 0.8
@@ -65,6 +68,10 @@ class Training:
         """Some of the rows that are trained on."""
         return self.inputs[numbers if self.chosen is None else self.chosen[numbers]]
 
+    def sentences(self) -> Sentences:
+        """The rows that are trained on, as the paper's training takes them."""
+        return Sentences(len(self), self.inputs.shape[1], self.rows)
+
     def mean(self) -> Float[Tensor, " d"]:
         """Mean of the rows that are trained on."""
         return mean_in_parts(self.inputs, self.chosen)
@@ -82,8 +89,8 @@ def train_grids(
 ) -> list[list[Sae]]:
     """Train one autoencoder per shape in every training.
 
-    Adam with a step size that falls linearly to 0. The loss of a cell is the fraction of variance
-    that it leaves unexplained in a batch. Decoder rows keep unit norm.
+    Adam with a step size that falls linearly to 0, or the paper's own training. The loss of a cell
+    is the fraction of variance that it leaves unexplained in a batch. Decoder rows keep unit norm.
 
     Returns:
         For each training the autoencoders in the order of the shapes.
@@ -95,6 +102,14 @@ def train_grids(
         _check(shape, len(training))
     if not shapes:
         return [[] for _ in trainings]
+    if settings.trainer == "paper":
+        return [
+            [
+                train_as_paper(one.sentences(), shape.size, shape.k, settings, one.seed)
+                for shape in shapes
+            ]
+            for one in trainings
+        ]
     sizes = [min(settings.sentences_per_step, len(training)) for training in trainings]
     saes: dict[int, list[Sae]] = {}
     for size in dict.fromkeys(sizes):
@@ -112,11 +127,12 @@ def _train_together(
 ) -> list[list[Sae]]:
     """Trainings whose batches have the same number of sentences, as one stack."""
     grid = _Grid(trainings, shapes)
-    optimizer = torch.optim.Adam(grid.parameters(), lr=settings.learning_rate, fused=True)
+    rate = settings.learning_rate or RATE
+    optimizer = torch.optim.Adam(grid.parameters(), lr=rate, fused=True)
     generators = [torch.Generator().manual_seed(training.seed) for training in trainings]
     for step in range(settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1 - step / settings.steps)
+            group["lr"] = rate * (1 - step / settings.steps)
         batches = [
             training.rows(torch.randint(len(training), (batch_size,), generator=generator))
             for training, generator in zip(trainings, generators, strict=True)

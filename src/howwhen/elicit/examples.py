@@ -6,6 +6,7 @@ position: a disagreement, at which the base would not have written the thinking 
 """
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from random import Random
 from typing import NamedTuple
 
@@ -78,6 +79,30 @@ class TrainingExample:
             windows=tuple(window for window in cut if window.start < window.end),
             targets=tuple(self.targets[row] for row in kept),
             soft=self.soft and SoftTargets(self.soft.ids[kept], self.soft.probs[kept]),
+        )
+
+    def capped(self, count: int, random: Random) -> "TrainingExample":
+        """The same with at most `count` windows of each category, drawn at random."""
+        by_category: dict[int, list[SteeredWindow]] = {}
+        for window in self.windows:
+            by_category.setdefault(window.category, []).append(window)
+        kept = {
+            window
+            for windows in by_category.values()
+            for window in random.sample(windows, min(count, len(windows)))
+        }
+        ends = list(accumulate((window.end - window.start for window in self.windows), initial=0))
+        rows = [
+            row
+            for number, window in enumerate(self.windows)
+            if window in kept
+            for row in range(ends[number], ends[number + 1])
+        ]
+        return replace(
+            self,
+            windows=tuple(window for window in self.windows if window in kept),
+            targets=tuple(self.targets[row] for row in rows),
+            soft=self.soft and SoftTargets(self.soft.ids[rows], self.soft.probs[rows]),
         )
 
     def draw(self, count: int, random: Random) -> "TrainingExample":

@@ -273,6 +273,7 @@ def batch_losses(
         wanted,
         vocabulary,
         settings.logits_gib,
+        settings.logit_scale,
     )
     return by_category(losses, batch.categories[is_counted], size)
 
@@ -289,6 +290,7 @@ def position_losses(
     wanted: Int[Tensor, " counted"] | SoftTargets,
     vocabulary: int,
     logits_gib: float,
+    logit_scale: float = 1.0,
 ) -> Float[Tensor, " counted"]:
     """Cross-entropy in nats on the tokens or distributions wanted, some positions at a time.
 
@@ -302,12 +304,15 @@ def position_losses(
         vocabulary: size of the logits of one position.
         logits_gib: most memory for logits, in GiB; where they need more, they are computed again
             in the backward pass.
+        logit_scale: what logits are multiplied by.
     """
     firsts = is_counted.cumsum(0).tolist()
 
     def losses(hidden: Tensor, rows: slice) -> Tensor:
         logits = head(hidden)
         logits = logits[is_counted[rows].to(logits.device)]
+        if logit_scale != 1:
+            logits = logits * logit_scale
         own = slice(firsts[rows.start - 1] if rows.start else 0, firsts[rows.stop - 1])
         if isinstance(wanted, SoftTargets):
             return distribution_losses(logits, SoftTargets(wanted.ids[own], wanted.probs[own]))

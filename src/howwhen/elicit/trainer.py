@@ -61,6 +61,7 @@ class Trainer:
             if name != "bias"
         }
         self.optimizer = self._optimizer()
+        self._rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.order = Random(f"batches-{seed}")
         self.steps = 0
         self.best = self.frozen()
@@ -84,10 +85,12 @@ class Trainer:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has improved in its last evaluations."""
-        if not self._evaluations:
-            return True
-        return len(self._evaluations) - 1 - self.best_evaluation < self.settings.patience
+        """Whether it has improved in its last evaluations, by as much as counts."""
+        lowest, improved = math.inf, 0
+        for number, loss in enumerate(self._evaluations):
+            if loss < lowest - self.settings.min_delta:
+                lowest, improved = loss, number
+        return len(self._evaluations) - 1 - improved < self.settings.patience
 
     @property
     def live(self) -> VectorSet:
@@ -158,6 +161,9 @@ class Trainer:
         if self.settings.clip is not None:
             others = [one for name, one in self.parameters.items() if name != "vectors"]
             torch.nn.utils.clip_grad_norm_(others, self.settings.clip)
+        if self.settings.schedule == "cosine":
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * (1 + math.cos(math.pi * self.steps / self.settings.steps)) / 2
         self.optimizer.step()
         self.steps += 1
         self._recent.append(self._loss)

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from howwhen.elicit.examples import TrainingExample
 from howwhen.elicit.objective import CategoryLosses, Drawn, batch_losses, micro_batches
@@ -67,9 +68,9 @@ def split_examples(
     selection: Sequence[TrainingExample],
     settings: ElicitSettings,
 ) -> DataSplit:
-    """Leave out texts without windows and set some questions aside for validation.
+    """Leave out texts without windows and choose the questions that early stopping looks at.
 
-    Where no selection text has a window, validation selects.
+    Where no selection text has a window, these select among the seeds too.
 
     Raises:
         SteeringError: too few texts with a window to train and validate on.
@@ -78,9 +79,15 @@ def split_examples(
     for example in train:
         if example.windows:
             useful.setdefault(example.ids[: example.prompt] or example.ids, []).append(example)
-    held_out = max(1, round(len(useful) * settings.validation_fraction))
-    held_out = min(held_out, settings.validation_answers)
-    if len(useful) - held_out < 1:
+    chosen = [example for example in selection if example.windows]
+    looked_at = max(1, round(len(useful) * settings.validation_fraction))
+    looked_at = min(looked_at, settings.validation_answers)
+    if settings.stop_by == "selection" and not chosen:
+        raise SteeringError(
+            "stop_by selection, but no answer to a selection problem holds anything to steer; "
+            "collect more problems (--collect.limit) or use --elicit.stop-by held-out"
+        )
+    if len(useful) - (looked_at if settings.stop_by == "held-out" else 0) < 1:
         raise SteeringError(
             f"only {len(useful)} questions of {len(train)} training rollouts hold anything to "
             "steer (for `decision` a token where the base would have gone elsewhere, for `span` a "
@@ -89,18 +96,34 @@ def split_examples(
         )
     groups = list(useful.values())
     Random(f"validation-{settings.seeds[0]}").shuffle(groups)
-    chosen = [example for example in selection if example.windows]
-    validation, rest = (
+    validation, rest, every = (
         [example for group in part for example in group]
-        for part in (groups[:held_out], groups[held_out:])
+        for part in (groups[:looked_at], groups[looked_at:], groups)
     )
-    return DataSplit(rest, validation, chosen or validation)
+    match settings.stop_by:
+        case "held-out":
+            return DataSplit(rest, validation, chosen or validation)
+        case "train":
+            return DataSplit(every, validation, chosen or validation)
+        case "selection":
+            return DataSplit(every, chosen, chosen)
+
+
+def in_steps(settings: ElicitSettings, examples: int) -> ElicitSettings:
+    """The settings with epochs turned into steps, for a training on so many rollouts."""
+    epoch = max(1, math.ceil(examples / settings.batch_size))
+    changed: dict[str, int] = {}
+    if settings.epochs is not None:
+        changed["steps"] = settings.epochs * epoch
+    if settings.validate_every == "epoch":
+        changed["validate_every"] = epoch
+    return settings.model_copy(update=changed)
 
 
 def new_vectors(
     model: str, layer: int, width: int, size: int, form: Form, settings: ElicitSettings, seed: int
 ) -> VectorSet:
-    """Vectors of zero with the form's own parameters at their start.
+    """Vectors of zero, or of norm 1, with the form's own parameters at their start.
 
     A coefficient network starts as the paper's does: weights uniform (Xavier), biases at 0.5.
     """
@@ -111,6 +134,9 @@ def new_vectors(
         return (2 * torch.rand(rows, columns, generator=generator) - 1) * bound
 
     vectors = torch.zeros(size, width)
+    if settings.vector_start == "unit":
+        drawn = torch.Generator().manual_seed(seed)
+        vectors = functional.normalize(torch.randn(size, width, generator=drawn), dim=1)
     match form:
         case "linear":
             return VectorSet(model, layer, vectors)
@@ -191,7 +217,7 @@ def train_together(
         if not start:
             _look(running, data.validation, states, settings)
         _advance(running, chapter, end - start, states)
-        if end % settings.validate_every and end != settings.steps:
+        if end % _interval(settings) and end != settings.steps:
             continue
         _look(running, data.validation, states, settings)
         save(end)
@@ -209,16 +235,23 @@ def _stretches(
     chapters: Iterable[Chapter], settings: ElicitSettings
 ) -> Iterator[tuple[Chapter, int, int]]:
     """Steps between two evaluations in the same chapter: half-open, from 0."""
-    step = 0
+    step, interval = 0, _interval(settings)
     for chapter in chapters:
         last = settings.steps if chapter.steps is None else step + chapter.steps
         while step < min(last, settings.steps):
-            look = step - step % settings.validate_every + settings.validate_every
+            look = step - step % interval + interval
             end = min(last, look, settings.steps)
             yield chapter, step, end
             step = end
         if step == settings.steps:
             return
+
+
+def _interval(settings: ElicitSettings) -> int:
+    """Steps between two evaluations."""
+    if settings.validate_every == "epoch":
+        raise ValueError("epochs are not turned into steps; call in_steps first")
+    return settings.validate_every
 
 
 def _advance(

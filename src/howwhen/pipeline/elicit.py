@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from random import Random
 from typing import Literal, TypeVar
 
 from torch import Tensor
@@ -28,7 +29,13 @@ from howwhen.elicit.self_gate import ProbeData, train_self_gate
 from howwhen.elicit.spans import bias_example, span_examples, train_on_sentences
 from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.trainer import Trainer, Training
-from howwhen.elicit.training import DataSplit, choose_training, new_vectors, train_together
+from howwhen.elicit.training import (
+    DataSplit,
+    choose_training,
+    in_steps,
+    new_vectors,
+    train_together,
+)
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
 from howwhen.lm.alignment import ModelPair
@@ -43,7 +50,7 @@ from howwhen.pipeline.traces import grow_traces
 from howwhen.probes import Gate
 from howwhen.progress import Advance
 from howwhen.records import HybridTrace, Problem, Rollout, Split
-from howwhen.settings import Form
+from howwhen.settings import ElicitSettings, Form
 from howwhen.vectors import VectorSet
 
 Item = TypeVar("Item")
@@ -78,7 +85,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts | TakenCounts:
     if not settings.on_policy_rounds:
         run.pair.release("base")
     run.pair.base.check_steering(run.steer_layer)
-    named = answers.trained(_example(run, one, gate) for one in answers.found)
+    named = _capped(answers.trained(_example(run, one, gate) for one in answers.found), settings)
     states = PrefixCache(run.pair.base, run.steer_layer, settings.states_gib)
     fit = _Fit(run, step, states, gate)
     on_policy = _OnPolicy(run, step, gate)
@@ -86,7 +93,7 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts | TakenCounts:
         data = _train_spans(run, answers, gate, fit)
     else:
         data = train_at_disagreements(gate.size, *answers.split(named), settings, fit, on_policy)
-    if data.selection is data.validation:
+    if data.selection is data.validation and settings.stop_by != "selection":
         run.reporter.say(
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
             "the seeds"
@@ -184,6 +191,14 @@ def _example(run: Run, found: Decisions, gate: Gate) -> TrainingExample:
     example = found.example(gate)
     is_soft = run.settings.elicit.objective == "distribution"
     return example if is_soft else replace(example, soft=None)
+
+
+def _capped(examples: list[TrainingExample], settings: ElicitSettings) -> list[TrainingExample]:
+    """The same with as many disagreements of a category in an answer as are trained on."""
+    most, seed = settings.positions_per_category, settings.seeds[0]
+    if most is None:
+        return examples
+    return [one.capped(most, Random(f"{seed}-{n}")) for n, one in enumerate(examples)]
 
 
 def _choose_gate(run: Run, answers: _Answers) -> tuple[Gate, dict[str, GateAgreement]]:
@@ -328,7 +343,8 @@ class _Fit:
     def _train(
         self, data: DataSplit, sizes: Mapping[str, int], bias: Tensor | None, form: Form | None
     ) -> None:
-        settings, base, layer = self.run.settings.elicit, self.run.pair.base, self.states.layer
+        settings = in_steps(self.run.settings.elicit, len(data.train))
+        base, layer = self.run.pair.base, self.states.layer
         width = base.model.config.hidden_size
         trainers = []
         for name, size in sizes.items():
