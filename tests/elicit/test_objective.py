@@ -33,7 +33,6 @@ from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.trainer import Trainer
 from howwhen.elicit.training import (
     choose_training,
-    new_vectors,
     split_examples,
     train_together,
     train_vectors,
@@ -43,28 +42,21 @@ from howwhen.lm.alignment import ModelPair
 from howwhen.records import Finish, Rollout, SentenceSpan
 from howwhen.settings import CollectSettings, ElicitSettings, Form
 from howwhen.vectors import VectorSet
-from howwhen.zoo.tally import tally_problems
 from howwhen.zoo.tally.corpus import teacher_solution
 from howwhen.zoo.tally.truth import draw_problems
 from tests.conftest import ARCHITECTURES, MakeModel
-from tests.factories import make_forms, make_gate, make_models, make_vectors, random
+from tests.elicit.found import (
+    GATE,
+    PROBLEMS,
+    QUESTIONS,
+    READING,
+    SETTINGS,
+    examples_of,
+    find,
+    fresh,
+)
+from tests.factories import make_forms, make_vectors, random
 from tests.oracles.naive import next_logits, next_logits_with, residual_at
-
-PROBLEMS = tally_problems(5, seed=11)
-QUESTIONS = [problem.question for problem in PROBLEMS]
-GATE = make_gate()
-READING = ElicitSettings(batch_size=2)
-Found = tuple[ModelPair, list[Rollout], list[Decisions]]
-
-
-def find(make_model: MakeModel, architecture: str = "llama") -> Found:
-    models = make_models(make_model, architecture)
-    rollouts = collect_rollouts(models.thinking, PROBLEMS, CollectSettings(max_new_tokens=15))
-    return models, rollouts, find_decisions(models, GATE.layer, rollouts, QUESTIONS, READING)
-
-
-def examples_of(found: list[Decisions]) -> list[TrainingExample]:
-    return [one.example(GATE) for one in found]
 
 
 def whole(examples: list[TrainingExample]) -> list[Drawn]:
@@ -210,13 +202,6 @@ def test_the_distribution_loss_is_cross_entropy_with_the_thinking_model(
     expected = -(soft.probs[0] * logits[0].log_softmax(0)[soft.ids[0]]).sum()
     torch.testing.assert_close(losses[0], expected)
     assert losses.shape == (count,)
-
-
-SETTINGS = ElicitSettings(steps=60, validate_every=10, patience=9, seeds=(0,), batch_size=4)
-
-
-def fresh(size: int, form: Form = "network", settings: ElicitSettings = SETTINGS) -> VectorSet:
-    return new_vectors("llama-0", 1, 32, size, form, settings, 0)
 
 
 def test_examples_are_cut_to_a_part_of_the_answer() -> None:

@@ -14,7 +14,7 @@ from howwhen.elicit.training import in_steps, new_vectors, split_examples, train
 from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings
 from tests.conftest import MakeModel
-from tests.elicit.test_objective import SETTINGS, examples_of, find, fresh
+from tests.elicit.found import SETTINGS, examples_of, find, fresh
 
 
 def test_epochs_are_as_many_steps_as_take_in_as_many_rollouts() -> None:
