@@ -143,7 +143,7 @@ class PlacingOptions:
 class Shortcuts:
     """Short flags for what is set most often."""
 
-    problems: str | None = None
+    problems: tuple[str, ...] | None = None
     """Short for --collect.problems."""
     traces: tuple[str, ...] | None = None
     """Short for --collect.traces."""

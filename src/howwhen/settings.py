@@ -158,22 +158,35 @@ class JudgeSettings(_Settings):
         return self
 
 
+def _as_sources(value: Any) -> Any:
+    """One source as a tuple of one; None for the words that mean none."""
+    value = _or_none(value)
+    return (value,) if isinstance(value, str) else value
+
+
+Sources = Annotated[tuple[str, ...], BeforeValidator(_as_sources), Field(min_length=1)]
+"""One source of problems or several."""
+
+
 class CollectSettings(_Settings):
     """Collect: which problems, and how the thinking model answers them."""
 
-    problems: str | None = None
+    problems: Sources | None = None
     """JSONL file (gzipped or not) with `question` and `answer` on each line, a published set
-    (`gsm8k`, `math500`, ...) or `hub:ID/CONFIG@SPLIT`; `gsm8k[:500]` means the first 500. Defaults
-    to the pair's own problems."""
-    test_problems: str | None = None
+    (`gsm8k`, `math500`, ...) or `hub:ID/CONFIG@SPLIT`; `gsm8k[:500]` means the first 500. Several
+    make a mix. Defaults to the pair's own problems."""
+    selection_problems: Sources | None = None
+    """The same, for selection among seeds. Defaults to a share of `problems`."""
+    test_problems: Sources | None = None
     """The same, for the final measurement. Defaults to a share of `problems`."""
     traces: tuple[str, ...] | None = None
     """JSONL files (gzipped or not) of answers that exist already, with `question` and `text` on
     each line. They are read instead of asking the thinking model. All of them are used for
     training, so the later steps need `test_problems`."""
     limit: Count = 1000
-    """Number of problems, before they are split (of each file, if `test_problems` is given). If
-    there are more traces, this many are drawn at random."""
+    """Number of problems, before they are split, and of `selection_problems` and `test_problems`.
+    Of a single file these are the first ones; of a mix and of traces this many are drawn at random.
+    """
     test_limit: Count | None = None
     """The same for the problems of `test_problems`. Defaults to `limit`."""
     options: bool = True
@@ -204,7 +217,8 @@ class CollectSettings(_Settings):
     def _has_one_source(self) -> "CollectSettings":
         if self.traces is not None and self.problems is not None:
             raise ValueError(
-                f"problems {self.problems!r} and traces {', '.join(self.traces)!r}; expected one "
+                f"problems {', '.join(self.problems)!r} and traces {', '.join(self.traces)!r}; "
+                "expected one "
                 "of them, as traces bring their questions along"
             )
         if self.traces == ():

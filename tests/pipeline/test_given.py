@@ -108,6 +108,12 @@ def test_a_file_of_vectors_has_neither_probe_nor_shared_vector(
         taken(tmp_path / "run", given, {"hybrid": {"rungs": ("self-gate",)}})
 
 
+def test_problems_that_were_trained_on_are_no_tests(finished: Path, tmp_path: Path) -> None:
+    message = r"\d+ test problems were trained on in .*; expected others: leave --limit and"
+    with pytest.raises(SettingsError, match=message):
+        taken(tmp_path / "run", both(finished), {"collect": {"limit": 24}})
+
+
 def test_other_files_are_a_change_that_needs_redo(
     finished: Path, again: Path, tmp_path: Path
 ) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from howwhen.collect import problems, traces
+from howwhen.errors import ProblemError
 from howwhen.pipeline.plan import check_plan, problems_digest
 from howwhen.pipeline.problems import draw_split, read_written
+from howwhen.records import Split
 from howwhen.settings import RunSettings, make_settings
 from howwhen.zoo.pairs import find_pair
 
@@ -80,3 +82,51 @@ def test_callers_cannot_change_what_others_get(tmp_path: Path) -> None:
     settings = make_settings({"collect": {"problems": path}})
     draw_split(PAIR, settings).clear()
     assert len(draw_split(PAIR, settings)) == 12
+
+
+def numbered(path: Path, count: int) -> str:
+    """A file of problems that no other file has."""
+    lines = (
+        json.dumps({"question": f"{path.stem} {n}?", "answer": "7", "id": f"{path.stem}-{n}"})
+        for n in range(count)
+    )
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def test_a_mix_is_all_its_sources_or_a_draw_of_them(tmp_path: Path) -> None:
+    sources = (numbered(tmp_path / "a.jsonl", 30), f"{numbered(tmp_path / 'b.jsonl', 30)}[:10]")
+    every = draw_split(PAIR, make_settings({"collect": {"problems": sources}}))
+    assert Counter(problem.dataset for problem in every) == {"a": 30, "b": 10}
+    limited = make_settings({"collect": {"problems": sources, "limit": 20}})
+    some = draw_split(PAIR, limited)
+    counts = Counter(problem.dataset for problem in some)
+    assert counts.total() == 20
+    assert counts["a"] > 5
+    assert counts["b"] > 1
+    assert some == draw_split(PAIR, limited)
+    other = make_settings({"collect": {"problems": sources, "limit": 20, "seed": 1}})
+    assert {one.id for one in draw_split(PAIR, other)} != {one.id for one in some}
+
+
+def test_a_selection_set_of_its_own_leaves_all_others_for_training(tmp_path: Path) -> None:
+    files = {name: numbered(tmp_path / f"{name}.jsonl", 9) for name in ("a", "b", "c")}
+    named = {"problems": files["a"], "selection_problems": files["b"], "test_problems": files["c"]}
+    settings = make_settings({"collect": named})
+    split = {
+        one: {problem.dataset for problem in draw_split(PAIR, settings) if problem.split is one}
+        for one in Split
+    }
+    assert split == {Split.TRAIN: {"a"}, Split.SELECTION: {"b"}, Split.TEST: {"c"}}
+    before = problems_digest(PAIR, settings)
+    numbered(tmp_path / "b.jsonl", 8)
+    assert problems_digest(PAIR, settings) != before
+    both = make_settings({"collect": {**named, "selection_problems": files["a"]}})
+    with pytest.raises(ProblemError, match="selection problem a-0 asks the same as training"):
+        draw_split(PAIR, both)
+    tested = make_settings({"collect": {**named, "selection_problems": files["c"]}})
+    with pytest.raises(ProblemError, match="test problem c-0 asks the same as training problem"):
+        draw_split(PAIR, tested)
+    twice = make_settings({"collect": {**named, "problems": (files["a"], files["a"])}})
+    with pytest.raises(ProblemError, match=r"a.jsonl has the id 'a-0' twice"):
+        draw_split(PAIR, twice)

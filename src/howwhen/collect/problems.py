@@ -98,7 +98,7 @@ def read_problems(
             f"{name} holds no problems{f' from number {first} on' if first else ''}; expected one "
             'JSON object per line, such as {"id": "1", "question": "What is 2 + 2?", "answer": "4"}'
         )
-    _refuse_repeated_ids(name, problems)
+    refuse_repeated_ids(name, problems)
     return problems
 
 
@@ -106,6 +106,7 @@ def split_problems(
     problems: Sequence[Problem],
     settings: CollectSettings,
     test_problems: Sequence[Problem] | None = None,
+    selection_problems: Sequence[Problem] | None = None,
 ) -> list[Problem]:
     """Shuffle by `settings.seed` and mark each problem train, selection or test.
 
@@ -116,6 +117,7 @@ def split_problems(
         settings: fractions and seed.
         test_problems: a separate test set, which may be empty. `problems` are then for training and
             selection only. By default, the test set is a share of `problems`.
+        selection_problems: a separate selection set. By default a share of `problems` too.
 
     Raises:
         ProblemError: there are too few questions for every set to have one, or the training and
@@ -125,16 +127,20 @@ def split_problems(
     Random(f"split-{settings.seed}").shuffle(shuffled)
     is_separate = test_problems is not None
     test = 0 if is_separate else max(1, round(len(shuffled) * settings.test_fraction))
-    selection = max(1, round(len(shuffled) * settings.selection_fraction))
+    selection = 0
+    if selection_problems is None:
+        selection = max(1, round(len(shuffled) * settings.selection_fraction))
     if len(shuffled) - test - selection < 2:
         raise ProblemError(
             f"{len(shuffled)} problems cannot be split into training, selection and test sets "
             f"({test} for test, {selection} for selection, at least 2 to train on); "
             "raise --collect.limit or give a longer file"
         )
-    _refuse_common(problems, test_problems or ())
+    _refuse_common([*problems, *(selection_problems or ())], test_problems or ())
+    _refuse_common(problems, selection_problems or (), "selection")
     return [
         *(replace(problem, split=Split.TEST) for problem in test_problems or ()),
+        *(replace(problem, split=Split.SELECTION) for problem in selection_problems or ()),
         *(
             replace(problem, split=_split_at(index, test, selection))
             for index, group in enumerate(shuffled)
@@ -151,19 +157,21 @@ def _by_question(problems: Iterable[Problem]) -> list[list[Problem]]:
     return list(groups.values())
 
 
-def _refuse_common(problems: Sequence[Problem], test_problems: Sequence[Problem]) -> None:
-    """Refuse training and test problems that overlap."""
+def _refuse_common(
+    problems: Sequence[Problem], test_problems: Sequence[Problem], name: str = "test"
+) -> None:
+    """Refuse training problems and others, by default test problems, that overlap."""
     questions = {_canonical(problem.question): problem.id for problem in problems}
     ids = {problem.id for problem in problems}
     for problem in test_problems:
         if (twin := questions.get(_canonical(problem.question))) is not None:
             raise ProblemError(
-                f"test problem {problem.id} asks the same as training problem {twin}; take it out "
-                "of one of the two sets"
+                f"{name} problem {problem.id} asks the same as training problem {twin}; take it "
+                "out of one of the two sets"
             )
         if problem.id in ids:
             raise ProblemError(
-                f"the id {problem.id!r} is in the training and in the test set; ids must differ"
+                f"the id {problem.id!r} is in the training and in the {name} set; ids must differ"
             )
 
 
@@ -298,7 +306,12 @@ def _field(
     return text
 
 
-def _refuse_repeated_ids(source: str, problems: Sequence[Problem]) -> None:
+def refuse_repeated_ids(source: str, problems: Sequence[Problem]) -> None:
+    """Refuse problems of which two have one id.
+
+    Raises:
+        ProblemError: with the id.
+    """
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:

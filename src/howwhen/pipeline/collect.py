@@ -10,6 +10,7 @@ from howwhen.collect.traces import Trace, Traces
 from howwhen.lm.generate import greedy_warning
 from howwhen.lm.models import LanguageModel
 from howwhen.pipeline.context import Run
+from howwhen.pipeline.given import refuse_trained
 from howwhen.pipeline.problems import NO_TEST, draw_split, read_written
 from howwhen.pipeline.store import StepFolder
 from howwhen.records import Finish, Problem, Rollout, Split
@@ -53,9 +54,10 @@ def collect(run: Run, step: StepFolder) -> CollectCounts:
             f"have another role, {traces.beyond_limit} are beyond --limit"
         )
     problems = draw_split(run.pair, run.settings)
+    refuse_trained(run.settings, problems)
     if not any(problem.split is Split.TEST for problem in problems):
         run.reporter.say(f"  WARNING: {NO_TEST}")
-    if not written and settings.temperature == 0:
+    if not written and settings.temperature == 0 and run.settings.trains:
         warn_if_greedy(run, run.pair.thinking_outline, "--collect.temperature model")
     step.write_records("problems.jsonl", problems)
     wanted = [problem for problem in problems if problem.split is not Split.TEST]

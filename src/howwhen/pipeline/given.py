@@ -4,11 +4,13 @@ Each is named by the folder of another run (also one that `howwhen convert --to 
 single file of howwhen. Nothing here needs torch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from howwhen.errors import SettingsError
 from howwhen.formats.files import Json
-from howwhen.pipeline.files import StepName, content_hash
+from howwhen.pipeline.files import StepFiles, StepName, content_hash
+from howwhen.records import Problem, Split
 from howwhen.settings import RunSettings
 
 GATE, VECTORS, SHARED, SELF_GATE = (
@@ -46,6 +48,27 @@ def vector_files(source: str) -> dict[str, Path]:
     folder = _existing(places, "--elicit.vectors", source).parent
     names = (VECTORS, GATE, SHARED, SELF_GATE, TRAINING)
     return {name: folder / name for name in names if (folder / name).exists()}
+
+
+def refuse_trained(settings: RunSettings, problems: Sequence[Problem]) -> None:
+    """Refuse to test on problems that another run found its taxonomy or trained its vectors with.
+
+    Raises:
+        SettingsError: some test problems are among its training or selection problems.
+    """
+    for source in dict.fromkeys((settings.discover.taxonomy, settings.elicit.vectors)):
+        folder = Path(source or "").expanduser() / "1-collect"
+        if source is None or not (folder / "problems.jsonl").exists():
+            continue
+        others = StepFiles(folder, "collect").read_records("problems.jsonl", Problem)
+        trained = {one.question for one in others if one.split is not Split.TEST}
+        both = [one for one in problems if one.split is Split.TEST and one.question in trained]
+        if both:
+            raise SettingsError(
+                f"{len(both)} test problems were trained on in {source} (such as "
+                f"{both[0].question[:60]!r}); expected others: leave --limit and "
+                "--collect.seed as they were there, or give --collect.test-problems"
+            )
 
 
 def _existing(places: list[Path], flag: str, source: str) -> Path:

@@ -115,8 +115,12 @@ def problems_digest(pair: Pair, settings: RunSettings) -> str:
     if not settings.trains:
         trained = settings.model_copy(update={"elicit": ElicitSettings()})
         return f"only for tests: {problems_digest(pair, trained)}"
-    given = (collect.problems, *(collect.traces or ()), collect.test_problems)
-    sources = tuple(source for source in given if source is not None)
+    sources = (
+        *(collect.problems or ()),
+        *(collect.traces or ()),
+        *(collect.selection_problems or ()),
+        *(collect.test_problems or ()),
+    )
     if not sources:
         return pair.name
     return _content_digest(sources, tuple(file_state(sliced(source)[0]) for source in sources))
@@ -209,7 +213,11 @@ def check_plan(pair: Pair, settings: RunSettings, steps: Sequence[StepName] = ST
 def _check_problems(pair: Pair, settings: RunSettings, steps: Sequence[StepName]) -> None:
     """Read problems and traces, unless they have to be fetched from the hub."""
     collect = settings.collect
-    sources = [source for source in (collect.problems, collect.test_problems) if source is not None]
+    sources = [
+        *(collect.problems or ()),
+        *(collect.selection_problems or ()),
+        *(collect.test_problems or ()),
+    ]
     fetched = [source for source in sources if _is_on_hub(source)]
     if fetched and find_spec("datasets") is None:
         raise MissingExtraError(

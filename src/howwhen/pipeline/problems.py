@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 
-from howwhen.collect.problems import read_problems, sliced, split_problems
+from howwhen.collect.problems import (
+    read_problems,
+    refuse_repeated_ids,
+    sliced,
+    split_problems,
+)
 from howwhen.collect.traces import Traces, read_traces
 from howwhen.errors import SettingsError
 from howwhen.records import Problem, Split
@@ -59,7 +65,10 @@ def draw_split(pair: Pair, settings: RunSettings) -> list[Problem]:
     chosen, test = settings.collect, _draw_test_problems(pair, settings.collect)
     if not settings.trains and test:
         return [replace(problem, split=Split.TEST) for problem in test]
-    problems = split_problems(_draw_problems(pair, chosen), chosen, test)
+    selection = None
+    if chosen.selection_problems is not None:
+        selection = _read_problems(chosen.selection_problems, chosen.limit, chosen)
+    problems = split_problems(_draw_problems(pair, chosen), chosen, test, selection)
     if settings.trains:
         return problems
     return [problem for problem in problems if problem.split is Split.TEST]
@@ -85,7 +94,7 @@ def _draw_problems(pair: Pair, chosen: CollectSettings) -> list[Problem]:
     if traces := read_written(chosen):
         return [trace.problem for trace in traces.kept]
     if chosen.problems is not None:
-        return _read_problems(chosen.problems, chosen.limit, chosen.options)
+        return _read_problems(chosen.problems, chosen.limit, chosen)
     if pair.draw_problems is None:
         raise SettingsError(
             f"the pair {pair.name!r} has no problems of its own; type --problems FILE.jsonl "
@@ -100,19 +109,34 @@ def _draw_test_problems(pair: Pair, chosen: CollectSettings) -> Sequence[Problem
     """Test problems of a file or of the pair; None if they are a share of the problems."""
     if chosen.test_problems is not None:
         limit = chosen.test_limit or chosen.limit
-        return _read_problems(chosen.test_problems, limit, chosen.options)
+        return _read_problems(chosen.test_problems, limit, chosen)
     if chosen.problems is None and pair.draw_test_problems is not None:
         return pair.draw_test_problems(_test_share(chosen), chosen.seed)
     return None if chosen.traces is None else ()
 
 
-def _read_problems(source: str, limit: int, options: bool) -> list[Problem]:
-    return list(_read_problems_once(source, file_state(sliced(source)[0]), limit, options))
+def _read_problems(sources: Sequence[str], limit: int, chosen: CollectSettings) -> list[Problem]:
+    """The problems of a source, or as many of a mix, drawn at random if there are more."""
+    found = [
+        problem
+        for source in sources
+        for problem in _read_problems_once(
+            source,
+            file_state(sliced(source)[0]),
+            limit if len(sources) == 1 else None,
+            chosen.options,
+        )
+    ]
+    refuse_repeated_ids(" and ".join(sources), found)
+    if len(sources) > 1 and len(found) > limit:
+        kept = sorted(Random(f"mix-{chosen.seed}").sample(range(len(found)), limit))
+        found = [found[number] for number in kept]
+    return found
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _read_problems_once(
-    source: str, _state: FileState | None, limit: int, options: bool
+    source: str, _state: FileState | None, limit: int | None, options: bool
 ) -> tuple[Problem, ...]:
     return tuple(read_problems(source, limit, options=options))
 
