@@ -657,8 +657,8 @@ def convert(
         Safetensors file with the corpus mean of an SAE's training sentences, under `mean`.
     to:
         Format to write; `gguf` takes vectors, `saelens` a taxonomy. `run` makes a folder that
-        `howwhen run PAIR --from-run FOLDER` decodes with at once, `published` the `.pt` files of
-        the paper's first version.
+        `howwhen run PAIR --from-run FOLDER --elicit.method span` decodes with at once, `published`
+        the `.pt` files of the paper's first version.
     pair:
         With `--to run`: the pair of `howwhen zoo list` that SAE and vectors are of.
     """

@@ -337,11 +337,13 @@ class DiscoverSettings(JudgeSettings):
 
     @model_validator(mode="after")
     def _chooses_or_takes(self) -> "DiscoverSettings":
-        chosen = [name for name in ("layer", "size", "k", "method") if self._wish(name) is not None]
-        if self.taxonomy is not None and chosen:
+        names = [f"chosen_{name}" for name in ("layer", "size", "k", "method")]
+        names += ["layers", "judge_url", "judge_local"]
+        given = [name for name in names if getattr(self, name) is not None]
+        if self.taxonomy is not None and given:
             raise ValueError(
-                f"taxonomy {self.taxonomy!r} with chosen_{chosen[0]}; expected one of them, as "
-                "there is nothing to choose where a taxonomy is given"
+                f"taxonomy {self.taxonomy!r} with {given[0]}; expected one of them, as nothing is "
+                "searched, chosen or named where a taxonomy is given"
             )
         return self
 
@@ -430,8 +432,9 @@ class ElicitSettings(_Settings):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """Smallest fall of that loss, in nats, that counts as an improvement."""
     positions_per_category: Count | None = None
-    """Maximum number of disagreements of one category that are trained on in an answer, drawn at
-    random if there are more (`decision` only); 64 in the paper's second version."""
+    """Maximum number of disagreements of one category that are trained on, or validated on, in a
+    training answer, drawn at random if there are more (`decision` only); 64 in the paper's second
+    version."""
     probe_steps: Count = 2000
     """Training steps of the self-gate's probe."""
     probe_hidden: Count = 128
@@ -466,6 +469,18 @@ class ElicitSettings(_Settings):
         return self.form or ("network" if self.method == "decision" else "linear")
 
     @model_validator(mode="after")
+    def _trains_or_takes(self) -> "ElicitSettings":
+        names = ("layer", "form", "objective", "on_policy_rounds", "choose_by")
+        fields = type(self).model_fields
+        changed = [name for name in names if getattr(self, name) != fields[name].default]
+        if self.vectors is not None and changed:
+            raise ValueError(
+                f"vectors {self.vectors!r} with {changed[0]}; expected one of them, as nothing is "
+                "trained where vectors are given"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> "ElicitSettings":
         if self.method == "span" and self.gate == "clusters":
             raise ValueError(
@@ -476,6 +491,11 @@ class ElicitSettings(_Settings):
             raise ValueError(
                 "part thinking with on_policy_rounds: the hybrid's own answers have no thinking "
                 "part; expected part answer with them"
+            )
+        if self.method == "span" and self.positions_per_category is not None:
+            raise ValueError(
+                "positions_per_category caps disagreements, but method span trains on sentences; "
+                "expected sentences_per_category with it"
             )
         if self.method == "span" and (self.on_policy_rounds or self.objective != "token"):
             raise ValueError(

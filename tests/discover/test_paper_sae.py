@@ -39,6 +39,17 @@ def test_planted_directions_are_found_from_random_ones() -> None:
     assert torch.equal(again.encoder, grids[0][0].encoder)
 
 
+def test_a_last_batch_of_one_sentence_breaks_nothing() -> None:
+    inputs, _ = planted()
+    size = SETTINGS.sentences_per_step
+    even = inputs[: 4 * size]
+    (plain,), (odd,) = (
+        train_grids([Training(rows, 0)], [Shape(3, 1)], SETTINGS)[0]
+        for rows in (even, inputs[: 4 * size + 1])
+    )
+    assert evaluate(odd, even).fvu == pytest.approx(evaluate(plain, even).fvu, rel=0.1)
+
+
 def test_only_the_chosen_sentences_are_trained_on() -> None:
     inputs, _ = planted()
     broken = inputs.clone()

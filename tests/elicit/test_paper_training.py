@@ -10,7 +10,13 @@ from howwhen.elicit.examples import SoftTargets, SteeredWindow, TrainingExample
 from howwhen.elicit.objective import Drawn, batch_losses
 from howwhen.elicit.states import PrefixCache
 from howwhen.elicit.trainer import Trainer
-from howwhen.elicit.training import in_steps, new_vectors, split_examples, train_vectors
+from howwhen.elicit.training import (
+    in_steps,
+    new_vectors,
+    split_examples,
+    train_vectors,
+    without_untrained,
+)
 from howwhen.errors import SteeringError
 from howwhen.settings import ElicitSettings
 from tests.conftest import MakeModel
@@ -30,6 +36,15 @@ def test_vectors_can_start_at_norm_one() -> None:
     assert one.vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 3)
     assert torch.equal(one.vectors, again.vectors)
     assert not torch.equal(one.vectors, other.vectors)
+
+
+def test_categories_that_nothing_is_trained_on_start_at_zero_all_the_same() -> None:
+    start = new_vectors("m", 1, 8, 3, "linear", ElicitSettings(vector_start="unit"), 0)
+    windows = (SteeredWindow(1, 2, 0), SteeredWindow(2, 3, 2))
+    kept = without_untrained(start, [TrainingExample((1, 2, 3, 4), windows, (3, 4))])
+    assert kept.nonzero_categories().tolist() == [0, 2]
+    one = new_vectors("m", 1, 8, 1, "linear", ElicitSettings(vector_start="unit"), 0)
+    assert without_untrained(one, []) is one
 
 
 def test_rates_fall_as_a_cosine(make_model: MakeModel) -> None:

@@ -1,6 +1,6 @@
 """A taxonomy together with its vectors: published files to a run's folder and back."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from howwhen.formats.bundle import (
     write_run,
 )
 from howwhen.formats.convert import FileInfo, convert_bundle
+from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.vectors import VectorSet
 
@@ -32,14 +33,9 @@ def bundle(size: int = 4) -> Bundle:
     decoder = decoder / decoder.norm(dim=1, keepdim=True)
     sae = Sae(encoder, torch.randn(size, generator=generator), decoder, torch.ones(8), 2)
     titles = tuple(f"title {number}" for number in range(size))
-    taxonomy = Taxonomy("org/Thinking", 3, torch.zeros(8), sae, titles)
+    taxonomy = Taxonomy("org/Thinking", 3, torch.ones(8) / 3, sae, titles)
     vectors = torch.randn(size, 6, generator=generator)
     return Bundle(taxonomy, VectorSet("org/Base", 2, vectors, torch.ones(6)))
-
-
-def sheet(folder: Path, name: str) -> None:
-    path = folder / f"steering_vector_hyperparams_{name}.json"
-    path.write_text(json.dumps({"hyperparameters": {"layer": 2}}))
 
 
 def test_a_run_becomes_published_files_and_these_a_run(tmp_path: Path) -> None:
@@ -49,18 +45,9 @@ def test_a_run_becomes_published_files_and_these_a_run(tmp_path: Path) -> None:
     lines = convert_bundle([run], tmp_path / "files", FileInfo(), "published", None)
     assert lines[0].endswith("sae_thinking_layer3_clusters4.pt")
     assert lines[1] == f"5 vectors for layer 2: {tmp_path / 'files' / 'vectors'}"
-    vectors = tmp_path / "files" / "vectors"
-    sheet(vectors, "base_idx0_linear")
-    titles = tmp_path / "titles.json"
-    titles.write_text(json.dumps(list(given.taxonomy.titles)))
-    back = tmp_path / "back"
-    convert_bundle(
-        [tmp_path / "files", vectors],
-        back,
-        FileInfo(titles=titles),
-        "run",
-        ("org/Base", "org/Thinking"),
-    )
+    files, back = tmp_path / "files", tmp_path / "back"
+    info = FileInfo(titles=files / "titles.json", mean=files / "mean.safetensors")
+    convert_bundle([files], back, info, "run", ("org/Base", "org/Thinking"))
     found = read_run(back)
     assert isinstance(found.taxonomy.scorer, Sae)
     assert isinstance(given.taxonomy.scorer, Sae)
@@ -70,6 +57,7 @@ def test_a_run_becomes_published_files_and_these_a_run(tmp_path: Path) -> None:
         )
     assert (found.taxonomy.scorer.k, found.taxonomy.layer) == (2, 3)
     assert found.taxonomy.titles == given.taxonomy.titles
+    assert torch.equal(found.taxonomy.mean, given.taxonomy.mean)
     assert torch.equal(found.vectors.vectors, given.vectors.vectors)
     assert found.vectors.bias is not None
     assert found.vectors.bias.tolist() == [1.0] * 6
@@ -99,16 +87,24 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     vectors = files / "vectors"
     with pytest.raises(InputError, match="found 0 SAEs and 5 vectors"):
         read_bundle([vectors], "b", "t")
+    sae = next(files.glob("sae_*.pt"))
     with pytest.raises(InputError, match="found 1 SAEs and 0 vectors"):
-        read_bundle([files], "b", "t")
+        read_bundle([sae], "b", "t")
     (vectors / "base_idx3_linear.pt").unlink()
-    sheet(vectors, "base_idx0_linear")
     with pytest.raises(InputError, match="found 3 vectors for 4 categories"):
         read_bundle([files, vectors], "b", "t")
     with pytest.raises(InputError, match="is there already"):
         write_run(files, bundle())
     with pytest.raises(InputError, match="lacks 2-discover/taxonomy.safetensors and 3-elicit"):
         read_run(files)
+
+
+def test_vectors_of_another_gate_are_not_the_saes(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", bundle())
+    gate = replace(bundle().taxonomy.gate(), kind="clusters")
+    StepFolder(tmp_path / "run" / "3-elicit", "elicit").write_gate("gate.safetensors", gate)
+    with pytest.raises(InputError, match="belong to a gate of kind clusters"):
+        read_run(tmp_path / "run")
 
 
 def test_what_the_published_layout_cannot_hold_is_refused(tmp_path: Path) -> None:

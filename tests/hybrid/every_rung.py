@@ -58,7 +58,7 @@ EVERY_RUNG: dict[str, Rung] = {
         make_gate(), make_vectors(), replace(sweep([0.3, 1.0, 2.0]), picked_by="base")
     ),
     "not top 3": RandomCategoryNotTop3(make_gate(), make_vectors()),
-    "least similar": LeastSimilarCategory(make_gate(), make_vectors()),
+    "least similar": LeastSimilarCategory(make_gate(), make_vectors(), instead=(2, 3, 0, 1)),
     "self-gate": SelfGated(make_probe(0.0), make_vectors()),
 }
 

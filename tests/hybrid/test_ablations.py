@@ -34,7 +34,7 @@ SWEEP = sweep([0.3, 1.0, 2.0])
 
 def test_the_least_similar_category_has_the_lowest_cosine_among_those_with_a_vector() -> None:
     rows = torch.tensor([[1.0, 0.0], [2.0, 0.2], [-1.0, 0.1], [0.0, 0.0], [0.1, 1.0]])
-    assert least_similar(VectorSet("m", 0, rows)).tolist() == [2, 2, 0, 0, 2]
+    assert least_similar(VectorSet("m", 0, rows)) == (2, 2, 0, 0, 2)
 
 
 def test_draws_outside_the_three_highest_are_even() -> None:
@@ -98,10 +98,10 @@ def test_who_picks_among_the_candidates(make_model: MakeModel) -> None:
 
 def test_other_categories_are_other_categories(make_model: MakeModel) -> None:
     models, gate, vectors = make_models(make_model), make_gate(6), make_vectors(6)
-    least = least_similar(vectors).tolist()
+    least = least_similar(vectors)
     one = PROBLEMS[:4]
     right = decode(models, one, Steer(gate, vectors), SETTINGS)
-    wrong = decode(models, one, LeastSimilarCategory(gate, vectors), SETTINGS)
+    wrong = decode(models, one, LeastSimilarCategory(gate, vectors, instead=least), SETTINGS)
     rest = decode(models, one, RandomCategoryNotTop3(gate, vectors), SETTINGS)
     first = [next(token for token in trace.tokens if token.is_decision) for trace in right]
     for named, swapped, drawn in zip(first, wrong, rest, strict=True):

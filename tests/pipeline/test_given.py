@@ -1,5 +1,6 @@
 """Runs with a taxonomy and vectors of another run, or of files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from howwhen.formats.safetensors import load_vectors, save_vectors
 from howwhen.pipeline.plan import find_changes
 from howwhen.pipeline.store import RunFolder, StepFolder
 from howwhen.records import HybridTrace, Measurement, Problem, Split
-from howwhen.settings import Overrides
+from howwhen.settings import Overrides, merge
 from howwhen.vectors import VectorSet
 from tests.killed_run import SETTINGS
+
+UNUSED: Overrides = {"discover": {"layers": None}, "elicit": {"on_policy_rounds": 0}}
+"""Settings of a search and of a training, which have no place where their outcome is given."""
 
 
 def taken(folder: Path, *changes: Overrides, redo: bool = False) -> RunFolder:
@@ -24,7 +28,8 @@ def taken(folder: Path, *changes: Overrides, redo: bool = False) -> RunFolder:
 
 
 def both(source: Path) -> Overrides:
-    return {"discover": {"taxonomy": str(source)}, "elicit": {"vectors": str(source)}}
+    given: Overrides = {"discover": {"taxonomy": str(source)}, "elicit": {"vectors": str(source)}}
+    return merge(UNUSED, given)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,8 @@ def test_pages_say_where_it_was_taken_from(finished: Path, again: Path) -> None:
 
 def test_a_taxonomy_alone_is_taken_and_vectors_are_trained(finished: Path, tmp_path: Path) -> None:
     given = finished / "2-discover" / "taxonomy.safetensors"
-    folder = taken(tmp_path / "run", {"discover": {"taxonomy": str(given)}}).root
+    discover = {"taxonomy": str(given), "layers": None}
+    folder = taken(tmp_path / "run", {"discover": discover}).root
     old, new = (StepFolder(one / "2-discover", "discover") for one in (finished, folder))
     name = "annotations.jsonl"
     assert (new.path / name).read_bytes() == (old.path / name).read_bytes()
@@ -92,11 +98,9 @@ def test_a_file_of_vectors_has_neither_probe_nor_shared_vector(
     taxonomy = finished / "2-discover" / "taxonomy.safetensors"
     trained = load_vectors(finished / "3-elicit" / "vectors.safetensors").vectors
     save_vectors(tmp_path / "v.safetensors", VectorSet("tally/base", 2, torch.zeros_like(trained)))
-    given = {
-        "discover": {"taxonomy": str(taxonomy)},
-        "elicit": {"vectors": str(tmp_path / "v.safetensors")},
-        "hybrid": {"rungs": ("all",)},
-    }
+    given = both(taxonomy)
+    given["elicit"] |= {"vectors": str(tmp_path / "v.safetensors")}
+    given["hybrid"] = {"rungs": ("all",)}
     run = taken(tmp_path / "run", given)
     measured = run.step("measure").read_record("measurement.json", Measurement)
     missing = {"shared-vector", "self-gate", "entropy-gate"}
@@ -120,8 +124,11 @@ def test_other_files_are_a_change_that_needs_redo(
     pair = find_pair("tally-rl")
     plain = make_settings(SETTINGS)
     changes = find_changes(pair, plain, RunFolder(again))
-    assert changes["collect"] == ["the problems files changed"]
-    assert any("discover.taxonomy was" in change for change in changes["discover"])
+    assert changes["collect"] == ["collect.only_tests was true, now null"]
+    assert 'discover.taxonomy was "given", now null' in changes["discover"]
+    moved = tmp_path / "moved"
+    moved.symlink_to(finished)
+    assert not find_changes(pair, make_settings(SETTINGS, both(moved)), RunFolder(again))
     copy = tmp_path / "v.safetensors"
     copy.write_bytes((finished / "3-elicit" / "vectors.safetensors").read_bytes())
     other = make_settings(SETTINGS, both(finished), {"elicit": {"vectors": str(copy)}})
@@ -142,8 +149,31 @@ def test_other_files_are_a_change_that_needs_redo(
             {"elicit": {"vectors": "{run}", "method": "span", "on_policy_rounds": 0}},
             r"trained by method decision, but",
         ),
-        ({"elicit": {"vectors": "{run}/1.safetensors"}}, r"has 1 vectors, but the gate \d categ"),
-        ({"elicit": {"vectors": "{run}/wide.safetensors"}}, r"are of width 3 for layer 2 of tally"),
+        (
+            {"elicit": {"vectors": "{run}/1.safetensors"}},
+            r"come without a gate, so the taxonomy they were trained with",
+        ),
+        (
+            {"elicit": {"vectors": "{run}/1.safetensors"}, "discover": {"taxonomy": "{run}"}},
+            r"has 1 vectors, but the gate \d categ",
+        ),
+        (
+            {"elicit": {"vectors": "{run}/wide.safetensors"}, "discover": {"taxonomy": "{run}"}},
+            r"are of width 3 for layer 2 of tally",
+        ),
+        (
+            {"elicit": {"vectors": "{run}/bias.safetensors"}, "discover": {"taxonomy": "{run}"}},
+            r"hold a bias vector, as those of the paper's first version do; type --elicit.method",
+        ),
+        (
+            {"elicit": {"vectors": "{run}/other.safetensors"}, "discover": {"taxonomy": "{run}"}},
+            r"were trained in elsewhere, but the base is tally/base",
+        ),
+        ({"elicit": {"vectors": "{run}", "layer": 1}}, r"vectors .* with layer; expected one of"),
+        (
+            {"discover": {"taxonomy": "{run}", "judge_local": "m"}},
+            r"taxonomy .* with judge_local; expected one of them",
+        ),
         (
             {
                 "discover": {"taxonomy": "{run}", "reader": "tally/base"},
@@ -161,7 +191,11 @@ def test_what_does_not_fit_is_refused(
     finished: Path, tmp_path: Path, changes: Overrides, message: str
 ) -> None:
     save_vectors(tmp_path / "1.safetensors", VectorSet("tally/base", 2, torch.zeros(1, 192)))
-    save_vectors(tmp_path / "wide.safetensors", VectorSet("tally/base", 2, torch.zeros(6, 3)))
+    size = load_vectors(finished / "3-elicit" / "vectors.safetensors").size
+    fitting = VectorSet("tally/base", 2, torch.zeros(size, 192))
+    save_vectors(tmp_path / "bias.safetensors", replace(fitting, bias=torch.ones(192)))
+    save_vectors(tmp_path / "other.safetensors", replace(fitting, model="elsewhere"))
+    save_vectors(tmp_path / "wide.safetensors", VectorSet("tally/base", 2, torch.zeros(size, 3)))
     places = {"{run}/": f"{tmp_path}/", "{run}": str(finished), "{folder}": str(tmp_path)}
 
     def placed(value: object) -> object:
@@ -170,11 +204,11 @@ def test_what_does_not_fit_is_refused(
             text = text.replace(name, place)
         return text
 
-    filled = {
+    filled: Overrides = {
         section: {
             name: placed(value) if isinstance(value, str) else value for name, value in own.items()
         }
         for section, own in changes.items()
     }
     with pytest.raises(SettingsError, match=message):
-        taken(tmp_path / "run", filled)
+        taken(tmp_path / "run", merge(UNUSED, filled))

@@ -60,19 +60,20 @@ def train_as_paper(
     best, lowest, waited = _copy(parameters), math.inf, 0
     for _ in range(settings.epochs):
         order = torch.randperm(sentences.count, generator=generator)
-        losses = []
+        total = 0.0
         for numbers in torch.split(order, settings.sentences_per_step):
+            if len(numbers) == 1 < sentences.count:
+                continue  # a single sentence has no variance to explain
             loss = _loss(sentences.rows(numbers), parameters, k)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             with torch.no_grad():
                 parameters[2].copy_(functional.normalize(parameters[2], dim=1))
-            losses.append(float(loss.detach()))
-        mean = sum(losses) / len(losses)
-        waited = 0 if mean < lowest else waited + 1
-        if mean < lowest:
-            best, lowest = _copy(parameters), mean
+            total += len(numbers) * float(loss.detach())
+        waited = 0 if total < lowest else waited + 1
+        if total < lowest:
+            best, lowest = _copy(parameters), total
         if waited >= settings.patience:
             break
     encoder, encoder_bias, decoder, decoder_bias = best

@@ -157,6 +157,17 @@ def new_vectors(
     return VectorSet(model, layer, vectors, modulation=made)
 
 
+def without_untrained(start: VectorSet, train: Sequence[TrainingExample]) -> VectorSet:
+    """The same with vectors of zero for categories that nothing is trained on."""
+    if start.size == 1:
+        return start
+    trained = {category for example in train for category in example.categories}
+    silent = [category for category in range(start.size) if category not in trained]
+    vectors = start.vectors.clone()
+    vectors[silent] = 0.0
+    return replace(start, vectors=vectors)
+
+
 def train_vectors(
     start: VectorSet,
     data: DataSplit,

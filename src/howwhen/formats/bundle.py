@@ -4,6 +4,7 @@
 `--to published` writes a run's in the layout of the paper's first version.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from howwhen.errors import InputError
+from howwhen.formats.files import write_whole
 from howwhen.formats.pickles import read_pickled_tensors
 from howwhen.formats.published import (
     as_taxonomy,
@@ -22,13 +24,23 @@ from howwhen.formats.published import (
     read_titles,
 )
 from howwhen.formats.sae import agree_on_layer, read_mean
-from howwhen.formats.safetensors import load_taxonomy, load_vectors, save_taxonomy, save_vectors
+from howwhen.formats.safetensors import (
+    load_taxonomy,
+    load_vectors,
+    read_tensors,
+    save_taxonomy,
+    save_vectors,
+    write_tensors,
+)
 from howwhen.probes import Sae, Taxonomy
 from howwhen.vectors import VectorSet
 
 TAXONOMY = Path("2-discover/taxonomy.safetensors")
 VECTORS = Path("3-elicit/vectors.safetensors")
+GATE = Path("3-elicit/gate.safetensors")
 """Where a run's folder holds them."""
+FOLDER = "vectors"
+"""Where published vectors are, beside their SAE."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,8 @@ def read_bundle(
     """Read an SAE and vectors from files that the paper's authors published.
 
     Args:
-        paths: `.pt` files or folders of them: one SAE, and a vector for each of its latents.
+        paths: `.pt` files or folders of them: one SAE, and a vector for each of its latents. What
+            is in a folder's own folder `vectors` counts too.
         base: name of the model that the vectors steer.
         thinking: name of the model whose residuals the SAE reads.
         titles: JSON file with one title per latent.
@@ -66,7 +79,8 @@ def read_bundle(
         InputError: files that cannot be read, or are not one SAE and its vectors.
         SteeringError: vectors that do not fit together.
     """
-    files = list_pt_files(paths)
+    inside = [path / FOLDER for path in paths if (path / FOLDER).is_dir()]
+    files = list_pt_files([*paths, *(one for one in inside if one not in paths)])
     contents = dict(zip(files, read_pickled_tensors(files), strict=True)) if files else {}
     saes = [file for file, content in contents.items() if is_sae(content)]
     others = [file for file in contents if file not in saes]
@@ -99,6 +113,13 @@ def read_run(folder: Path) -> Bundle:
             f"{folder} lacks {' and '.join(missing)}; expected the folder of a run whose steps "
             "discover and elicit are finished"
         )
+    if (folder / GATE).is_file():
+        _, notes = read_tensors(folder / GATE, "Run the step elicit again")
+        if notes.get("kind") != "taxonomy":
+            raise InputError(
+                f"the vectors of {folder} belong to a gate of kind {notes.get('kind')}, not to the "
+                "latents of its SAE; expected a run with --elicit.gate taxonomy"
+            )
     return Bundle(load_taxonomy(folder / TAXONOMY), load_vectors(folder / VECTORS))
 
 
@@ -117,7 +138,9 @@ def write_published(out: Path, bundle: Bundle) -> list[str]:
     """Write `.pt` files as the paper's first version has them; returns what was written.
 
     The SAE is `sae_THINKING_layerL_clustersK.pt`, and each vector `vectors/BASE_idxN_linear.pt`
-    under the key `idxN` (`bias` for the bias vector). The SAE's corpus mean has no place there.
+    under the key `idxN` (`bias` for the bias vector), with its layer in a sheet of hyperparameters.
+    `titles.json` and `mean.safetensors` are beside them: the layout has no place for the SAE's
+    corpus mean.
 
     Raises:
         InputError: a taxonomy that is no SAE, or vectors that depend on the residual.
@@ -136,11 +159,17 @@ def write_published(out: Path, bundle: Bundle) -> list[str]:
     rows = {f"idx{number}": row for number, row in enumerate(vectors.vectors)}
     if vectors.bias is not None:
         rows["bias"] = vectors.bias
-    folder = out / "vectors"
+    folder = out / FOLDER
     folder.mkdir(exist_ok=True)
     base = Path(vectors.model).name.lower()
     for key, row in rows.items():
-        torch.save({key: row.float().clone()}, folder / f"{base}_{key}_linear.pt")
+        stem = f"{base}_{key}_linear"
+        torch.save({key: row.float().clone()}, folder / f"{stem}.pt")
+        sheet = {"layer": vectors.layer, "vector_norm": float(row.norm())}
+        text = json.dumps({"hyperparameters": sheet}, indent=2)
+        write_whole(folder / f"steering_vector_hyperparams_{stem}.json", text.encode())
+    write_whole(out / "titles.json", json.dumps(list(taxonomy.titles), indent=2).encode())
+    write_tensors(out / "mean.safetensors", {"mean": taxonomy.mean}, {})
     return [str(sae), f"{len(rows)} vectors for layer {vectors.layer}: {folder}"]
 
 

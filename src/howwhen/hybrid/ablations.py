@@ -63,6 +63,8 @@ class RandomPositionsAtRate(RandomPositions):
 class LeastSimilarCategory(Steer):
     """Of all categories the one whose vector has the lowest cosine with the right one's."""
 
+    instead: tuple[int, ...] = ()
+    """By the right one; of `least_similar`."""
     name: ClassVar[RungName] = "least-similar-category"
 
     def choose_category(
@@ -70,16 +72,17 @@ class LeastSimilarCategory(Steer):
     ) -> Int[Tensor, " n"]:
         """The one that is least like what the gate reads."""
         named = super().choose_category(context, where)
-        least = least_similar(self.vectors).to(named.device)
-        return least[named.clamp(min=0)].masked_fill(~where, -1)
+        instead = torch.tensor(self.instead, device=named.device)
+        return instead[named.clamp(min=0)].masked_fill(~where, -1)
 
 
-def least_similar(vectors: VectorSet) -> Int[Tensor, " category"]:
+def least_similar(vectors: VectorSet) -> tuple[int, ...]:
     """For every category the one whose vector points elsewhere most, among those that have one."""
     cosines = vectors.similarity()
     has_none = torch.ones(vectors.size, dtype=torch.bool, device=cosines.device)
     has_none[vectors.trained()] = False
-    return cosines.masked_fill(has_none, torch.inf).argmin(1)
+    found: list[int] = cosines.masked_fill(has_none, torch.inf).argmin(1).tolist()
+    return tuple(found)
 
 
 @dataclass(frozen=True)

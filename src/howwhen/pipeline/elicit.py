@@ -35,6 +35,7 @@ from howwhen.elicit.training import (
     in_steps,
     new_vectors,
     train_together,
+    without_untrained,
 )
 from howwhen.hybrid.choice import Steer
 from howwhen.hybrid.decoder import decode
@@ -85,14 +86,16 @@ def elicit(run: Run, step: StepFolder) -> ElicitCounts | TakenCounts:
     if not settings.on_policy_rounds:
         run.pair.release("base")
     run.pair.base.check_steering(run.steer_layer)
-    named = _capped(answers.trained(_example(run, one, gate) for one in answers.found), settings)
+    named = answers.trained(_example(run, one, gate) for one in answers.found)
     states = PrefixCache(run.pair.base, run.steer_layer, settings.states_gib)
     fit = _Fit(run, step, states, gate)
     on_policy = _OnPolicy(run, step, gate)
     if settings.method == "span":
         data = _train_spans(run, answers, gate, fit)
     else:
-        data = train_at_disagreements(gate.size, *answers.split(named), settings, fit, on_policy)
+        train, selection = answers.split(named)
+        train = _capped(train, settings)
+        data = train_at_disagreements(gate.size, train, selection, settings, fit, on_policy)
     if data.selection is data.validation and settings.stop_by != "selection":
         run.reporter.say(
             "  WARNING: no selection answer holds anything to steer, so validation chooses among "
@@ -254,7 +257,7 @@ class _OnPolicy:
         folder = f"{FOLDER}-on-policy-{number}"
         found = _compare(run, self.step, folder, "answers compared", compared)
         self.found.append(found)
-        return [_example(run, one, self.gate) for one in found]
+        return _capped([_example(run, one, self.gate) for one in found], run.settings.elicit)
 
 
 def _train_spans(run: Run, answers: _Answers, gate: Gate, fit: "_Fit") -> DataSplit:
@@ -351,6 +354,7 @@ class _Fit:
             for seed in settings.seeds:
                 kind = form or settings.chosen_form
                 start = new_vectors(base.name, layer, width, size, kind, settings, seed)
+                start = without_untrained(start, data.train)
                 start = replace(start, bias=bias)
                 trainers.append(Trainer(name, start, seed, self.states, settings))
         names = " and ".join(sizes)

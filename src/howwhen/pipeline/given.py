@@ -36,14 +36,17 @@ def taxonomy_file(source: str) -> Path:
 def vector_files(source: str) -> dict[str, Path]:
     """The files that `elicit.vectors` names, by their names in the step elicit.
 
-    Of a folder: the vectors, and whatever else of the step there is. A file holds the vectors.
+    Of a folder: the vectors, and whatever else of the step there is. A file holds the vectors; the
+    gate is the one beside it, if there is one.
 
     Raises:
         SettingsError: there are none.
     """
     path = Path(source).expanduser()
     if not path.is_dir():
-        return {VECTORS: _existing([path], "--elicit.vectors", source)}
+        found = {VECTORS: _existing([path], "--elicit.vectors", source)}
+        gate = path.with_name(GATE)
+        return {**found, GATE: gate} if gate.is_file() else found
     places = [path / "3-elicit" / VECTORS, path / VECTORS]
     folder = _existing(places, "--elicit.vectors", source).parent
     names = (VECTORS, GATE, SHARED, SELF_GATE, TRAINING)
@@ -88,13 +91,12 @@ def given_digests(settings: RunSettings, step: StepName) -> Json:
     Raises:
         SettingsError: a file that is named and not there.
     """
-    files: list[Path] = []
+    files: dict[str, Path] = {}
     kind = {"discover": "taxonomy", "elicit": "vectors"}.get(step)
     if step == "discover" and settings.discover.taxonomy is not None:
-        files = [taxonomy_file(settings.discover.taxonomy)]
+        files = {_TAXONOMY: taxonomy_file(settings.discover.taxonomy)}
     if step == "elicit" and settings.elicit.vectors is not None:
-        files = list(vector_files(settings.elicit.vectors).values())
+        files = vector_files(settings.elicit.vectors)
     if kind is None or not files:
         return {}
-    hashes = {file.name: content_hash(file) for file in files}
-    return {kind: hashes}
+    return {kind: {name: content_hash(file) for name, file in files.items()}}

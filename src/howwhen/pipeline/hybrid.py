@@ -61,7 +61,8 @@ def hybrid(run: Run, step: StepFolder) -> HybridCounts:
         warn_if_greedy(run, run.pair.thinking_outline, "--hybrid.temperature with a number")
     rungs = Rungs.read(run.pair, run.folder.step("elicit"), run.settings)
     ladder = _Ladder(run, step, run.models(), problems, run.phrases(), rungs.probe)
-    rungs.controls([Matched(0.0, entropy=math.inf)])  # refuses rungs before anything is decoded
+    entropy = math.inf if _to_choose_on(run) else None
+    rungs.controls([Matched(0.0, entropy=entropy)])  # refuses rungs before anything is decoded
     samples = [ladder.decode(rung_pass) for rung_pass in rungs.hybrids()]
     traces = [trace for sample in samples for trace in sample]
     per_category = _decisions_per_category(traces, rungs.gate.size)
@@ -127,18 +128,23 @@ def _match(
     """What the controls of every sample are matched to: the same sample of hybrid and base."""
     ends = sentence_ends_of(ladder.models.base)
     matched = [Matched.of(*pair, ends) for pair in zip(hybrid, base, strict=True)]
-    if "entropy-gate" not in rungs.wanted or not run.settings.trains:
-        return matched  # where nothing is trained there are only test problems
+    if "entropy-gate" not in rungs.wanted or not _to_choose_on(run):
+        return matched
     if not (ladder.step.path / ENTROPY_GATE).exists():  # as in a step that is being resumed
         ladder.step.write_record(ENTROPY_GATE, _entropy_threshold(run, ladder, rungs))
     chosen = ladder.step.read_record(ENTROPY_GATE, EntropyThreshold)
     return [replace(one, entropy=chosen.threshold) for one in matched]
 
 
+def _to_choose_on(run: Run) -> list[Problem]:
+    """The problems that a threshold is chosen on; none in a run that trains nothing."""
+    problems = run.problems(Split.SELECTION) or run.problems(Split.TRAIN)
+    return problems[:MAX_PROBLEMS]
+
+
 def _entropy_threshold(run: Run, ladder: "_Ladder", rungs: Rungs) -> EntropyThreshold:
     """Chosen on the selection problems; where none were set aside, on problems of the training."""
-    problems = run.problems(Split.SELECTION) or run.problems(Split.TRAIN)
-    problems = problems[:MAX_PROBLEMS]
+    problems = _to_choose_on(run)
     settings, prompts = run.settings.hybrid, PromptCache()
 
     with run.reporter.task("threshold of entropy-gate", 1 + TRIALS) as advance:

@@ -22,7 +22,7 @@ from howwhen.pipeline.files import STEPS, StepName, settings_changes
 from howwhen.pipeline.folders import Owner, RunFiles
 from howwhen.pipeline.given import given_digests, taxonomy_file, vector_files
 from howwhen.pipeline.problems import FileState, check_test_problems, draw_split, file_state
-from howwhen.settings import DiscoverSettings, ElicitSettings, JudgeSettings, RunSettings
+from howwhen.settings import DiscoverSettings, JudgeSettings, RunSettings
 from howwhen.zoo.pairs import Pair, local_folder
 
 RESULT_NEUTRAL = ("judge_key_variable", "judge_prices", "judge_threads", "judge_timeout_seconds")
@@ -60,6 +60,12 @@ def step_settings(pair: Pair, settings: RunSettings, step: StepName) -> tuple[Js
     """The settings that a step's output depends on, and the additive ones among them."""
     own: Json = getattr(settings, step).model_dump(mode="json", exclude=set(RESULT_NEUTRAL))
     additive = {name: own.pop(name) for name in ADDITIVE.get(step, ())}
+    # Of what is taken from elsewhere the content counts, and not its place.
+    for name in ("taxonomy", "vectors"):
+        if own.get(name) is not None:
+            own[name] = "given"
+    if step == "collect":
+        own["only_tests"] = None if settings.trains else True
     if step == "elicit":
         own |= _hybrid_settings_used(settings)
     return {**own, "pair": pair.name}, additive
@@ -112,15 +118,14 @@ def find_changes(pair: Pair, settings: RunSettings, folder: RunFiles) -> dict[St
 def problems_digest(pair: Pair, settings: RunSettings) -> str:
     """Hash of the content of all problem and trace files. A named set is hashed by its name."""
     collect = settings.collect
-    if not settings.trains:
-        trained = settings.model_copy(update={"elicit": ElicitSettings()})
-        return f"only for tests: {problems_digest(pair, trained)}"
     sources = (
         *(collect.problems or ()),
         *(collect.traces or ()),
         *(collect.selection_problems or ()),
         *(collect.test_problems or ()),
     )
+    if not settings.trains and collect.test_problems is not None:
+        sources = collect.test_problems
     if not sources:
         return pair.name
     return _content_digest(sources, tuple(file_state(sliced(source)[0]) for source in sources))
@@ -269,7 +274,8 @@ def _check_judge(judge: JudgeSettings) -> None:
 def _check_gate(
     settings: RunSettings, reader: str, thinking: str, steps: Sequence[StepName]
 ) -> None:
-    if "elicit" in steps and settings.elicit.gate == "taxonomy" and reader != thinking:
+    is_asked = "elicit" in steps and settings.elicit.vectors is None
+    if is_asked and settings.elicit.gate == "taxonomy" and reader != thinking:
         raise SteeringError(
             f"the taxonomy reads {reader}, but a gate reads {thinking}, the thinking model; type "
             "--elicit.gate probe or --elicit.gate clusters"

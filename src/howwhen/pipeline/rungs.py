@@ -13,6 +13,7 @@ from howwhen.hybrid.ablations import (
     RandomPositionsAtRate,
     RandomUnitVectors,
     RandomVectorsAndCategory,
+    least_similar,
     with_unit_norm,
 )
 from howwhen.hybrid.choice import (
@@ -257,7 +258,7 @@ class Rungs:
             yield RandomUnitVectors(gate, with_unit_norm(randomised), strength), seed
         yield RandomCategoryNotTop3(gate, vectors, strength), seed
         if is_first:
-            yield LeastSimilarCategory(gate, vectors, strength), 0
+            yield LeastSimilarCategory(gate, vectors, strength, least_similar(vectors)), 0
         yield RandomVectorsAndCategory(gate, randomised, strength), seed
         yield RandomPositionsAtRate(gate, vectors, strength, rate=matched.rate), seed
 

@@ -40,6 +40,11 @@ def take_vectors(run: Run, step: StepFolder, source: str) -> TakenCounts:
     for name, file in files.items():
         step.take(name, file)
     if GATE not in files:
+        if run.settings.discover.taxonomy is None:
+            raise SettingsError(
+                f"the vectors {source} come without a gate, so the taxonomy they were trained with "
+                "is needed to name categories; type --discover.taxonomy with a file or a run"
+            )
         step.write_gate(GATE, run.taxonomy().gate())
     _check(run, step, source)
     report = ElicitReport(None, None, {}, None, None)
@@ -54,9 +59,9 @@ def _check_method(run: Run, folder: Path) -> None:
     """Refuse to use vectors of a run in another way than they were trained for."""
     if not (folder / "settings.json").exists():
         return
-    trained = StepFiles(folder, "elicit").read_object("settings.json")["method"]
+    trained = StepFiles(folder, "elicit").read_object("settings.json").get("method")
     chosen = run.settings.elicit.method
-    if trained != chosen:
+    if trained not in (None, chosen):
         raise SettingsError(
             f"the vectors in {folder} were trained by method {trained}, but this run uses "
             f"{chosen}; type --elicit.method {trained}"
@@ -80,13 +85,25 @@ def _check(run: Run, step: StepFolder, source: str) -> None:
             f"{source} has {rows} vectors, but the gate {gate.size} categories; expected a vector "
             "for every category. --discover.taxonomy names the taxonomy they were trained with"
         )
+    taxonomy = run.taxonomy()
+    is_other = gate.kind != "clusters" and gate.titles != taxonomy.titles
+    if gate.size != taxonomy.size or is_other:
+        raise SettingsError(
+            f"the gate of {source} names other categories than this run's taxonomy; --from-run "
+            "takes both from one run"
+        )
+    if vectors.bias is not None and run.settings.elicit.method == "decision":
+        raise SettingsError(
+            f"the vectors {source} hold a bias vector, as those of the paper's first version do; "
+            "type --elicit.method span"
+        )
     if len(gate.mean) != thinking.model.config.hidden_size or gate.model != thinking.name:
         raise SettingsError(
             f"the gate of {source} reads {gate.model} (width {len(gate.mean)}); expected one of "
             f"{thinking.name} (width {thinking.model.config.hidden_size})"
         )
     if vectors.model != base.name:
-        run.reporter.say(
-            f"  WARNING: the vectors {source} were trained in {vectors.model}, and steer "
-            f"{base.name} here"
+        raise SettingsError(
+            f"the vectors {source} were trained in {vectors.model}, but the base is {base.name}; "
+            "expected one name for one model (`howwhen convert --pair` or --model gives it)"
         )
