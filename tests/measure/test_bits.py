@@ -16,6 +16,7 @@ from howwhen.measure.bits import (
 from howwhen.records import (
     BUDGETS,
     LADDER,
+    PAPER_RUNGS,
     WRITTEN_BY_THINKING,
     Bits,
     Candidate,
@@ -213,7 +214,7 @@ def test_answers_without_any_intervention_cost_nothing_but_the_chance_of_one() -
 
 def test_it_is_known_of_every_rung_what_is_told() -> None:
     alone = {"base", "base-step-by-step", "self-gate"}
-    assert {*TELLS} == {*LADDER, *BUDGETS}
+    assert {*TELLS} == {*LADDER, *PAPER_RUNGS, *BUDGETS}
     assert {*WRITTEN_BY_THINKING} < {*TELLS}
     assert {rung for rung, parts in TELLS.items() if not parts} == {*alone, "self-gate-budget"}
     assert bits_of("one-category", answers(category_tokens(foreseen=True))) is None
