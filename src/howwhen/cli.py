@@ -662,16 +662,18 @@ def convert(
     pair:
         With `--to run`: the pair of `howwhen zoo list` that SAE and vectors are of.
     """
-    from howwhen.formats.convert import FileInfo, convert_bundle, read_any, write_any
+    from howwhen.formats.convert import FileInfo, read_any, write_any
 
-    if to in ("run", "published") or pair is not None:
-        info = FileInfo(model, layer, titles, mean)
-        found = None if pair is None else PairOptions().pair(pair)
-        names = None if found is None else (found.base_source, found.thinking_source)
-        print("\n".join(convert_bundle(paths, out, info, to, names)))
+    info = FileInfo(model, layer, titles, mean)
+    if to not in ("run", "published") and pair is None:
+        print("\n".join(write_any(out, read_any(paths, info), to)))
         return
-    content = read_any(paths, FileInfo(model, layer, titles, mean))
-    print("\n".join(write_any(out, content, to)))
+    from howwhen.pipeline.bundles import convert_bundle
+    from howwhen.zoo.pairs import find_pair
+
+    found = None if pair is None else find_pair(pair)
+    names = None if found is None else (found.base_source, found.thinking_source)
+    print("\n".join(convert_bundle(paths, out, info, to, names)))
 
 
 @zoo.command(name="list")

@@ -218,8 +218,7 @@ class CollectSettings(_Settings):
         if self.traces is not None and self.problems is not None:
             raise ValueError(
                 f"problems {', '.join(self.problems)!r} and traces {', '.join(self.traces)!r}; "
-                "expected one "
-                "of them, as traces bring their questions along"
+                "expected one of them, as traces bring their questions along"
             )
         if self.traces == ():
             raise ValueError("traces without a file; expected one JSONL file or more")
@@ -328,7 +327,7 @@ class DiscoverSettings(JudgeSettings):
                 raise ValueError(f"{name} {list(values)}; expected one or more, each once")
         wishes = {"layer": self.layers, "size": self.sizes, "k": self.ks, "method": self.methods}
         for name, values in wishes.items():
-            wish = self._wish(name)
+            wish = getattr(self, f"chosen_{name}")
             if wish is not None and values is not None and wish not in values:
                 raise ValueError(
                     f"chosen_{name} {wish} is not in the grid; expected one of {list(values)}"
@@ -346,9 +345,6 @@ class DiscoverSettings(JudgeSettings):
                 "searched, chosen or named where a taxonomy is given"
             )
         return self
-
-    def _wish(self, name: str) -> object:
-        return getattr(self, f"chosen_{name}")
 
     @model_validator(mode="after")
     def _has_one_judge(self) -> "DiscoverSettings":

@@ -27,10 +27,8 @@ def test_planted_directions_are_found_from_random_ones() -> None:
     grids = train_grids(trainings, [Shape(3, 1), Shape(8, 2)], SETTINGS)
     assert [len(grid) for grid in grids] == [2, 2]
     three, eight = (evaluate(sae, inputs) for sae in grids[0])
-    mean = (inputs - inputs.mean(0)).square().sum()
-    assert three.fvu < 0.9
+    assert three.fvu < 0.5
     assert eight.fvu < three.fvu
-    assert float(mean) > 0
     for grid in grids:
         for sae in grid:
             torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(len(sae.decoder)))

@@ -186,6 +186,7 @@ def train_vectors(
         seed: of the order of batches.
         report: called with the steps taken.
     """
+    settings = in_steps(settings, len(data.train))
     trainer = Trainer("vectors", start, seed, states, settings)
     train_together([trainer], data, states, settings, report)
     return trainer.result()

@@ -1,8 +1,4 @@
-"""A taxonomy together with the vectors that belong to it: a run's folder, or published files.
-
-`howwhen convert --to run` makes of published files a folder that other runs take both from, and
-`--to published` writes a run's in the layout of the paper's first version.
-"""
+"""A taxonomy together with the vectors that belong to it, in the files of the paper's authors."""
 
 import json
 from collections.abc import Sequence
@@ -21,24 +17,12 @@ from howwhen.formats.published import (
     is_sae,
     layer_in_name,
     list_pt_files,
-    read_titles,
 )
-from howwhen.formats.sae import agree_on_layer, read_mean
-from howwhen.formats.safetensors import (
-    load_taxonomy,
-    load_vectors,
-    read_tensors,
-    save_taxonomy,
-    save_vectors,
-    write_tensors,
-)
+from howwhen.formats.sae import agree_on_layer
+from howwhen.formats.safetensors import write_tensors
 from howwhen.probes import Sae, Taxonomy
 from howwhen.vectors import VectorSet
 
-TAXONOMY = Path("2-discover/taxonomy.safetensors")
-VECTORS = Path("3-elicit/vectors.safetensors")
-GATE = Path("3-elicit/gate.safetensors")
-"""Where a run's folder holds them."""
 FOLDER = "vectors"
 """Where published vectors are, beside their SAE."""
 
@@ -62,8 +46,8 @@ def read_bundle(
     paths: Sequence[Path],
     base: str,
     thinking: str,
-    titles: Path | None = None,
-    mean: Path | None = None,
+    titles: Sequence[str] | None = None,
+    mean: Tensor | None = None,
 ) -> Bundle:
     """Read an SAE and vectors from files that the paper's authors published.
 
@@ -72,8 +56,8 @@ def read_bundle(
             is in a folder's own folder `vectors` counts too.
         base: name of the model that the vectors steer.
         thinking: name of the model whose residuals the SAE reads.
-        titles: JSON file with one title per latent.
-        mean: safetensors file with the corpus mean of the SAE's training sentences.
+        titles: one per latent.
+        mean: corpus mean of the SAE's training sentences.
 
     Raises:
         InputError: files that cannot be read, or are not one SAE and its vectors.
@@ -92,46 +76,10 @@ def read_bundle(
         )
     sae = saes[0]
     layer = agree_on_layer(None, layer_in_name(sae), sae)
-    named = None if titles is None else read_titles(titles)
-    centre = None if mean is None else read_mean(mean)
     return Bundle(
-        as_taxonomy(sae, contents[sae], thinking, layer, named, centre),
+        as_taxonomy(sae, contents[sae], thinking, layer, titles, mean),
         as_vectors(others, [contents[file] for file in others], base, None),
     )
-
-
-def read_run(folder: Path) -> Bundle:
-    """Read the taxonomy and the vectors of a run.
-
-    Raises:
-        InputError: the folder lacks one of them.
-        StoreError: a damaged file.
-    """
-    missing = [str(name) for name in (TAXONOMY, VECTORS) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{folder} lacks {' and '.join(missing)}; expected the folder of a run whose steps "
-            "discover and elicit are finished"
-        )
-    if (folder / GATE).is_file():
-        _, notes = read_tensors(folder / GATE, "Run the step elicit again")
-        if notes.get("kind") != "taxonomy":
-            raise InputError(
-                f"the vectors of {folder} belong to a gate of kind {notes.get('kind')}, not to the "
-                "latents of its SAE; expected a run with --elicit.gate taxonomy"
-            )
-    return Bundle(load_taxonomy(folder / TAXONOMY), load_vectors(folder / VECTORS))
-
-
-def write_run(out: Path, bundle: Bundle) -> list[str]:
-    """Write a folder that other runs take taxonomy and vectors from; returns what was written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already; type --out with a folder that is new or empty")
-    for name in (TAXONOMY, VECTORS):
-        (out / name).parent.mkdir(parents=True)
-    save_taxonomy(out / TAXONOMY, bundle.taxonomy)
-    save_vectors(out / VECTORS, bundle.vectors)
-    return [f"{out / name}" for name in (TAXONOMY, VECTORS)]
 
 
 def write_published(out: Path, bundle: Bundle) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import Tensor
 
 from howwhen.errors import InputError, SettingsError
-from howwhen.formats.bundle import read_bundle, read_run, write_published, write_run
 from howwhen.formats.gguf import export_gguf
 from howwhen.formats.pickles import read_pickled_tensors
 from howwhen.formats.published import (
@@ -85,43 +84,6 @@ def read_any(paths: Sequence[Path], info: FileInfo = FileInfo()) -> VectorSet | 
     if info.model is None:
         raise SettingsError("whose vectors are these? Type --model with the base model's name")
     return as_vectors(files, contents, info.model, info.layer)
-
-
-def convert_bundle(
-    paths: Sequence[Path],
-    out: Path,
-    info: FileInfo,
-    to: ConvertFormat,
-    names: tuple[str, str] | None,
-) -> list[str]:
-    """Convert a taxonomy together with its vectors; returns lines that say what was written.
-
-    Args:
-        paths: published files for `run`, the folder of a run for `published`.
-        out: folder to write.
-        info: what the files do not contain; only titles and mean, and only for `run`.
-        to: `run` or `published`.
-        names: of the base and the thinking model; needed for `run` alone.
-
-    Raises:
-        InputError: files or flags that do not fit.
-        SteeringError: vectors that do not fit together.
-        StoreError: a damaged file of howwhen.
-    """
-    if to == "run" and names is not None:
-        info.refuse(("model", "layer"), "--pair says which models these are, the files the layers")
-        bundle = read_bundle(paths, *names, info.titles, info.mean)
-        written = write_run(out, bundle)
-        return written if bundle.taxonomy.mean.any() else [*written, WITHOUT_MEAN]
-    if to == "published" and names is None:
-        info.refuse(("model", "layer", "titles", "mean"), "a run's folder says all of it itself")
-        if len(paths) != 1:
-            raise InputError(f"found {len(paths)} paths; expected the folder of one run")
-        return write_published(out, read_run(paths[0]))
-    raise SettingsError(
-        f"found --to {to} {'without' if names is None else 'with'} --pair; expected --pair with "
-        "--to run, which needs the names of both models, and with no other format"
-    )
 
 
 def _read_single(paths: Sequence[Path], info: FileInfo) -> VectorSet | Taxonomy:

@@ -29,6 +29,7 @@ class RandomGuardrail(Steer):
     """The hybrid's candidates, one of which is taken at random."""
 
     name: ClassVar[RungName] = "random-guardrail"
+    is_random = True
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,12 @@ def least_similar(vectors: VectorSet) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class RandomCategoryNotTop3(RandomCategory):
+class RandomCategoryNotTop3(Steer):
     """A category drawn evenly among those that the gate does not score among its three highest."""
 
     name: ClassVar[RungName] = "random-category-not-top-3"
-
-    @property
-    def fitted(self) -> int:
-        """Those of the vectors and of the gate, which says what to leave out."""
-        return Steer.fitted.fget(self)  # type: ignore[attr-defined, no-any-return]
+    is_random = True
+    reads_host = True
 
     def choose_category(
         self, context: DecisionContext, where: Bool[Tensor, " n"]

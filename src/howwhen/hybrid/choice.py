@@ -41,6 +41,8 @@ class Rung(ABC):
     """Whether the thinking model must run."""
     reads_host: ClassVar[bool] = False
     """Whether it looks at `answers` or `uniforms` of a context, which no graph can hold."""
+    is_random: ClassVar[bool] = False
+    """Whether it is decoded once per seed."""
     allows_banned_tokens: ClassVar[bool] = False
     """Whether tokens that only one model knows may be written, whatever the policy."""
 

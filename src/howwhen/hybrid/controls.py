@@ -56,6 +56,7 @@ class RandomCategory(Steer):
     """The right moments with a category drawn evenly among those that have a vector."""
 
     name: ClassVar[RungName] = "random-category"
+    is_random = True
     reads_host = True
 
     @property
@@ -95,6 +96,7 @@ class RandomPositions(Steer):
     rate: float = 0.0
     """Share of tokens to steer in answers to other problems."""
     name: ClassVar[RungName] = "random-positions"
+    is_random = True
     reads_host = True
 
     def choose_where(self, context: DecisionContext) -> Bool[Tensor, " n"]:
@@ -151,6 +153,7 @@ class RandomVectors(Steer):
     """The right moments and categories with random directions of the right norms."""
 
     name: ClassVar[RungName] = "random-vectors"
+    is_random = True
 
     @property
     def fitted(self) -> int:

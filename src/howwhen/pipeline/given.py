@@ -9,17 +9,19 @@ from pathlib import Path
 
 from howwhen.errors import SettingsError
 from howwhen.formats.files import Json
-from howwhen.pipeline.files import StepFiles, StepName, content_hash
+from howwhen.pipeline.files import StepName, content_hash
+from howwhen.pipeline.folders import RunFiles
 from howwhen.records import Problem, Split
 from howwhen.settings import RunSettings
 
+TAXONOMY = "taxonomy.safetensors"
+"""File of the step discover."""
 GATE, VECTORS, SHARED, SELF_GATE = (
     f"{name}.safetensors" for name in ("gate", "vectors", "shared", "self_gate")
 )
 """Files of the step elicit."""
 TRAINING = "training.json"
 """File of the step elicit with its report."""
-_TAXONOMY = "taxonomy.safetensors"
 
 
 def taxonomy_file(source: str) -> Path:
@@ -29,7 +31,8 @@ def taxonomy_file(source: str) -> Path:
         SettingsError: there is none.
     """
     path = Path(source).expanduser()
-    places = [path / "2-discover" / _TAXONOMY, path / _TAXONOMY] if path.is_dir() else [path]
+    own = RunFiles(path).step_path("discover")
+    places = [own / TAXONOMY, path / TAXONOMY] if path.is_dir() else [path]
     return _existing(places, "--discover.taxonomy", source)
 
 
@@ -47,7 +50,7 @@ def vector_files(source: str) -> dict[str, Path]:
         found = {VECTORS: _existing([path], "--elicit.vectors", source)}
         gate = path.with_name(GATE)
         return {**found, GATE: gate} if gate.is_file() else found
-    places = [path / "3-elicit" / VECTORS, path / VECTORS]
+    places = [RunFiles(path).step_path("elicit") / VECTORS, path / VECTORS]
     folder = _existing(places, "--elicit.vectors", source).parent
     names = (VECTORS, GATE, SHARED, SELF_GATE, TRAINING)
     return {name: folder / name for name in names if (folder / name).exists()}
@@ -60,10 +63,10 @@ def refuse_trained(settings: RunSettings, problems: Sequence[Problem]) -> None:
         SettingsError: some test problems are among its training or selection problems.
     """
     for source in dict.fromkeys((settings.discover.taxonomy, settings.elicit.vectors)):
-        folder = Path(source or "").expanduser() / "1-collect"
-        if source is None or not (folder / "problems.jsonl").exists():
+        step = RunFiles(Path(source or "").expanduser()).step("collect")
+        if source is None or not (step.path / "problems.jsonl").exists():
             continue
-        others = StepFiles(folder, "collect").read_records("problems.jsonl", Problem)
+        others = step.read_records("problems.jsonl", Problem)
         trained = {one.question for one in others if one.split is not Split.TEST}
         both = [one for one in problems if one.split is Split.TEST and one.question in trained]
         if both:
@@ -94,7 +97,7 @@ def given_digests(settings: RunSettings, step: StepName) -> Json:
     files: dict[str, Path] = {}
     kind = {"discover": "taxonomy", "elicit": "vectors"}.get(step)
     if step == "discover" and settings.discover.taxonomy is not None:
-        files = {_TAXONOMY: taxonomy_file(settings.discover.taxonomy)}
+        files = {TAXONOMY: taxonomy_file(settings.discover.taxonomy)}
     if step == "elicit" and settings.elicit.vectors is not None:
         files = vector_files(settings.elicit.vectors)
     if kind is None or not files:

@@ -82,11 +82,9 @@ class RungPass:
     @property
     def label(self) -> str:
         """What progress is reported under."""
-        kinds = RandomCategory | RandomPositions | RandomVectors | RandomGuardrail
-        is_random = isinstance(self.rung, kinds)
         parts = [
             self.rung.name,
-            f"seed {self.seed}" if is_random else "",
+            f"seed {self.seed}" if self.rung.is_random else "",
             f"sample {self.sample}" if self.sample else "",
             "" if self.category is None else f"category {self.category}",
             "" if self.budget is None else f"{self.budget:.0%}",
@@ -234,7 +232,10 @@ class Rungs:
                 ends = matched.sentence_ends if by_kind else frozenset()
                 yield kind(gate, vectors, strength, places, ends, matched.rate), seed
             yield RandomVectors(gate, randomise(vectors, seed), strength), seed
-            yield from self._ablations(matched, seed)
+            yield from self._random_ablations(matched, seed)
+        if strength.is_sweep:
+            yield BaseGuardrail(gate, vectors, replace(strength, picked_by="base")), 0
+        yield LeastSimilarCategory(gate, vectors, strength, least_similar(vectors)), 0
         if matched.entropy is not None:
             yield self.entropy_gate(matched.entropy), 0
         halves = matched.limits(0.5)
@@ -245,20 +246,15 @@ class Rungs:
         yield Takeover(), 0
         yield Thinking(), 0
 
-    def _ablations(self, matched: Matched, seed: int) -> Iterator[tuple[Rung, int]]:
-        """Those of the paper that are no rung of the ladder, with one seed."""
+    def _random_ablations(self, matched: Matched, seed: int) -> Iterator[tuple[Rung, int]]:
+        """Those of the paper that are random, and no rung of the ladder, with one seed."""
         gate, vectors, strength = self.gate, self.vectors, self.strength
-        is_first = seed == self.settings.random_seeds[0]
         randomised = randomise(vectors, seed)
         if strength.is_sweep:
             yield RandomGuardrail(gate, vectors, replace(strength, picked_by="random")), seed
-            if is_first:
-                yield BaseGuardrail(gate, vectors, replace(strength, picked_by="base")), 0
         if vectors.bias is not None:
             yield RandomUnitVectors(gate, with_unit_norm(randomised), strength), seed
         yield RandomCategoryNotTop3(gate, vectors, strength), seed
-        if is_first:
-            yield LeastSimilarCategory(gate, vectors, strength, least_similar(vectors)), 0
         yield RandomVectorsAndCategory(gate, randomised, strength), seed
         yield RandomPositionsAtRate(gate, vectors, strength, rate=matched.rate), seed
 

@@ -19,10 +19,9 @@ from howwhen.formats.safetensors import (
 )
 from howwhen.pipeline.files import StepFiles, StepName
 from howwhen.pipeline.folders import RunFiles, locked
+from howwhen.pipeline.given import TAXONOMY
 from howwhen.probes import Gate, SelfGate, Taxonomy
 from howwhen.vectors import VectorSet
-
-TAXONOMY = "taxonomy.safetensors"
 
 
 class RunFolder(RunFiles):

@@ -7,16 +7,10 @@ import pytest
 import torch
 
 from howwhen.errors import InputError, SettingsError
-from howwhen.formats.bundle import (
-    TAXONOMY,
-    VECTORS,
-    Bundle,
-    read_bundle,
-    read_run,
-    write_published,
-    write_run,
-)
-from howwhen.formats.convert import FileInfo, convert_bundle
+from howwhen.formats.bundle import Bundle, read_bundle, write_published
+from howwhen.formats.convert import FileInfo
+from howwhen.formats.published import read_titles
+from howwhen.pipeline.bundles import convert_bundle, read_run, write_run
 from howwhen.pipeline.store import StepFolder
 from howwhen.probes import Clusters, Sae, Taxonomy
 from howwhen.vectors import VectorSet
@@ -41,7 +35,10 @@ def bundle(size: int = 4) -> Bundle:
 def test_a_run_becomes_published_files_and_these_a_run(tmp_path: Path) -> None:
     given = bundle()
     run = tmp_path / "run"
-    assert write_run(run, given) == [str(run / TAXONOMY), str(run / VECTORS)]
+    assert write_run(run, given) == [
+        str(run / "2-discover" / "taxonomy.safetensors"),
+        str(run / "3-elicit" / "vectors.safetensors"),
+    ]
     lines = convert_bundle([run], tmp_path / "files", FileInfo(), "published", None)
     assert lines[0].endswith("sae_thinking_layer3_clusters4.pt")
     assert lines[1] == f"5 vectors for layer 2: {tmp_path / 'files' / 'vectors'}"
@@ -71,7 +68,7 @@ def test_the_authors_files_become_a_run(tmp_path: Path) -> None:
         [PUBLISHED / f"sae_{stem}_tensors.pt", PUBLISHED / "vectors"],
         "Qwen/Qwen2.5-Math-1.5B",
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-        PUBLISHED / f"taxonomy_{stem}.json",
+        read_titles(PUBLISHED / f"taxonomy_{stem}.json"),
     )
     assert (found.taxonomy.layer, found.taxonomy.size, found.vectors.layer) == (4, 15, 10)
     norms = found.vectors.vectors.norm(dim=1)
